@@ -1,0 +1,248 @@
+"""Into the subspace, and inner rules that run there.
+
+`project` computes coordinates; `on_coordinates` runs any optax transformation
+on them, `scale_by_projection_aware_adam` runs Adam and keeps its moments true
+to a basis that moves.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from subtrack_jax import sharding
+from subtrack_jax._validation import check
+from subtrack_jax.low_rank import LowRank, state_dtype
+from subtrack_jax.record import Pair, expect_records, is_record, map_records, unzip
+from subtrack_jax.rotation import Rotation
+
+Transport = Callable[[optax.OptState, Any], optax.OptState]
+
+
+def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
+    """Adds to every low-rank gradient its coordinates A = S^T G.
+
+    Args:
+      low_rank: the same `LowRank` as in the other stages.
+
+    Returns:
+      A stateless transformation, to be chained after `track_subspace`. Products
+      accumulate in the basis' dtype, float32 at least.
+    """
+
+    def update_fn(updates, state, **extra_args):
+        del extra_args
+
+        def add_coordinates(record):
+            coordinates = record.view.project(record.basis, record.gradient)
+            return record.replace(coordinates=coordinates)
+
+        return map_records(add_coordinates, lambda g: g, updates), state
+
+    return sharding.stage(
+        optax.init_empty_state, update_fn, expect_records("project", low_rank, "basis")
+    )
+
+
+def on_coordinates(
+    low_rank: LowRank,
+    inner: optax.GradientTransformation,
+    transport: Transport | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Runs an ordinary transformation in the coordinates of low-rank leaves.
+
+    Other leaves are given to the same rule as they are. The rule sees no
+    parameters, whose shapes do not fit: put weight decay after the recovery. It
+    computes in float32 at least; what it returns for other leaves leaves in the
+    gradient's dtype.
+
+    Args:
+      low_rank: the same `LowRank` as in the other stages.
+      inner: the rule, `optax.scale_by_lion()` for example.
+      transport: what happens to the rule's state on a step that moves a basis.
+        None keeps it: its numbers then belong to the old coordinates, an error
+        that fades as the rule forgets. A function gets the rule's state and a
+        tree with a `Rotation` for each of its low-rank arrays, and returns the
+        state in the new coordinates; low-rank and other leaves are then handed
+        to the rule apart, so that only the former wait for the branch.
+
+    Returns:
+      A transformation, to be chained after `project`. Its state is the rule's.
+
+    Example:
+      >>> import optax
+      >>> import subtrack_jax as stj
+      >>> low_rank = stj.LowRank(rank=8)
+      >>> low_rank_lion = optax.chain(
+      ...     stj.track_subspace(low_rank, stj.geodesic(), update_interval=50),
+      ...     stj.project(low_rank),
+      ...     stj.on_coordinates(low_rank, optax.scale_by_lion()),
+      ...     stj.recover_and_scale(low_rank, recovery="none"),
+      ...     optax.scale_by_learning_rate(1e-4),
+      ... )
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params):
+        def template(leaf, view):
+            dtype = state_dtype(leaf.dtype)
+            if view is not None:
+                return sharding.coordinates_like(leaf, view, dtype)
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                return leaf.update(dtype=dtype)
+            return leaf.astype(dtype)
+
+        return inner.init(jax.tree.map(template, params, low_rank.views(params)))
+
+    def update_fn(updates, state, **extra_args):
+        values = map_records(
+            lambda record: record.coordinates,
+            lambda gradient: gradient.astype(state_dtype(gradient.dtype)),
+            updates,
+        )
+        run = functools.partial(inner.update, **extra_args)
+        records = [
+            x for x in jax.tree.leaves(updates, is_leaf=is_record) if is_record(x)
+        ]
+        if transport is None or not records:
+            directions, state = run(values, state)
+        else:
+            is_low_rank = map_records(lambda _: True, lambda _: False, updates)
+            rotations = map_records(
+                lambda record: record.rotation, lambda _: optax.MaskedNode(), updates
+            )
+            low, low_state = _restrict(inner, is_low_rank, values, state)
+            # The update is in both branches: a branch that only passed moments
+            # through would copy them on every step.
+            low, low_state = jax.lax.cond(
+                records[0].moved,
+                lambda: run(low, transport(low_state, rotations)),
+                lambda: run(low, low_state),
+            )
+            is_plain = jax.tree.map(lambda keep: not keep, is_low_rank)
+            plain, plain_state = run(*_restrict(inner, is_plain, values, state))
+            directions = _merge(low, plain)
+            state = _merge(low_state, plain_state)
+        return map_records(
+            lambda record, direction: record.replace(direction=direction),
+            lambda gradient, direction: direction.astype(gradient.dtype),
+            updates,
+            directions,
+        ), state
+
+    return sharding.stage(
+        init_fn, update_fn, expect_records("on_coordinates", low_rank, "coordinates")
+    )
+
+
+def scale_by_projection_aware_adam(
+    low_rank: LowRank,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    transport: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam on coordinates, with moments that follow the basis.
+
+    On a step that moved the basis the moments are first rewritten in the new
+    coordinates (`transport_adam`); then, and on all other leaves, it is
+    `optax.scale_by_adam`.
+
+    Args:
+      low_rank: the same `LowRank` as in the other stages.
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added to the root of the second moment.
+      mu_dtype: dtype of the first moment; None for the parameter's, float32 at
+        least. The second moment always has the latter: bfloat16 cannot hold
+        its small increments.
+      transport: False keeps the moments as they are when the basis moves, as in
+        GaLore and SubTrack (2024).
+
+    Returns:
+      A transformation, to be chained after `project`. Its state is an
+      `optax.ScaleByAdamState`, moments of low-rank leaves of shape (..., r, n).
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    check("b1", b1, lambda x: 0 <= x < 1, "in [0, 1)")
+    check("b2", b2, lambda x: 0 <= x < 1, "in [0, 1)")
+    check("eps", eps, lambda x: 0 <= x < float("inf"), "0 or a small positive number")
+    return on_coordinates(
+        low_rank,
+        optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
+        functools.partial(transport_adam, b1=b1, b2=b2) if transport else None,
+    )
+
+
+def transport_adam(
+    state: optax.ScaleByAdamState,
+    rotations: Any,
+    *,
+    b1: jax.typing.ArrayLike,
+    b2: jax.typing.ArrayLike,
+) -> optax.ScaleByAdamState:
+    """Writes Adam's moments in new coordinates.
+
+    The first moment is a vector and turns with C. The second is a variance plus
+    a squared mean, of which C∘C mixes the former (LDAdam, arXiv 2410.16103, for
+    coordinates taken as uncorrelated; SubTrack++, equations 8 and 9):
+    M <- C M, V <- (1 - b2^t) |C∘C (v^ - m^∘m^) + (C m^)∘(C m^)|, with the
+    bias-corrected m^ and v^ after t steps.
+
+    Args:
+      state: the moments after `count` steps.
+      rotations: tree with a `Rotation` C for each moment.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+
+    Returns:
+      The same state in the new coordinates.
+    """
+
+    def weight(decay, dtype):
+        weight = 1 - jnp.asarray(decay, dtype) ** state.count
+        return jnp.where(weight > 0, weight, 1)  # moments are 0 before step 1
+
+    def rotate(rotation, mu, nu):
+        mean = mu.astype(nu.dtype)
+        rotated = rotation.rotate(mean)
+        nu_weight, mean_weight = weight(b2, nu.dtype), weight(b1, nu.dtype)
+        variance = nu / nu_weight - (mean / mean_weight) ** 2
+        second = rotation.rotate_squared(variance) + (rotated / mean_weight) ** 2
+        return Pair(rotated.astype(mu.dtype), nu_weight * jnp.abs(second))
+
+    is_rotation = lambda leaf: isinstance(leaf, Rotation)
+    pairs = jax.tree.map(rotate, rotations, state.mu, state.nu, is_leaf=is_rotation)
+    mu, nu = unzip(pairs)
+    return state._replace(mu=mu, nu=nu)
+
+
+def _restrict(
+    inner: optax.GradientTransformation, keep: Any, values: Any, state: Any
+) -> tuple[Any, Any]:
+    """Values and state of the leaves with `keep`, the others masked out."""
+
+    def mask(leaf, kept):
+        return leaf if kept else optax.MaskedNode()
+
+    return (
+        jax.tree.map(mask, values, keep),
+        optax.tree.map_params(inner, mask, state, keep),
+    )
+
+
+def _merge(first: Any, second: Any) -> Any:
+    """Fills the masked nodes of one tree from another."""
+    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
+    return jax.tree.map(
+        lambda leaf, other: other if is_masked(leaf) else leaf,
+        first,
+        second,
+        is_leaf=is_masked,
+    )

@@ -1,0 +1,416 @@
+"""Geometry of the Grassmann manifold, without an SVD of anything large.
+
+A point of Gr(r, m) is a subspace, held as an orthonormal `basis` S of shape
+(m, r). Every function here is pure, works on one matrix (use `jax.vmap` for
+more), and keeps the dtype it is given, which should be float32 or float64.
+Products that form a basis or keep it orthonormal run at the highest precision:
+bfloat16 passes, the default on TPUs, would lose the orthonormality that
+everything else relies on. Products that only choose a direction run at the
+default precision, at which the TPU compiler is ten times faster; their rounding
+averages out over the long side, and the line search judges the result.
+
+Sources: Edelman, Arias & Smith 1998, "The geometry of algorithms with
+orthogonality constraints"; Bendokat, Zimmermann & Absil 2024, "A Grassmann
+manifold handbook"; Halko, Martinsson & Tropp 2011, "Finding structure with
+randomness"; SubTrack++, arXiv 2502.01586.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def tangent(basis: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Steepest-descent direction of the projection error, up to a factor 2.
+
+    The cost |S A - G|_F^2, minimised over the coordinates A, has the Grassmann
+    gradient -2 R A^T with A = S^T G and R = G - S A (SubTrack++, section 3).
+    This returns R A^T without ever forming the m x n residual R.
+
+    Args:
+      basis: orthonormal, of shape (m, r).
+      gradient: of shape (m, n).
+
+    Returns:
+      X = (I - S S^T) G A^T, of shape (m, r), orthogonal to the basis.
+    """
+    product = gradient @ (gradient.T @ basis)
+    return product - basis @ (basis.T @ product)
+
+
+def leading_eigenvector(gram: jax.Array) -> jax.Array:
+    """Unit eigenvector of the largest eigenvalue of a positive matrix.
+
+    Repeated squaring: k squarings do the work of 2^k power iterations and are
+    matrix products only. They stop once the powers are nearly of rank one.
+
+    Args:
+      gram: symmetric positive semi-definite, of shape (r, r).
+
+    Returns:
+      A vector of shape (r,); all zeros if `gram` is.
+    """
+
+    def unit_trace(matrix):
+        trace = jnp.trace(matrix)
+        return matrix / jnp.where(trace > 0, trace, 1)
+
+    def squared(matrix):
+        return unit_trace(matrix @ matrix)
+
+    def unfinished(carry):
+        # With unit trace, 1 - |K|_F^2 is about twice the weight of all but the
+        # first eigenvalue. The bound on the count is for an exact tie.
+        squarings, matrix = carry
+        return (1 - jnp.sum(matrix * matrix) > 1e-4) & (squarings < 24)
+
+    _, power = jax.lax.while_loop(
+        unfinished,
+        lambda carry: (carry[0] + 1, squared(carry[1])),
+        (jnp.zeros([], jnp.int32), unit_trace(gram)),
+    )
+    for _ in range(3):  # 1e-4 squared three times is below any rounding
+        power = squared(power)
+    column = power[:, jnp.argmax(jnp.diagonal(power))]
+    return column / _safe_norm(column)
+
+
+def leading_triple(
+    tangent: jax.Array, basis: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Leading singular triple of a tangent, from r x r products alone.
+
+    Args:
+      tangent: X of shape (m, r), orthogonal to `basis`.
+      basis: orthonormal, of shape (m, r).
+
+    Returns:
+      (sigma, u, v) with X ~ sigma u v^T: a scalar >= 0 and unit vectors of
+      shapes (m,) and (r,). For X = 0 all three are zero.
+    """
+    v = leading_eigenvector(tangent.T @ tangent)
+    image = _dot(tangent, v)
+    for _ in range(2):  # X is orthogonal to S up to rounding, u has to be
+        image -= _dot(basis, _dot(basis.T, image))
+    sigma = jnp.linalg.norm(image)
+    return sigma, image / _safe_norm(image), v
+
+
+def geodesic(
+    basis: jax.Array, u: jax.Array, v: jax.Array, angle: jax.Array | float
+) -> jax.Array:
+    """Turns the direction S v of a basis towards u by an angle.
+
+    S(theta) = S + (S v (cos theta - 1) + u sin theta) v^T: the geodesic along
+    the tangent u v^T (Edelman et al., equation 2.65, for one direction;
+    SubTrack++, equation 5).
+
+    Args:
+      basis: orthonormal, of shape (m, r).
+      u: unit vector of shape (m,), orthogonal to the basis.
+      v: unit vector of shape (r,).
+      angle: radians, a scalar.
+
+    Returns:
+      An orthonormal basis of shape (m, r).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> basis = jnp.eye(3, 1)
+      >>> turned = geodesic(basis, jnp.eye(3)[2], jnp.ones(1), jnp.pi / 2)
+      >>> [round(float(x), 6) + 0.0 for x in turned[:, 0]]
+      [0.0, 0.0, 1.0]
+    """
+    turned = _dot(basis, v) * (jnp.cos(angle) - 1) + u * jnp.sin(angle)
+    return basis + jnp.outer(turned, v)
+
+
+def line_search(
+    basis: jax.Array, gradient: jax.Array, u: jax.Array, v: jax.Array
+) -> jax.Array:
+    """Angle at which the geodesic captures the most of a gradient.
+
+    With a = G^T S v and b = G^T u, the energy |S(theta)^T G|_F^2 is
+    |cos(theta) a + sin(theta) b|^2 plus a constant, which is largest at
+    theta = atan2(2 a.b, |a|^2 - |b|^2) / 2. No hyper-parameter, and unchanged
+    when the gradient is rescaled.
+
+    Args:
+      basis: orthonormal, of shape (m, r).
+      gradient: of shape (m, n).
+      u: unit vector of shape (m,), orthogonal to the basis.
+      v: unit vector of shape (r,).
+
+    Returns:
+      The angle in radians, a scalar; 0 when there is nothing to gain.
+    """
+    a, b = _dot(basis, v) @ gradient, u @ gradient
+    return jnp.arctan2(2 * jnp.vdot(a, b), jnp.vdot(a, a) - jnp.vdot(b, b)) / 2
+
+
+def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
+    """Follows the geodesic from a basis along a general tangent, to time 1.
+
+    With the thin SVD X = U Sigma W^T the end point is S W cos(Sigma) W^T +
+    U sin(Sigma) W^T + S (I - W W^T) (Edelman et al., theorem 2.3). Written with
+    H = X^T X it is S cos(sqrt H) + X sinc(sqrt H): two entire functions of an
+    r x r matrix, summed here by Taylor series after halving the angles, so that
+    nothing is decomposed.
+
+    Args:
+      basis: orthonormal S of shape (m, r).
+      tangent: X of shape (m, r), orthogonal to the basis. Its singular values
+        are the principal angles to move by, in radians.
+
+    Returns:
+      An orthonormal basis of shape (m, r).
+    """
+    gram = _dot(tangent.T, tangent)
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    # The trace bounds the largest eigenvalue: halve until every angle is <= 1.
+    halvings = jnp.ceil(jnp.log2(jnp.maximum(jnp.trace(gram), 1.0)) / 2)
+    small = gram / 4.0**halvings
+    cosine = sinc = identity
+    for k in range(10, 0, -1):  # Horner; 1 / 20! is below float64 rounding
+        cosine = identity - _dot(small, cosine) / ((2 * k - 1) * (2 * k))
+        sinc = identity - _dot(small, sinc) / ((2 * k) * (2 * k + 1))
+
+    def double(_, values):
+        cosine, sinc = values
+        return 2 * _dot(cosine, cosine) - identity, _dot(sinc, cosine)
+
+    cosine, sinc = jax.lax.fori_loop(
+        0, halvings.astype(jnp.int32), double, (cosine, sinc)
+    )
+    return _dot(basis, cosine) + _dot(tangent, sinc)
+
+
+def range_finder(
+    key: jax.Array,
+    gradient: jax.Array,
+    rank: int,
+    oversampling: int | None = None,
+    power_iterations: int = 4,
+) -> jax.Array:
+    """Basis of the leading left singular directions, by random projections.
+
+    Subspace iteration on a Gaussian sketch (Halko et al., algorithm 4.4), then
+    orthogonal iteration within the sketched subspace to keep its best `rank`
+    directions. Products and Householder QR only: it compiles to little code
+    on every backend, where an SVD takes the TPU compiler minutes.
+
+    Args:
+      key: a PRNG key.
+      gradient: of shape (m, n); any scale, rank-deficient or zero as well.
+      rank: columns of the basis, at most min(m, n).
+      oversampling: further directions to sketch; None takes max(rank, 16).
+      power_iterations: products with G G^T. More help when the singular values
+        decay slowly.
+
+    Returns:
+      An orthonormal basis of shape (m, rank).
+    """
+    m, n = gradient.shape
+    gradient, _ = unit_scale(gradient)
+    extra = max(rank, 16) if oversampling is None else oversampling
+    sketch_size = min(rank + extra, m, n)
+
+    def power(_, carry):
+        # G^T Q is not orthonormalised in between: that loses directions below
+        # 3e-4 of the first singular value, which hold 1e-7 of its energy.
+        _, sketch = carry
+        columns = _orthonormal_columns(gradient @ sketch)
+        return columns, gradient.T @ columns
+
+    columns, sketch = jax.lax.fori_loop(
+        0,
+        power_iterations + 1,
+        power,
+        (
+            jnp.zeros((m, sketch_size), gradient.dtype),
+            jax.random.normal(key, (n, sketch_size), gradient.dtype),
+        ),
+    )
+    gram = sketch.T @ sketch
+    best = jax.lax.fori_loop(
+        0,
+        16,
+        lambda _, basis: _orthonormal_columns(gram @ basis),
+        jnp.eye(sketch_size, rank, dtype=gradient.dtype),
+    )
+    return _dot(columns, best)
+
+
+def random_basis(
+    key: jax.Array, m: int, rank: int, dtype: jax.typing.DTypeLike = jnp.float32
+) -> jax.Array:
+    """Uniformly random subspace: the Q factor of a Gaussian matrix.
+
+    Args:
+      key: a PRNG key.
+      m: rows, the dimension of the space.
+      rank: columns, at most `m`.
+      dtype: float32 or float64.
+
+    Returns:
+      An orthonormal basis of shape (m, rank).
+    """
+    return _orthonormal_columns(jax.random.normal(key, (m, rank), dtype))
+
+
+def random_tangent(key: jax.Array, basis: jax.Array) -> jax.Array:
+    """Random tangent whose largest singular value is one.
+
+    X = (I - S S^T) Z with Gaussian Z (GrassWalk, arXiv 2510.01878), rescaled so
+    that `exponential_map(basis, angle * X)` moves the subspace by `angle`.
+
+    Args:
+      key: a PRNG key.
+      basis: orthonormal, of shape (m, r).
+
+    Returns:
+      A tangent of shape (m, r); zero if the basis already spans everything.
+    """
+    draw = jax.random.normal(key, basis.shape, basis.dtype)
+    tangent = draw - _dot(basis, _dot(basis.T, draw))
+    sigma, _, _ = leading_triple(tangent, basis)
+    return tangent / jnp.where(sigma > 0, sigma, 1)
+
+
+def orthonormalize(basis: jax.Array) -> jax.Array:
+    """Removes the rounding from a nearly orthonormal basis.
+
+    One Newton-Schulz step, S (3 I - S^T S) / 2: matrix products only, and an
+    error e in S^T S - I becomes 3/4 e^2.
+
+    Args:
+      basis: of shape (m, r) with |S^T S - I| well below 1.
+
+    Returns:
+      The basis of the same subspace, of shape (m, r).
+    """
+    gram = _dot(basis.T, basis)
+    return _dot(basis, (3 * jnp.eye(gram.shape[0], dtype=gram.dtype) - gram) / 2)
+
+
+def principal_angles(basis: jax.Array, other: jax.Array) -> jax.Array:
+    """Angles between two subspaces, largest first.
+
+    Sines and cosines are both computed and combined (Björck & Golub 1973), so
+    that angles near 0 and near pi/2 are equally accurate. For diagnostics: it
+    takes an SVD of an m x r matrix.
+
+    Args:
+      basis: orthonormal, of shape (m, r).
+      other: orthonormal, of shape (m, r).
+
+    Returns:
+      r angles in [0, pi/2], in radians.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> basis, other = jnp.eye(4)[:, :2], jnp.eye(4)[:, 1:3]
+      >>> [round(float(x), 4) + 0.0 for x in principal_angles(basis, other)]
+      [1.5708, 0.0]
+    """
+    overlap = _dot(basis.T, other)
+    cosines = jnp.linalg.svd(overlap, compute_uv=False)
+    sines = jnp.linalg.svd(other - _dot(basis, overlap), compute_uv=False)
+    return jnp.arctan2(sines, cosines[::-1])
+
+
+def captured_energy(basis: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Fraction of a gradient's squared norm that lies in the subspace.
+
+    Args:
+      basis: orthonormal, of shape (m, r).
+      gradient: of shape (m, n).
+
+    Returns:
+      |S^T G|_F^2 / |G|_F^2, a scalar in [0, 1]; 1 for a zero gradient, of
+      which nothing is lost.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(captured_energy(jnp.eye(2, 1), jnp.diag(jnp.array([3.0, 4.0]))))
+      0.36000001430511475
+    """
+    gradient, _ = unit_scale(gradient)
+    total = jnp.sum(gradient * gradient)
+    captured = jnp.sum(_dot(basis.T, gradient) ** 2)
+    return jnp.where(total > 0, captured / jnp.where(total > 0, total, 1), 1)
+
+
+def unit_scale(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Divides a matrix by a power of two that brings it near 1.
+
+    Fourth powers of a gradient appear while tracking and would leave float32's
+    range for entries of 1e-10; dividing by a power of two costs no accuracy.
+
+    Args:
+      matrix: any shape.
+
+    Returns:
+      (scaled, scale) with scaled * scale == matrix exactly and entries of
+      `scaled` below 2 in magnitude.
+    """
+    largest = jnp.max(jnp.abs(matrix))
+    _, exponent = jnp.frexp(largest)
+    # The bounds keep both the scale and its reciprocal a normal number.
+    limit = -jnp.finfo(matrix.dtype).minexp - 2
+    scale = jnp.ldexp(jnp.ones([], matrix.dtype), jnp.clip(exponent - 1, -limit, limit))
+    return matrix / scale, scale
+
+
+def _orthonormal_columns(matrix: jax.Array) -> jax.Array:
+    """The Q of a Householder QR: orthonormal for rank-deficient matrices too."""
+    # The TPU compiler unrolls its own QR: half a minute for 2736 x 512.
+    return jax.lax.platform_dependent(
+        matrix, tpu=householder_q, default=lambda matrix: jnp.linalg.qr(matrix)[0]
+    )
+
+
+def householder_q(matrix: jax.Array) -> jax.Array:
+    """The Q of a QR factorisation, in loops that compile to very little code.
+
+    Unblocked Householder reflections (Golub & Van Loan, algorithms 5.2.1 and
+    5.1.5): slower to run than a library's QR, and compiled in under a second
+    by the TPU compiler.
+
+    Args:
+      matrix: of shape (m, r) with r <= m; any rank.
+
+    Returns:
+      Orthonormal columns of shape (m, r) whose leading ones span what the
+      leading ones of `matrix` span.
+    """
+    m, rank = matrix.shape
+
+    def reflect(vector, columns):
+        return columns - 2 * jnp.outer(vector, _dot(vector, columns))
+
+    def eliminate(j, carry):
+        columns, vectors = carry
+        below = jnp.where(jnp.arange(m) >= j, columns[:, j], 0)
+        below /= _safe_norm(below)
+        # The sign avoids cancellation; a zero column reflects nothing.
+        vector = below.at[j].add(jnp.where(below[j] < 0, -1, 1) * jnp.any(below != 0))
+        vector /= _safe_norm(vector)
+        return reflect(vector, columns), vectors.at[:, j].set(vector)
+
+    _, vectors = jax.lax.fori_loop(0, rank, eliminate, (matrix, jnp.zeros_like(matrix)))
+    return jax.lax.fori_loop(
+        0,
+        rank,
+        lambda i, columns: reflect(vectors[:, rank - 1 - i], columns),
+        jnp.eye(m, rank, dtype=matrix.dtype),
+    )
+
+
+def _safe_norm(vector: jax.Array) -> jax.Array:
+    """The norm, or 1 where it is 0: to divide by."""
+    norm = jnp.linalg.norm(vector)
+    return jnp.where(norm > 0, norm, 1)

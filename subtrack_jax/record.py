@@ -1,0 +1,126 @@
+"""The record that travels between stages in place of a low-rank gradient."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self, TypeGuard
+
+import jax
+import optax
+
+from subtrack_jax.low_rank import LowRank, MatrixView, path_name
+from subtrack_jax.rotation import DenseRotation, RankOneRotation, Rotation
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRankLeaf:
+    """One low-rank leaf of the updates, between `track_subspace` and recovery.
+
+    Stages fill it from left to right; a field that is None has not been reached.
+    Batch axes come first in every array.
+
+    Attributes:
+      gradient: G as it arrived, in the shape and dtype of the leaf.
+      basis: S_t, of shape (..., m, r).
+      previous_basis: S_{t-1}, of the same shape.
+      rank_one: the change of basis as a rank-one rotation, if the tracker knows
+        one, else None.
+      moved: scalar bool, the same for all leaves of a tree: whether this step
+        moved the basis, so that moments have to follow.
+      coordinates: A = S_t^T G, of shape (..., r, n); set by `project`.
+      direction: N, the inner rule's answer to A, of the same shape; set by
+        `on_coordinates` and `scale_by_projection_aware_adam`.
+      view: how the leaf is seen as a matrix; static.
+    """
+
+    gradient: jax.Array
+    basis: jax.Array
+    previous_basis: jax.Array
+    rank_one: RankOneRotation | None
+    moved: jax.Array
+    coordinates: Any
+    direction: Any
+    view: MatrixView = dataclasses.field(metadata={"static": True})
+
+    @property
+    def rotation(self) -> Rotation:
+        """The change from the previous coordinates to these."""
+        if self.rank_one is None:
+            return DenseRotation(self.basis, self.previous_basis)
+        return self.rank_one
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def is_record(leaf: Any) -> TypeGuard[LowRankLeaf]:
+    """Whether a leaf of the updates is a record, for `is_leaf` too."""
+    return isinstance(leaf, LowRankLeaf)
+
+
+def map_records(
+    low_rank: Callable[..., Any],
+    plain: Callable[..., Any],
+    updates: optax.Updates,
+    *rest: Any,
+) -> Any:
+    """Maps one function over the records of a tree and another over the rest."""
+    return jax.tree.map(
+        lambda leaf, *others: (low_rank if is_record(leaf) else plain)(leaf, *others),
+        updates,
+        *rest,
+        is_leaf=is_record,
+    )
+
+
+class Pair(NamedTuple):
+    """Two results for one leaf, until `unzip` parts them."""
+
+    first: Any
+    second: Any
+
+
+def unzip(pairs: Any) -> tuple[Any, Any]:
+    """Turns a tree of `Pair`s into two trees."""
+    is_pair = lambda leaf: isinstance(leaf, Pair)
+    return (
+        jax.tree.map(lambda pair: pair.first, pairs, is_leaf=is_pair),
+        jax.tree.map(lambda pair: pair.second, pairs, is_leaf=is_pair),
+    )
+
+
+def expect_records(
+    stage: str, low_rank: LowRank, needs: str
+) -> Callable[[optax.Updates], None]:
+    """Builds the check that a stage is chained after the stages it needs.
+
+    Args:
+      stage: name of the stage that asks.
+      low_rank: which leaves must be records.
+      needs: field of the record that the stage works from.
+
+    Returns:
+      A function of the stage's updates that raises a TypeError naming the first
+      leaf at fault and the stage it has missed.
+    """
+    before = {
+        "basis": "track_subspace",
+        "coordinates": "project",
+        "direction": "scale_by_projection_aware_adam or on_coordinates",
+    }[needs]
+
+    def check(path, leaf, view):
+        reached = is_record(leaf) and getattr(leaf, needs) is not None
+        if not reached and (is_record(leaf) or view is not None):
+            raise TypeError(
+                f"{stage} was given {path_name(path)} without its {needs}: chain"
+                f" {before} before it, with the same LowRank."
+            )
+
+    def check_updates(updates):
+        gradients = map_records(lambda record: record.gradient, lambda g: g, updates)
+        views = low_rank.views(gradients)
+        jax.tree.map_with_path(check, updates, views, is_leaf=is_record)
+
+    return check_updates

@@ -1,0 +1,161 @@
+"""Trackers: where a basis starts and how it moves.
+
+A tracker is what differs between the methods of the family. It is a pair of
+pure functions on one wide matrix, float32 or float64; `track_subspace` maps
+them over batch axes, calls them when a refresh is due, and keeps the old basis
+where a gradient or a result is not finite.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from subtrack_jax import grassmann
+from subtrack_jax._validation import check
+from subtrack_jax.rotation import RankOneRotation
+
+Init = Literal["randomized", "svd"]
+
+
+class Tracker(NamedTuple):
+    """How a basis S (m x r) follows the gradients G (m x n) of one matrix.
+
+    Attributes:
+      start: (key, gradient, rank) -> basis, for the first step.
+      move: (key, gradient, basis) -> (new_basis, rotation), for every later
+        refresh. `rotation` is a `RankOneRotation` from the old coordinates to
+        the new, or None to have it formed from the two bases.
+
+    Example:
+      >>> import subtrack_jax as stj
+      >>> frozen = stj.geodesic()._replace(move=lambda key, g, basis: (basis, None))
+      >>> low_rank = stj.LowRank(rank=4)
+      >>> static_subspace = stj.track_subspace(low_rank, frozen)
+    """
+
+    start: Callable[[jax.Array, jax.Array, int], jax.Array]
+    move: Callable[
+        [jax.Array, jax.Array, jax.Array], tuple[jax.Array, RankOneRotation | None]
+    ]
+
+
+def geodesic(
+    step_size: jax.typing.ArrayLike | None = None,
+    damping: jax.typing.ArrayLike = 1.0,
+    init: Init = "randomized",
+) -> Tracker:
+    """Descends the projection error along a rank-one geodesic (SubTrack++).
+
+    Each refresh turns one direction of the basis towards what the basis misses
+    most: the leading singular triple (sigma, u, v) of `grassmann.tangent`.
+
+    Args:
+      step_size: None turns by the angle that captures the most energy
+        (`grassmann.line_search`). A number eta turns by 2 sigma eta radians, as
+        in the paper (arXiv 2502.01586, equation 5); sigma scales with |G|^2, so
+        eta has to fit the gradients' scale.
+      damping: in (0, 1], multiplies the angle of the line search.
+      init: how the first basis is found: "randomized"
+        (`grassmann.range_finder`) or "svd".
+
+    Returns:
+      A `Tracker`.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    if step_size is not None:
+        check(
+            "step_size", step_size, lambda x: 0 < x < float("inf"), "above 0, or None"
+        )
+    check("damping", damping, lambda x: 0 < x <= 1, "in (0, 1]")
+
+    def move(key, gradient, basis):
+        del key
+        gradient, scale = grassmann.unit_scale(gradient)
+        tangent = grassmann.tangent(basis, gradient)
+        sigma, u, v = grassmann.leading_triple(tangent, basis)
+        if step_size is None:
+            angle = damping * grassmann.line_search(basis, gradient, u, v)
+        else:
+            angle = 2 * step_size * scale * scale * sigma
+        angle = jnp.asarray(angle, basis.dtype)
+        # Nothing to turn towards: u is zero, and a turn would shrink S v.
+        angle = jnp.where(sigma > 0, angle, 0)
+        turned = grassmann.geodesic(basis, u, v, angle)
+        return grassmann.orthonormalize(turned), RankOneRotation(v, jnp.cos(angle))
+
+    return Tracker(_leading_directions(init), move)
+
+
+def svd(init: Init = "svd") -> Tracker:
+    """Takes the leading left singular vectors anew at every refresh (GaLore).
+
+    Args:
+      init: "svd" for the exact decomposition, "randomized" for
+        `grassmann.range_finder`, at the start and at every refresh.
+
+    Returns:
+      A `Tracker`.
+    """
+    start = _leading_directions(init)
+
+    def move(key, gradient, basis):
+        return start(key, gradient, basis.shape[-1]), None
+
+    return Tracker(start, move)
+
+
+def random_walk(
+    angle: jax.typing.ArrayLike = 0.1, init: Init = "randomized"
+) -> Tracker:
+    """Walks along a random geodesic (GrassWalk, arXiv 2510.01878).
+
+    Args:
+      angle: largest principal angle between consecutive bases, in radians, in
+        (0, pi/2].
+      init: how the first basis is found, as in `geodesic`.
+
+    Returns:
+      A `Tracker`.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    check("angle", angle, lambda x: 0 < x <= 1.5708, "in (0, pi/2] radians")
+
+    def move(key, gradient, basis):
+        del gradient
+        tangent = angle * grassmann.random_tangent(key, basis)
+        new_basis = grassmann.exponential_map(basis, tangent.astype(basis.dtype))
+        return grassmann.orthonormalize(new_basis), None
+
+    return Tracker(_leading_directions(init), move)
+
+
+def random_jump() -> Tracker:
+    """Draws a fresh random basis at every refresh (GrassJump, arXiv 2510.01878).
+
+    Returns:
+      A `Tracker`.
+    """
+
+    def start(key, gradient, rank):
+        return grassmann.random_basis(key, gradient.shape[0], rank, gradient.dtype)
+
+    def move(key, gradient, basis):
+        return start(key, gradient, basis.shape[-1]), None
+
+    return Tracker(start, move)
+
+
+def _leading_directions(init: Init) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    if init == "randomized":
+        return grassmann.range_finder
+    if init == "svd":
+        return lambda key, gradient, rank: jnp.linalg.svd(
+            gradient, full_matrices=False
+        )[0][:, :rank]
+    raise ValueError(f"init={init!r}: use 'randomized' or 'svd'.")
