@@ -368,9 +368,14 @@ def unit_scale(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _orthonormal_columns(matrix: jax.Array) -> jax.Array:
     """The Q of a Householder QR: orthonormal for rank-deficient matrices too."""
     # The TPU compiler unrolls its own QR: half a minute for 2736 x 512.
-    return jax.lax.platform_dependent(
-        matrix, tpu=householder_q, default=lambda matrix: jnp.linalg.qr(matrix)[0]
-    )
+    return jax.lax.platform_dependent(matrix, tpu=householder_q, default=_library_q)
+
+
+# One matrix after another: on CPUs the batched QRs of several leaves wait for
+# each other's threads and never finish (seen with jaxlib 0.10.2).
+@jax.custom_batching.sequential_vmap
+def _library_q(matrix: jax.Array) -> jax.Array:
+    return jnp.linalg.qr(matrix)[0]
 
 
 def householder_q(matrix: jax.Array) -> jax.Array:
