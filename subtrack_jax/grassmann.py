@@ -401,8 +401,9 @@ def householder_q(matrix: jax.Array) -> jax.Array:
         columns, vectors = carry
         below = jnp.where(jnp.arange(m) >= j, columns[:, j], 0)
         below /= _safe_norm(below)
-        # The sign avoids cancellation; a zero column reflects nothing.
-        vector = below.at[j].add(jnp.where(below[j] < 0, -1, 1) * jnp.any(below != 0))
+        # The sign avoids cancellation; a zero column, of norm 0, reflects nothing.
+        sign = jnp.where(below[j] < 0, -1.0, 1.0).astype(below.dtype)
+        vector = below.at[j].add(sign * jnp.linalg.norm(below))
         vector /= _safe_norm(vector)
         return reflect(vector, columns), vectors.at[:, j].set(vector)
 
