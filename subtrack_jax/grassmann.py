@@ -293,7 +293,9 @@ def orthonormalize(basis: jax.Array) -> jax.Array:
       The basis of the same subspace, of shape (m, r).
     """
     gram = _dot(basis.T, basis)
-    return _dot(basis, (3 * jnp.eye(gram.shape[0], dtype=gram.dtype) - gram) / 2)
+    # S (3 I - S^T S) / 2 = S + S E: E is small, its product forgives rounding.
+    error = (jnp.eye(gram.shape[0], dtype=gram.dtype) - gram) / 2
+    return basis + basis @ error
 
 
 def principal_angles(basis: jax.Array, other: jax.Array) -> jax.Array:
