@@ -206,7 +206,7 @@ def range_finder(
       key: a PRNG key.
       gradient: of shape (m, n); any scale, rank-deficient or zero as well.
       rank: columns of the basis, at most min(m, n).
-      oversampling: further directions to sketch; None takes max(rank, 16).
+      oversampling: further directions to sketch; None takes max(16, rank // 4).
       power_iterations: products with G G^T. More help when the singular values
         decay slowly.
 
@@ -215,7 +215,7 @@ def range_finder(
     """
     m, n = gradient.shape
     gradient, _ = unit_scale(gradient)
-    extra = max(rank, 16) if oversampling is None else oversampling
+    extra = max(16, rank // 4) if oversampling is None else oversampling
     sketch_size = min(rank + extra, m, n)
 
     def power(_, carry):

@@ -67,7 +67,7 @@ class RankOneRotation(NamedTuple):
     @staticmethod
     def _along(vector: jax.Array, factor: jax.Array, x: jax.Array) -> jax.Array:
         """Returns factor * vector vector^T x."""
-        row = _dot(vector[..., None, :], x)
+        row = jnp.sum(vector[..., None] * x, axis=-2, keepdims=True)
         return (factor[..., None] * vector)[..., None] * row
 
 
