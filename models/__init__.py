@@ -1,0 +1,1 @@
+"""Flax models that know nothing of optimizers or training programs."""

@@ -1,0 +1,176 @@
+"""What several test files need: the methods, leaves of every kind, and runs."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+
+import subtrack_jax as stj
+from tests import oracle
+
+OPTIMIZERS = {
+    "subtrack": stj.subtrack,
+    "subtrack_grad": stj.subtrack_grad,
+    "grass_walk": stj.grass_walk,
+    "grass_jump": stj.grass_jump,
+    "galore": stj.galore,
+}
+TRACKERS = {
+    "geodesic": stj.geodesic(),
+    "geodesic_fixed_step": stj.geodesic(step_size=1e-3),
+    "svd": stj.svd(),
+    "random_walk": stj.random_walk(),
+    "random_jump": stj.random_jump(),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A parameter's shape and the axes that make it a matrix (None: not one)."""
+
+    shape: tuple[int, ...]
+    reduction: tuple[int, ...] | None = (0,)
+    output: tuple[int, ...] = (1,)
+
+    def dimension_numbers(self) -> optax.contrib.MuonDimensionNumbers | None:
+        if self.reduction is None:
+            return None
+        return optax.contrib.MuonDimensionNumbers(self.reduction, self.output)
+
+    def view(self, side: str = "short") -> oracle.MatrixView:
+        return oracle.MatrixView(self.reduction or (0,), self.output, side)
+
+    def rank(self, rank: int | float) -> int | None:
+        """The leaf's own rank; None where it is not, or not worth it."""
+        if self.reduction is None:
+            return None
+        short = min(self.view().to_matrices(np.empty(self.shape)).shape[1:])
+        own = rank if isinstance(rank, int) else int(rank * short)
+        return own if own < short else None
+
+
+# Every short side is even, so that half of it is a whole rank.
+LEAVES = {
+    "wide": Leaf((6, 10)),
+    "tall": Leaf((10, 6)),
+    "square": Leaf((8, 8)),
+    "stacked": Leaf((3, 6, 10), (1,), (2,)),
+    "batch_axis_last": Leaf((10, 6, 2)),
+    "attention": Leaf((8, 2, 6), (0,), (1, 2)),
+    "attention_output": Leaf((2, 6, 8), (0, 1), (-1,)),
+    "short_side_4": Leaf((4, 9)),
+    "vector": Leaf((5,), None),
+}
+
+
+def dimension_numbers(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+    return {name: leaf.dimension_numbers() for name, leaf in leaves.items()}
+
+
+def zeros(leaves: Mapping[str, Leaf], dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+    return {name: jnp.zeros(leaf.shape, dtype) for name, leaf in leaves.items()}
+
+
+def drifting_gradients(leaf: Leaf, steps: int, seed: int = 0) -> np.ndarray:
+    """Gradients that look like training's: few drifting directions and noise."""
+    rng = np.random.default_rng(seed)
+    if leaf.reduction is None:
+        return rng.normal(size=(steps, *leaf.shape))
+    view = leaf.view()
+    slices, m, n = view.to_matrices(np.empty(leaf.shape)).shape
+    left, drift = rng.normal(size=(2, slices, m, 5))
+    out = []
+    for step in range(steps):
+        right = np.array([3.0, 2.5, 1.5, 1.0, 0.7])[:, None] * rng.normal(
+            size=(slices, 5, n)
+        )
+        noise = 0.1 * rng.normal(size=(slices, m, n))
+        matrices = (left + 0.05 * step * drift) @ right / n**0.5 + noise
+        out.append(view.from_matrices(matrices, leaf.shape))
+    return np.stack(out)
+
+
+def drifting_tree(
+    leaves: Mapping[str, Leaf], steps: int, dtype: Any = jnp.float32
+) -> dict[str, jax.Array]:
+    """Drifting gradients of every leaf, `(steps, *shape)`, each with its own seed."""
+    return {
+        name: jnp.asarray(drifting_gradients(leaf, steps, seed), dtype)
+        for seed, (name, leaf) in enumerate(leaves.items())
+    }
+
+
+def at(tree: Any, step: int) -> Any:
+    """One step of a tree of recorded values."""
+    return jax.tree.map(lambda values: values[step], tree)
+
+
+class Run(NamedTuple):
+    """What came out of a run, stacked over its steps."""
+
+    updates: Any
+    bases: Any
+    state: Any
+
+
+def _quick_compilation() -> dict[str, bool]:
+    """These runs compile for seconds and run for milliseconds.
+
+    XLA's older CPU emitters take a third of the time; where they no longer exist,
+    the newer ones will do.
+    """
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: jnp.zeros(()), compiler_options=options)()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=_quick_compilation())
+def _scan(update, state, params, gradients):
+    def step(state, gradient):
+        updates, state = update(gradient, state, params)
+        return state, (updates, optax.tree.get(state, "basis"))
+
+    state, (updates, bases) = jax.lax.scan(step, state, gradients)
+    return Run(updates, bases, state)
+
+
+def run(optimizer: optax.GradientTransformation, params: Any, gradients: Any) -> Run:
+    """Feeds recorded gradients, `(steps, ...)` in every leaf, to fixed parameters."""
+    return _scan(optimizer.update, optimizer.init(params), params, gradients)
+
+
+def step_function(
+    optimizer: optax.GradientTransformation, loss: Callable[[Any], jax.Array]
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """A training step, compiled."""
+
+    @jax.jit
+    def step(params, state):
+        gradient = jax.grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def orthonormality_error(basis: Any) -> float:
+    """The largest entry of `|S^T S - I|`, over all slices, in float64."""
+    basis = np.asarray(basis, np.float64)
+    gram = np.swapaxes(basis, -1, -2) @ basis
+    return float(np.max(np.abs(gram - np.eye(basis.shape[-1]))))
+
+
+def assert_all_finite(tree: Any) -> None:
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        assert np.all(np.isfinite(np.asarray(leaf, np.float64))), (
+            f"{jax.tree_util.keystr(path)} is not finite"
+        )

@@ -1,0 +1,236 @@
+"""The five methods in float64 NumPy, written from the equations alone.
+
+The tests compare the library with this module, so the two share no code. It is
+slow and plain on purpose: it forms residuals, m x m spaces and full SVDs, and
+loops over batch slices. Symbols: `G` (m x n) is the gradient of one matrix seen
+so that the basis `S` (m x r) is on its left, `A = S^T G` its coordinates, `M` and
+`V` (r x n) Adam's moments in coordinates, `C = S_new^T S_old` a change of basis.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+Move = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+# --- Grassmann geometry -----------------------------------------------------
+
+
+def svd_basis(gradient: np.ndarray, rank: int) -> np.ndarray:
+    """The leading left singular vectors: the best basis of this rank."""
+    return np.linalg.svd(gradient, full_matrices=False)[0][:, :rank]
+
+
+def captured_energy(basis: np.ndarray, gradient: np.ndarray) -> float:
+    """The fraction of |G|^2 that lies in the span of the basis."""
+    return float(np.sum((basis.T @ gradient) ** 2) / np.sum(gradient**2))
+
+
+def tangent(basis: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """`R A^T`: minus half the Grassmann gradient of `min_A |S A - G|^2`."""
+    coordinates = basis.T @ gradient
+    return (gradient - basis @ coordinates) @ coordinates.T
+
+
+def exponential_map(basis: np.ndarray, tangent: np.ndarray) -> np.ndarray:
+    """Edelman, Arias & Smith (1998), equation 2.65, for a tangent of any rank."""
+    u, angles, wt = np.linalg.svd(tangent, full_matrices=False)
+    turned = basis @ wt.T @ np.diag(np.cos(angles)) + u @ np.diag(np.sin(angles))
+    return turned @ wt + basis @ (np.eye(wt.shape[1]) - wt.T @ wt)
+
+
+def _turn_leading_direction(
+    basis: np.ndarray, gradient: np.ndarray, angle_of: Callable[..., float]
+) -> np.ndarray:
+    """Follows the geodesic of the tangent's leading singular triple."""
+    u, sigmas, vt = np.linalg.svd(tangent(basis, gradient), full_matrices=False)
+    if sigmas[0] == 0.0:
+        return basis
+    angle = angle_of(sigmas[0], gradient.T @ basis @ vt[0], gradient.T @ u[:, 0])
+    return exponential_map(basis, angle * np.outer(u[:, 0], vt[0]))
+
+
+def fixed_step(step_size: float) -> Move:
+    """Tracks by the angle `2 sigma eta`."""
+    return lambda basis, gradient: _turn_leading_direction(
+        basis, gradient, lambda sigma, a, b: 2.0 * sigma * step_size
+    )
+
+
+def line_search(damping: float = 1.0) -> Move:
+    """Tracks by `damping` times the angle that captures the most energy."""
+
+    def best_angle(sigma, a, b):
+        del sigma  # Equals a @ b; computed here from a and b instead.
+        return 0.5 * damping * math.atan2(2.0 * (a @ b), a @ a - b @ b)
+
+    return lambda basis, gradient: _turn_leading_direction(basis, gradient, best_angle)
+
+
+# --- Leaves as matrices -----------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixView:
+    """How a leaf is seen as `(slices, m, n)` with the basis on the left."""
+
+    reduction: tuple[int, ...] = (0,)
+    output: tuple[int, ...] = (1,)
+    side: str = "short"
+
+    def _axes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        rows = tuple(axis % len(shape) for axis in self.reduction)
+        columns = tuple(axis % len(shape) for axis in self.output)
+        batch = tuple(i for i in range(len(shape)) if i not in rows + columns)
+        m = math.prod(shape[i] for i in rows)
+        n = math.prod(shape[i] for i in columns)
+        if (n < m) if self.side == "short" else (n > m):
+            rows, columns = columns, rows  # A tie keeps the rows.
+        return batch, rows, columns
+
+    def batch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(shape[i] for i in self._axes(shape)[0])
+
+    def to_matrices(self, leaf: np.ndarray) -> np.ndarray:
+        batch, rows, columns = self._axes(leaf.shape)
+        size = [math.prod(leaf.shape[i] for i in axes) for axes in (rows, columns)]
+        return leaf.transpose(batch + rows + columns).reshape(-1, *size)
+
+    def from_matrices(self, matrices: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        order = sum(self._axes(shape), ())
+        moved = matrices.reshape([shape[i] for i in order])
+        return moved.transpose(np.argsort(order))
+
+
+# --- One matrix, one step ---------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What the methods differ in; the rest of the hyper-parameters with it.
+
+    `move` is the tracked refresh, or None where the bases are given from outside
+    (random ones, or an SVD's with its arbitrary signs).
+    """
+
+    move: Move | None = None
+    transport: bool = True
+    recovery: bool = True
+    update_interval: int = 200
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    scale: float = 0.25
+    recovery_scale: float = 1.0
+    growth_limit: float | None = 1.01
+
+
+class Adam:
+    """Adam's direction with optax's conventions, on an array of any shape."""
+
+    def __init__(self, method: Method):
+        self.method, self.steps, self.mu, self.nu = method, 0, 0.0, 0.0
+
+    def corrected_moments(self) -> tuple[np.ndarray, np.ndarray]:
+        b1, b2 = self.method.b1, self.method.b2
+        return self.mu / (1 - b1**self.steps), self.nu / (1 - b2**self.steps)
+
+    def change_basis(self, rotation: np.ndarray) -> None:
+        """LDAdam's estimate of the moments in the new coordinates."""
+        m, v = self.corrected_moments()
+        variance = rotation**2 @ (v - m**2) + (rotation @ m) ** 2
+        self.mu = rotation @ self.mu
+        self.nu = (1 - self.method.b2**self.steps) * np.abs(variance)
+
+    def direction(self, gradient: np.ndarray) -> np.ndarray:
+        b1, b2 = self.method.b1, self.method.b2
+        self.mu = b1 * self.mu + (1 - b1) * gradient
+        self.nu = b2 * self.nu + (1 - b2) * gradient**2
+        self.steps += 1
+        m, v = self.corrected_moments()
+        return m / (np.sqrt(v) + self.method.eps)
+
+
+class LowRankMatrix:
+    """One matrix under one method: call `direction` once per step."""
+
+    def __init__(self, method: Method):
+        self.method, self.adam = method, Adam(method)
+        self.basis, self.limited_norm = None, None
+
+    def direction(self, gradient: np.ndarray, given_basis: np.ndarray) -> np.ndarray:
+        self._refresh(gradient, given_basis)
+        coordinates = self.basis.T @ gradient
+        inner = self.adam.direction(coordinates)
+        direction = self.method.scale * self.basis @ inner
+        if self.method.recovery:
+            residual = gradient - self.basis @ coordinates
+            direction = direction + self.method.recovery_scale * self._limited(
+                residual * _column_ratio(inner, coordinates)
+            )
+        return direction
+
+    def _refresh(self, gradient: np.ndarray, given_basis: np.ndarray) -> None:
+        """The given basis starts the run; it goes on by `move` where there is one."""
+        step, before = self.adam.steps, self.basis
+        if step == 0:
+            self.basis = given_basis
+        elif step % self.method.update_interval == 0:
+            move = self.method.move
+            self.basis = given_basis if move is None else move(before, gradient)
+            if self.method.transport:
+                self.adam.change_basis(self.basis.T @ before)
+
+    def _limited(self, recovered: np.ndarray) -> np.ndarray:
+        """Keeps |L| below `growth_limit` times the limited |L| of the last step."""
+        norm, limit = np.linalg.norm(recovered), self.method.growth_limit
+        if limit is not None and self.limited_norm and norm > 0.0:
+            recovered = recovered * min(1.0, limit * self.limited_norm / norm)
+        self.limited_norm = np.linalg.norm(recovered)
+        return recovered
+
+
+def _column_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Fira's phi, `|N_:j| / |A_:j|`, 0 where the denominator is 0."""
+    top, bottom = (np.linalg.norm(x, axis=0) for x in (numerator, denominator))
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0.0)
+
+
+# --- A leaf over a whole run ------------------------------------------------
+
+
+def adam_directions(gradients: np.ndarray, method: Method) -> np.ndarray:
+    """The directions of a leaf that is not low-rank: plain Adam."""
+    adam = Adam(method)
+    return np.stack([adam.direction(g) for g in gradients.astype(np.float64)])
+
+
+def low_rank_directions(
+    gradients: np.ndarray, bases: np.ndarray, method: Method, view: MatrixView
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs every slice of a leaf on its own.
+
+    Args:
+      gradients: The leaf's gradients, `(steps, *shape)`.
+      bases: `(steps, ..., m, r)`, only the first of which is read if the method
+        tracks its basis by itself.
+      method: The method and its hyper-parameters.
+      view: How the leaf is a stack of matrices.
+
+    Returns:
+      The directions `(steps, *shape)`, before weight decay and learning rate, and
+      the bases used, `(steps, slices, m, r)`.
+    """
+    gradients, bases = gradients.astype(np.float64), bases.astype(np.float64)
+    bases = bases.reshape(len(bases), -1, *bases.shape[-2:])
+    slices = [LowRankMatrix(method) for _ in range(bases.shape[1])]
+    directions, used = [], []
+    for gradient, given in zip(gradients, bases, strict=True):
+        matrices = zip(slices, view.to_matrices(gradient), given, strict=True)
+        stack = np.stack([one.direction(g, s) for one, g, s in matrices])
+        directions.append(view.from_matrices(stack, gradient.shape))
+        used.append(np.stack([one.basis for one in slices]))
+    return np.stack(directions), np.stack(used)

@@ -1,0 +1,213 @@
+"""What a long training run meets once: zeros, NaNs, right angles, full rank."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax.contrib import MuonDimensionNumbers
+
+import subtrack_jax as stj
+from tests import common
+
+RANK = 2
+INTERVAL = 3
+LEAVES = {name: common.LEAVES[name] for name in ("tall", "stacked", "vector")}
+LOW_RANK = [name for name in LEAVES if name != "vector"]
+BY_NAME = pytest.mark.parametrize("name", common.OPTIMIZERS)
+
+
+@functools.cache  # One compilation serves all tests of an optimizer.
+def _optimizer(name, **arguments):
+    return common.OPTIMIZERS[name](
+        1e-2,
+        rank=RANK,
+        update_interval=INTERVAL,
+        dimension_numbers=common.dimension_numbers(LEAVES),
+        **arguments,
+    )
+
+
+def _run(name, gradients):
+    return common.run(_optimizer(name), common.zeros(LEAVES), gradients)
+
+
+def _gradients(steps=2 * INTERVAL + 2):
+    return common.drifting_tree(LEAVES, steps)
+
+
+@BY_NAME
+def test_zero_gradient_from_the_start(name):
+    """A frozen matrix that thaws: a basis and finite updates all along."""
+    gradients = jax.tree.map(lambda g: g.at[: INTERVAL + 2].set(0.0), _gradients())
+    run = _run(name, gradients)
+    common.assert_all_finite((run.updates, run.state))
+    for leaf in LOW_RANK:
+        assert common.orthonormality_error(run.bases[leaf]) < 1e-5
+        np.testing.assert_array_equal(run.updates[leaf][: INTERVAL + 2], 0.0)
+        thawed = np.linalg.norm(run.updates[leaf][-1])
+        assert thawed > 0.1 * np.linalg.norm(run.updates[leaf][INTERVAL + 2]) > 0.0
+
+
+@BY_NAME
+def test_zero_gradient_on_a_refresh(name):
+    """And for a while after it."""
+    gradients = jax.tree.map(
+        lambda g: g.at[INTERVAL : INTERVAL + 2].set(0), _gradients()
+    )
+    run = _run(name, gradients)
+    common.assert_all_finite((run.updates, run.state))
+    for leaf in LOW_RANK:
+        assert common.orthonormality_error(run.bases[leaf]) < 1e-5
+
+
+@BY_NAME
+def test_zero_columns_and_rows(name):
+    """Unused inputs and outputs: nothing to divide by, and nothing to change."""
+    gradients = _gradients()
+    gradients["tall"] = gradients["tall"].at[:, 2, :].set(0.0).at[:, :, 3].set(0.0)
+    run = _run(name, gradients)
+    common.assert_all_finite((run.updates, run.state))
+    np.testing.assert_allclose(run.updates["tall"][:, 2, :], 0.0, atol=1e-7)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["nan", "inf"])
+@BY_NAME
+def test_a_bad_gradient_leaves_its_basis_alone(name, bad):
+    """On a refresh: that matrix keeps its basis, even one slice, others move."""
+    gradients = _gradients()
+    gradients["tall"] = gradients["tall"].at[INTERVAL, 4, 1].set(bad)
+    gradients["stacked"] = gradients["stacked"].at[INTERVAL, 1, 0, 0].set(bad)
+    run = _run(name, gradients)
+    before, after = INTERVAL - 1, INTERVAL
+    keep, move = np.testing.assert_array_equal, _assert_moved
+    keep(run.bases["tall"][after], run.bases["tall"][before])
+    keep(run.bases["stacked"][after, 1], run.bases["stacked"][before, 1])
+    move(run.bases["stacked"][after, 0], run.bases["stacked"][before, 0])
+    # What is not the matrix' own is untouched; so is every later basis.
+    common.assert_all_finite((run.updates["stacked"][:, 0], run.updates["vector"]))
+    for leaf in LOW_RANK:
+        assert common.orthonormality_error(run.bases[leaf]) < 1e-5
+        _assert_moved(run.bases[leaf][2 * INTERVAL], run.bases[leaf][after])
+
+
+def _assert_moved(new, old):
+    assert np.max(np.abs(np.asarray(new) - np.asarray(old))) > 1e-4
+
+
+@BY_NAME
+def test_a_bad_first_gradient(name):
+    """There is no basis to keep yet: any orthonormal one, until the next refresh."""
+    gradients = jax.tree.map(lambda g: g.at[0].set(jnp.nan), _gradients())
+    run = _run(name, gradients)
+    for leaf in LOW_RANK:
+        assert common.orthonormality_error(run.bases[leaf]) < 1e-5
+
+
+@pytest.mark.parametrize("bad_step", [0, INTERVAL])
+@BY_NAME
+def test_apply_if_finite_recovers(name, bad_step):
+    """The bad step has never been: the rest is the run without it."""
+    gradients = _gradients()
+    bad = jax.tree.map(lambda g: jnp.insert(g, bad_step, jnp.nan, axis=0), gradients)
+    guarded = optax.apply_if_finite(_optimizer(name), max_consecutive_errors=3)
+    got = common.run(guarded, common.zeros(LEAVES), bad)
+    want = _run(name, gradients)
+    for leaf in LEAVES:
+        updates = np.delete(got.updates[leaf], bad_step, axis=0)
+        np.testing.assert_array_equal(got.updates[leaf][bad_step], 0.0)
+        np.testing.assert_allclose(updates, want.updates[leaf], rtol=1e-5, atol=1e-7)
+
+
+@BY_NAME
+def test_full_rank_is_adam(name):
+    """Not an error: where nothing can be saved, the leaf trains as in `optax.adam`."""
+    leaves = {
+        "wide": common.Leaf((6, 10)),
+        "square": common.Leaf((6, 6)),
+        "stack_of_small": common.Leaf((3, 4, 10), (1,), (2,)),
+    }
+    gradients = common.drifting_tree(leaves, 2 * INTERVAL)
+    params = common.zeros(leaves)
+    optimizer = common.OPTIMIZERS[name](
+        1e-2,
+        rank=6,
+        update_interval=INTERVAL,
+        dimension_numbers=common.dimension_numbers(leaves),
+    )
+    state, adam = optimizer.init(params), optax.adam(1e-2)
+    adam_state = adam.init(params)
+    assert not jax.tree.leaves(optax.tree.get(state, "basis"))
+    for step in range(2 * INTERVAL):
+        gradient = common.at(gradients, step)
+        got, state = optimizer.update(gradient, state, params)
+        want, adam_state = adam.update(gradient, adam_state, params)
+        for leaf in leaves:
+            np.testing.assert_allclose(got[leaf], want[leaf], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["subtrack", "subtrack_grad"])
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["matrix", "stacked"])
+def test_a_gradient_inside_of_the_span_keeps_the_basis(name, batch):
+    """sigma = 0 on every refresh: tracking adds no noise of its own."""
+    rng = np.random.default_rng(0)
+    span = rng.normal(size=(*batch, 6, RANK))
+    gradients = span @ rng.normal(size=(8, *batch, RANK, 10))
+    optimizer = common.OPTIMIZERS[name](
+        1e-2,
+        rank=RANK,
+        update_interval=1,
+        dimension_numbers=MuonDimensionNumbers(-2, -1),
+    )
+    run = common.run(
+        optimizer, jnp.zeros((*batch, 6, 10)), jnp.asarray(gradients, jnp.float32)
+    )
+    assert np.max(np.abs(run.bases - run.bases[:1])) < 1e-4
+
+
+@BY_NAME
+def test_the_scale_of_the_gradient_does_not_matter(name):
+    """Adam's invariance, `eps` aside, survives tracking, transport and recovery."""
+    gradients = _gradients()
+    optimizer = _optimizer(name, eps=0.0)
+    want = common.run(optimizer, common.zeros(LEAVES), gradients)
+    for scale in (2.0**-40, 2.0**40):
+        scaled = jax.tree.map(lambda g: g * scale, gradients)  # noqa: B023
+        got = common.run(optimizer, common.zeros(LEAVES), scaled)
+        for leaf in LOW_RANK:
+            np.testing.assert_allclose(got.bases[leaf], want.bases[leaf], atol=1e-4)
+            size = np.max(np.abs(want.updates[leaf]))
+            np.testing.assert_allclose(
+                got.updates[leaf], want.updates[leaf], atol=1e-4 * size
+            )
+
+
+@pytest.mark.parametrize("name", common.TRACKERS)
+def test_orthonormal_after_ten_thousand_updates(name):
+    """A basis that moves on every step, fed with float32 and bfloat16 gradients."""
+    low_rank = stj.LowRank(rank=3)
+    optimizer = stj.track_subspace(low_rank, common.TRACKERS[name], update_interval=1)
+    params = {
+        "float32": jnp.zeros((6, 9)),
+        "bfloat16": jnp.zeros((9, 6), jnp.bfloat16),
+    }
+
+    def gradient(key):
+        return {
+            leaf: jax.random.normal(key, zero.shape, zero.dtype)
+            for leaf, zero in params.items()
+        }
+
+    @jax.jit
+    def train(state):
+        def step(state, key):
+            return optimizer.update(gradient(key), state)[1], None
+
+        return jax.lax.scan(step, state, jax.random.split(jax.random.key(0), 10_000))[0]
+
+    basis = train(optimizer.init(params)).basis
+    for leaf in params:
+        assert basis[leaf].dtype == jnp.float32
+        assert common.orthonormality_error(basis[leaf]) < 1e-5

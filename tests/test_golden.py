@@ -1,0 +1,173 @@
+"""Recorded trajectories (data/README.md), to the agreement that rounding allows."""
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax.contrib import MuonDimensionNumbers
+
+import subtrack_jax as stj
+from tests import common
+
+SHAPES = ("wide", "tall", "square")
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+COMMON = dict(rank=4, update_interval=4, eps=1e-12)
+LEARNING_RATE = 1e-2
+
+
+class Recorded(NamedTuple):
+    """An alias with the arguments of a recorded run, and what its step is made of."""
+
+    optimizer: Callable[..., optax.GradientTransformation]
+    arguments: dict[str, float]
+    suspects: str
+
+
+RECORDED = {
+    "subtrack_paper": Recorded(
+        stj.subtrack,
+        dict(step_size=0.002, scale=1.0),
+        "the geodesic with a fixed step, the moments' transport or the recovery",
+    ),
+    "subtrack_paper_scale025": Recorded(
+        stj.subtrack,
+        dict(step_size=0.002, scale=0.25),
+        "what `scale` multiplies (only S N) if subtrack_paper still agrees",
+    ),
+    "subtrack_line_search": Recorded(
+        stj.subtrack,
+        dict(scale=1.0),
+        "the exact line search if subtrack_paper still agrees",
+    ),
+    "subtrack_grad": Recorded(
+        stj.subtrack_grad,
+        dict(step_size=0.002, scale=1.0),
+        "the geodesic, or the moments (which this method keeps as they are)",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(pathlib.Path(__file__).parent / "data" / "golden.npz") as arrays:
+        return dict(arrays)
+
+
+def _run(golden, optimizer, dtype):
+    gradients = {s: jnp.asarray(golden[f"{s}/gradients"], dtype) for s in SHAPES}
+    params = {s: jnp.asarray(golden[f"{s}/weights0"], dtype) for s in SHAPES}
+    return common.run(optimizer, params, gradients)
+
+
+def _check_weights(golden, run, name, tolerance, suspects):
+    for shape in SHAPES:
+        start = golden[f"{shape}/weights0"].astype(np.float64)
+        want = golden[f"{shape}/{name}"].astype(np.float64) - start
+        got = np.cumsum(np.asarray(run.updates[shape], np.float64), axis=0)
+        distance = np.linalg.norm((got - want).reshape(len(want), -1), axis=1)
+        error = distance / np.linalg.norm(want[-1])
+        assert error.max() < tolerance, (
+            f"{shape}/{name}: the weights leave the recorded run at step "
+            f"{int(np.argmax(error >= tolerance))} and end {error[-1]:.1e} of the "
+            f"total change away (allowed: {tolerance:.0e}). Steps 0-3 are Adam in "
+            f"the first basis, 4, 8 and 12 refresh it. Suspect {suspects}. The "
+            "recording is of the published method: do not record it anew, unless "
+            "data/README.md describes it wrongly."
+        )
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_subtrack(golden, name, precision):
+    optimizer, arguments, suspects = RECORDED[name]
+    optimizer = optimizer(LEARNING_RATE, init="svd", **COMMON, **arguments)
+    run = _run(golden, optimizer, precision)
+    _check_weights(golden, run, name, TOLERANCE[precision], suspects)
+    for shape in ("wide", "square"):
+        error = np.abs(
+            _projector(run.bases[shape]) - _projector(golden[f"{shape}/{name}_basis"])
+        ).max()
+        assert error < TOLERANCE[precision], (
+            f"{shape}/{name}: the basis is {error:.1e} away from the recorded one, "
+            f"whatever the weights do. Suspect {suspects}."
+        )
+
+
+def _projector(basis):
+    """`S S^T`: the span alone, whichever signs the start's SVD took."""
+    basis = np.asarray(basis, np.float64)
+    return basis @ np.swapaxes(basis, -1, -2)
+
+
+def _replay(golden) -> stj.Tracker:
+    """A tracker that answers each recorded gradient with its recorded basis."""
+    bases: dict[tuple[int, ...], list[np.ndarray]] = {}
+    gradients: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for shape in SHAPES:
+        on_the_left = shape == "wide"
+        for g, s in zip(
+            golden[f"{shape}/gradients"], golden[f"{shape}/galore_bases"], strict=True
+        ):
+            g, s = (g, s) if on_the_left else (g.T, s.T)
+            gradients.setdefault(g.shape, []).append(g)
+            bases.setdefault(g.shape, []).append(s)
+
+    def basis_of(gradient: jax.Array) -> jax.Array:
+        known = jnp.asarray(np.stack(gradients[gradient.shape]), gradient.dtype)
+        answers = jnp.asarray(np.stack(bases[gradient.shape]), gradient.dtype)
+        difference = known - jnp.expand_dims(gradient, 0)
+        return answers[jnp.argmin(jnp.sum(difference**2, axis=(1, 2)))]
+
+    return stj.Tracker(
+        start=lambda key, gradient, rank: basis_of(gradient),
+        move=lambda key, gradient, basis: (basis_of(gradient), None),
+    )
+
+
+def test_galore_on_its_recorded_bases(golden, precision):
+    """An SVD's signs are arbitrary and GaLore depends on them: they are injected."""
+    first_axis, second_axis = MuonDimensionNumbers(0, 1), MuonDimensionNumbers(1, 0)
+    low_rank = stj.LowRank(
+        rank=4,
+        dimension_numbers=dict(wide=first_axis, tall=first_axis, square=second_axis),
+    )
+    optimizer = optax.chain(
+        stj.track_subspace(low_rank, _replay(golden), update_interval=4),
+        stj.project(low_rank),
+        stj.scale_by_projection_aware_adam(low_rank, eps=1e-12, transport=False),
+        stj.recover_and_scale(low_rank, scale=0.25, recovery="none"),
+        optax.scale_by_learning_rate(LEARNING_RATE),
+    )
+    run = _run(golden, optimizer, precision)
+    # Recorded in float32, so no closer than that in float64 either.
+    _check_weights(
+        golden,
+        run,
+        "galore",
+        TOLERANCE["float32"],
+        "Adam in the coordinates, `scale`, or the refresh on steps 4, 8 and 12",
+    )
+
+
+def test_published_geodesic(golden, precision):
+    """One tracked step of the published code with four step sizes."""
+    start, gradient = (
+        jnp.asarray(golden[f"wide/geodesic_{name}"], precision)
+        for name in ("start", "gradient")
+    )
+    for step_size, want in zip(
+        golden["wide/geodesic_eta"], golden["wide/geodesic_end"], strict=True
+    ):
+        tracker = stj.geodesic(step_size=float(step_size))
+        got, _ = tracker.move(jax.random.key(0), gradient, start)
+        moved = np.linalg.norm(want - golden["wide/geodesic_start"])
+        error = np.linalg.norm(np.asarray(got, np.float64) - want) / moved
+        assert error < TOLERANCE["float32"], (
+            f"step size {step_size:g}: the basis is {error:.1e} of the move away from "
+            "the published code's. Suspect the tangent, its leading triple or its "
+            "sign, or the angle, which is 2 sigma times the step size."
+        )

@@ -1,0 +1,408 @@
+"""The gate that every optimizer passes, on matrices and in other people's hands."""
+
+import functools
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax.contrib import MuonDimensionNumbers
+
+import subtrack_jax as stj
+from tests import common, oracle
+
+RANK = 2
+INTERVAL = 3
+STEPS = 2 * INTERVAL + 1
+LEAVES = {name: common.LEAVES[name] for name in ("wide", "vector")}
+WITH_ANOTHER = LEAVES | {"another": common.LEAVES["tall"]}
+MATRIX = MuonDimensionNumbers(-2, -1)
+BY_NAME = pytest.mark.parametrize("name", common.OPTIMIZERS)
+
+
+def _optimizer(name, learning_rate=1e-2, **arguments):
+    defaults = {"rank": RANK, "update_interval": INTERVAL}
+    return common.OPTIMIZERS[name](learning_rate, **defaults | arguments)
+
+
+@functools.cache
+def _plain_run(name):
+    """What the wrapped runs below are compared with."""
+    return common.run(_optimizer(name), common.zeros(LEAVES), _gradients())
+
+
+def _gradients(leaves=LEAVES):
+    return common.drifting_tree(leaves, STEPS)
+
+
+def _assert_close(got, want, rtol=1e-5):
+    """Each leaf to a fraction of its largest entry."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        np.testing.assert_allclose(
+            a,
+            b,
+            rtol=0,
+            atol=rtol * np.max(np.abs(b)),
+            err_msg=jax.tree_util.keystr(path),
+        )
+
+
+# --- What the optimizer does --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, side",
+    [*((name, "short") for name in common.OPTIMIZERS), ("subtrack", "long")],
+)
+def test_transposing_the_gradient_transposes_the_update(name, side):
+    """f(G^T) = f(G)^T; for a square matrix the tie is broken by its axes' names."""
+    swapped = MuonDimensionNumbers(1, 0)
+    wide = jnp.asarray(common.drifting_gradients(common.Leaf((6, 10)), STEPS))
+    square = jnp.asarray(common.drifting_gradients(common.Leaf((8, 8)), STEPS))
+    gradients = {
+        "wide": wide,
+        "wide_transposed": wide.mT,
+        "square": square,
+        "square_transposed": square.mT,
+    }
+    numbers = {
+        "wide": MATRIX,
+        "wide_transposed": MATRIX,
+        "square": MATRIX,
+        "square_transposed": swapped,
+    }
+    optimizer = _optimizer(name, side=side, dimension_numbers=numbers)
+    params = jax.tree.map(lambda g: jnp.zeros_like(g[0]), gradients)
+    updates = common.run(optimizer, params, gradients).updates
+    for leaf in ("wide", "square"):
+        _assert_close(updates[leaf + "_transposed"].mT, updates[leaf])
+
+
+@BY_NAME
+def test_a_stacked_leaf_is_its_slices(name):
+    """Scanned layers train as the same layers would one by one.
+
+    Beside each other in one tree, and in a tree and an optimizer of their own.
+    """
+    leaf = common.Leaf((2, 6, 10), (1,), (2,))
+    stacked = jnp.asarray(common.drifting_gradients(leaf, STEPS))
+    slices = {f"layer_{k}": stacked[:, k] for k in range(stacked.shape[1])}
+
+    def updates_of(gradients):
+        params = jax.tree.map(lambda g: jnp.zeros_like(g[0]), gradients)
+        optimizer = _optimizer(name, dimension_numbers=MATRIX)
+        return common.run(optimizer, params, gradients).updates
+
+    together = updates_of({"stacked": stacked, **slices})
+    alone = updates_of(slices["layer_1"])
+    for k in range(stacked.shape[1]):
+        _assert_close(together["stacked"][:, k], together[f"layer_{k}"])
+    _assert_close(together["stacked"][:, 1], alone)
+
+
+@pytest.mark.parametrize("name", ["subtrack", "subtrack_grad"])
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)])
+def test_tracking_lowers_the_projection_error(name, shape):
+    """On a drifting signal, against the basis that the run started from."""
+    leaf = common.Leaf(shape)
+    gradients = common.drifting_gradients(leaf, 60)
+    optimizer = _optimizer(name, rank=4, dimension_numbers=MATRIX)
+    run = common.run(optimizer, jnp.zeros(shape), jnp.asarray(gradients, jnp.float32))
+    seen = [leaf.view().to_matrices(g)[0] for g in gradients]
+    bases = np.asarray(run.bases, np.float64)
+
+    def missed(basis):
+        return 1.0 - np.mean([oracle.captured_energy(basis, g) for g in seen[-10:]])
+
+    assert missed(bases[-1]) < 0.6 * missed(bases[0])
+
+
+@BY_NAME
+def test_learns_a_low_rank_matrix(name):
+    """The loss falls by orders of magnitude, on a target that has the rank."""
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(8, RANK)) @ rng.normal(size=(RANK, 12))
+    loss = lambda params: jnp.sum((params - jnp.asarray(target, jnp.float32)) ** 2)
+    schedule = optax.linear_schedule(0.1, 0.0, 600)
+    optimizer = _optimizer(name, schedule, update_interval=20, scale=1.0)
+
+    @jax.jit
+    def train(params):
+        def step(carry, _):
+            params, state = carry
+            gradient = jax.grad(loss)(params)
+            updates, state = optimizer.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=600)[0][0]
+
+    params = jnp.zeros(target.shape)
+    assert loss(train(params)) < 1e-3 * loss(params)
+
+
+@pytest.mark.parametrize("name", ["grass_walk", "grass_jump"])
+def test_the_seed_decides_the_walk(name):
+    """And nothing else does: a run can be repeated."""
+
+    optimizers = {seed: _optimizer(name, seed=seed) for seed in (0, 1)}
+
+    def basis(seed):
+        run = common.run(optimizers[seed], common.zeros(LEAVES), _gradients())
+        return np.asarray(run.bases["wide"])
+
+    assert np.max(np.abs(basis(0)[INTERVAL] - basis(1)[INTERVAL])) > 1e-2
+    np.testing.assert_array_equal(basis(1), basis(1))
+
+
+def test_weight_decay_and_its_mask():
+    """Decoupled, on the leaves that the mask names, low-rank or not."""
+    params = jax.tree.map(lambda p: p + 2.0, common.zeros(LEAVES))
+    gradients = _gradients()
+    want = common.run(_optimizer("subtrack"), params, gradients).updates
+    mask = {"wide": True, "vector": False}
+    for given in (mask, lambda _: mask):
+        optimizer = _optimizer("subtrack", weight_decay=0.1, mask=given)
+        got = common.run(optimizer, params, gradients).updates
+        for leaf, decays in mask.items():
+            extra = -1e-2 * 0.1 * 2.0 if decays else 0.0
+            np.testing.assert_allclose(got[leaf], want[leaf] + extra, atol=1e-6)
+
+
+# --- How it is called ---------------------------------------------------------
+
+SHARED = {
+    "rank": 128,
+    "update_interval": 200,
+    "b1": 0.9,
+    "b2": 0.999,
+    "eps": 1e-8,
+    "scale": 0.25,
+    "weight_decay": 0.0,
+    "mask": None,
+    "side": "short",
+    "dimension_numbers": None,
+    "seed": 0,
+    "mu_dtype": None,
+}
+RECOVERY = {"recovery_scale": 1.0, "growth_limit": 1.01}
+GEODESIC = {"step_size": None, "damping": 1.0}
+INIT = {"init": "randomized"}
+OWN = {
+    "subtrack": RECOVERY | GEODESIC | INIT,
+    "subtrack_grad": GEODESIC | INIT,
+    "grass_walk": RECOVERY | INIT | {"angle": 0.1},
+    "grass_jump": RECOVERY,
+    "galore": INIT,
+}
+
+
+@BY_NAME
+def test_signature(name):
+    """The same names and defaults in the whole family; all but the first by name."""
+    parameters = inspect.signature(common.OPTIMIZERS[name]).parameters
+    first, *rest = parameters.values()
+    assert first.name == "learning_rate"
+    assert first.annotation == optax.ScalarOrSchedule
+    assert {p.name: p.default for p in rest} == SHARED | OWN[name]
+    assert {p.kind for p in rest} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+@BY_NAME
+@pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("rank", 0),
+        ("rank", 1.5),
+        ("update_interval", 0),
+        ("update_interval", 2.5),
+        ("b1", 1.0),
+        ("b1", -0.1),
+        ("b2", 1.0),
+        ("eps", -1e-8),
+        ("scale", -1.0),
+        ("scale", float("nan")),
+        ("recovery_scale", -1.0),
+        ("growth_limit", 0.5),
+        ("weight_decay", -0.1),
+        ("side", "left"),
+        ("init", "qr"),
+        ("step_size", 0.0),
+        ("damping", 0.0),
+        ("damping", 1.1),
+        ("angle", 0.0),
+        ("learning_rate", -1e-3),
+    ],
+)
+def test_a_bad_argument_is_quoted_at_once(name, argument, value):
+    """When the optimizer is made, not when the first batch arrives."""
+    factory = common.OPTIMIZERS[name]
+    if argument not in inspect.signature(factory).parameters:
+        pytest.skip(f"{name} has no {argument}")
+    with pytest.raises(ValueError, match=re.escape(repr(value))) as error:
+        factory(**{"learning_rate": 1e-3, argument: value})
+    assert argument in str(error.value)
+
+
+@BY_NAME
+def test_compiles_once(name):
+    """Over the start, refreshes and what lies between: no type ever changes."""
+    traces = []
+    target = jax.tree.map(lambda p: p + 1.0, common.zeros(LEAVES))
+
+    def loss(params):
+        traces.append(1)
+        return optax.tree.norm(optax.tree.sub(params, target), squared=True)
+
+    optimizer = _optimizer(name, optax.cosine_decay_schedule(1e-2, 10))
+    step = common.step_function(optimizer, loss)
+    params = common.zeros(LEAVES)
+    state = optimizer.init(params)
+    for _ in range(INTERVAL + 2):
+        params, state = step(params, state)
+    assert len(traces) == 1
+
+
+@BY_NAME
+def test_inject_hyperparams(name):
+    """Every number but the rank can be a traced value, or a schedule."""
+    factory = optax.inject_hyperparams(common.OPTIMIZERS[name], static_args=("rank",))
+    plain = common.run(
+        _optimizer(name, optax.linear_schedule(1e-2, 0.0, 10), scale=0.5),
+        common.zeros(LEAVES),
+        _gradients(),
+    )
+    injected = factory(
+        optax.linear_schedule(1e-2, 0.0, 10),
+        rank=RANK,
+        update_interval=INTERVAL,
+        scale=0.5,
+    )
+    got = common.run(injected, common.zeros(LEAVES), _gradients())
+    _assert_close(got.updates, plain.updates)
+    hyperparams = injected.init(common.zeros(LEAVES)).hyperparams
+    numbers = {"learning_rate", "update_interval", "b1", "b2", "eps", "scale", "seed"}
+    assert numbers <= set(hyperparams) and "rank" not in hyperparams
+
+
+def test_injected_values_are_used():
+    """Set in the state from outside, as a training loop does."""
+    factory = optax.inject_hyperparams(stj.subtrack, static_args=("rank",))
+    injected = factory(1e-2, rank=RANK, update_interval=INTERVAL)
+    params, gradients = common.zeros(LEAVES), _gradients()
+    state = injected.init(params)
+    state.hyperparams["scale"] = jnp.asarray(1.25)
+    state.hyperparams["recovery_scale"] = jnp.asarray(0.5)
+    got, _ = injected.update(common.at(gradients, 0), state, params)
+    want = common.run(
+        _optimizer("subtrack", scale=1.25, recovery_scale=0.5), params, gradients
+    ).updates
+    _assert_close(got, common.at(want, 0))
+
+
+@BY_NAME
+def test_multi_steps(name):
+    """Accumulated micro-batches are one step on their mean."""
+    doubled = jax.tree.map(
+        lambda g: (
+            jnp.repeat(g, 2, axis=0)
+            * jnp.resize(jnp.asarray([0.5, 1.5]), (2 * STEPS, *(1,) * (g.ndim - 1)))
+        ),
+        _gradients(),
+    )
+    accumulated = optax.MultiSteps(_optimizer(name), every_k_schedule=2)
+    got = common.run(accumulated, common.zeros(LEAVES), doubled).updates
+    for leaf, want in _plain_run(name).updates.items():
+        np.testing.assert_array_equal(got[leaf][::2], 0.0)
+        _assert_close(got[leaf][1::2], want)
+
+
+@BY_NAME
+def test_masked(name):
+    """Leaves outside of the mask pass; those inside train as if alone."""
+    mask = {"wide": True, "vector": True, "another": False}
+    masked = optax.masked(_optimizer(name), mask)
+    gradients = _gradients(WITH_ANOTHER)
+    got = common.run(masked, common.zeros(WITH_ANOTHER), gradients).updates
+    np.testing.assert_array_equal(got.pop("another"), gradients["another"])
+    _assert_close(got, _plain_run(name).updates)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [None, stj.by_path("wide"), {"wide": MATRIX, "vector": None, "another": None}],
+    ids=["none", "by_path", "tree"],
+)
+def test_partition(numbers):
+    """Beside another optimizer, whichever way the dimension numbers are given."""
+    labels = {"wide": "low_rank", "vector": "low_rank", "another": "sgd"}
+    optimizer = optax.partition(
+        {
+            "low_rank": _optimizer("subtrack", dimension_numbers=numbers),
+            "sgd": optax.sgd(0.5),
+        },
+        labels,
+    )
+    gradients = _gradients(WITH_ANOTHER)
+    got = common.run(optimizer, common.zeros(WITH_ANOTHER), gradients).updates
+    _assert_close(got.pop("another"), -0.5 * gradients["another"])
+    _assert_close(got, _plain_run("subtrack").updates)
+
+
+@BY_NAME
+def test_unknown_extra_arguments(name):
+    """Meant for a neighbour in somebody's chain; also through a chain and a mask."""
+    params = common.zeros(LEAVES)
+    gradients = common.at(_gradients(), 0)
+    for optimizer in (
+        _optimizer(name),
+        optax.chain(optax.clip(10.0), _optimizer(name)),
+        optax.masked(_optimizer(name), True),
+    ):
+        assert isinstance(optimizer, optax.GradientTransformationExtraArgs)
+        jax.eval_shape(
+            lambda g, s, p, opt=optimizer: opt.update(g, s, p, unknown=1),
+            gradients,
+            optimizer.init(params),
+            params,
+        )
+
+
+@BY_NAME
+def test_map_params(name):
+    """`optax.tree.map_params` finds what belongs to parameters, and keeps the rest."""
+    optimizer = _optimizer(name)
+    state = optimizer.init(common.zeros(LEAVES))
+    same = optax.tree.map_params(optimizer, lambda x: x, state)
+    assert jax.tree.structure(same) == jax.tree.structure(state)
+    marked = optax.tree.map_params(
+        optimizer,
+        lambda x: "parameter",
+        state,
+        transform_non_params=lambda x: "other",
+    )
+    fields = {f: optax.tree.get(marked, f) for f in ("basis", "mu", "nu")}
+    assert set(jax.tree.leaves(fields)) == {"parameter"}
+    counts = [v for _, v in optax.tree.get_all_with_path(marked, "count")]
+    assert set(counts) == {"other"}
+
+
+@BY_NAME
+def test_a_tree_of_any_kind(name):
+    """A bare array, lists, tuples, `None`s and empty branches."""
+    matrix, vector = jnp.ones((6, 10)), jnp.ones(4)
+    optimizer = _optimizer(name)
+    for tree in (
+        matrix,
+        [matrix, (vector, {}), None],
+        {"a": {"b": matrix}, "nothing": None, "empty": ()},
+    ):
+        state = jax.eval_shape(optimizer.init, tree)
+        updates, after = jax.eval_shape(optimizer.update, tree, state, tree)
+        assert jax.tree.structure(updates) == jax.tree.structure(tree)
+        assert jax.tree.structure(after) == jax.tree.structure(state)

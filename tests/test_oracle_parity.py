@@ -1,0 +1,158 @@
+"""Every optimizer against the float64 oracle, over three refresh periods."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import subtrack_jax as stj
+from tests import common, oracle
+
+INTERVAL = 3
+STEPS = 3 * INTERVAL + 2  # The start, three refreshes and a step in the last period.
+LEARNING_RATE = 2.0**-6  # Exact in bfloat16: one rounding less to account for.
+
+
+class Variant(NamedTuple):
+    """An alias with some of its arguments, and the oracle of the same method."""
+
+    optimizer: Any
+    method: oracle.Method
+
+
+VARIANTS = {
+    "subtrack": Variant(stj.subtrack, oracle.Method(oracle.line_search())),
+    "subtrack_damped": Variant(
+        functools.partial(
+            stj.subtrack,
+            damping=0.5,
+            scale=1.5,
+            recovery_scale=0.6,
+            growth_limit=None,
+            b1=0.8,
+            b2=0.95,
+            eps=1e-3,
+        ),
+        oracle.Method(
+            oracle.line_search(0.5),
+            scale=1.5,
+            recovery_scale=0.6,
+            growth_limit=None,
+            b1=0.8,
+            b2=0.95,
+            eps=1e-3,
+        ),
+    ),
+    "subtrack_fixed_step": Variant(
+        functools.partial(stj.subtrack, step_size=3e-3),
+        oracle.Method(oracle.fixed_step(3e-3)),
+    ),
+    "subtrack_grad": Variant(
+        stj.subtrack_grad,
+        oracle.Method(oracle.line_search(), transport=False, recovery=False),
+    ),
+    "grass_walk": Variant(
+        functools.partial(stj.grass_walk, angle=0.3, init="svd"), oracle.Method()
+    ),
+    "grass_jump": Variant(stj.grass_jump, oracle.Method()),
+    "galore": Variant(stj.galore, oracle.Method(transport=False, recovery=False)),
+}
+# Rank 4 is below the smaller side of most leaves and equal to that of one.
+CASES = [
+    *((name, 4) for name in VARIANTS),
+    *((name, 1) for name in common.OPTIMIZERS),
+    ("subtrack", 0.5),
+]
+
+# Relative to the leaf's total change. A bfloat16 leaf is compared in the length of
+# its path: each update is rounded twice, as it leaves the recovery and after its
+# decay, by at most 2^-9 of itself each time.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 2.0**-8}
+
+
+def _error(got: np.ndarray, want: np.ndarray, dtype: str) -> float:
+    """The largest distance between two walks, relative to the length of `want`."""
+    flat = [np.reshape(np.asarray(x, np.float64), (STEPS, -1)) for x in (got, want)]
+    distance = np.linalg.norm(np.cumsum(flat[0] - flat[1], axis=0), axis=1).max()
+    path = np.linalg.norm(flat[1], axis=1).sum()
+    total = np.linalg.norm(flat[1].sum(axis=0))
+    return float(distance / (path if dtype == "bfloat16" else total))
+
+
+def _check(
+    variant: Variant, rank: float, side: str, leaves: dict[str, tuple[common.Leaf, str]]
+) -> None:
+    """Runs all leaves, given with their dtypes, in one tree and compares each."""
+    method = dataclasses.replace(variant.method, update_interval=INTERVAL)
+    shapes = {name: leaf for name, (leaf, _) in leaves.items()}
+    gradients = {
+        name: jnp.asarray(common.drifting_gradients(leaf, STEPS, seed), dtype)
+        for seed, (name, (leaf, dtype)) in enumerate(leaves.items())
+    }
+    optimizer = variant.optimizer(
+        LEARNING_RATE,
+        rank=rank,
+        update_interval=INTERVAL,
+        side=side,
+        dimension_numbers=common.dimension_numbers(shapes),
+    )
+    params = {name: g[0] for name, g in gradients.items()}
+    got = common.run(optimizer, params, gradients)
+    too_far = {}
+    for name, (leaf, dtype) in leaves.items():
+        gradient = np.asarray(gradients[name], np.float64)
+        if leaf.rank(rank) is None:
+            want = oracle.adam_directions(gradient, method)
+        else:
+            bases = np.asarray(got.bases[name], np.float64)
+            want, used = oracle.low_rank_directions(
+                gradient, bases, method, leaf.view(side)
+            )
+            assert bases.shape[-1] == leaf.rank(rank)
+            error = np.max(np.abs(used.reshape(bases.shape) - bases))
+            if not error <= TOLERANCE["float32" if dtype == "bfloat16" else dtype]:
+                too_far[name, "basis"] = error
+        assert got.updates[name].dtype == dtype
+        error = _error(got.updates[name], -LEARNING_RATE * want, dtype)
+        if not error <= TOLERANCE[dtype]:
+            too_far[name, "updates"] = error
+    assert not too_far, f"away from the oracle by {too_far}"
+
+
+def _low_precision() -> dict[str, tuple[common.Leaf, str]]:
+    both = {n: common.LEAVES[n] for n in ("wide", "tall", "square", "stacked")}
+    both["attention"] = common.LEAVES["attention"]
+    leaves = {f"{name}_bfloat16": (leaf, "bfloat16") for name, leaf in both.items()}
+    both |= {n: common.LEAVES[n] for n in ("short_side_4", "vector")}
+    return leaves | {name: (leaf, "float32") for name, leaf in both.items()}
+
+
+def _high_precision() -> dict[str, tuple[common.Leaf, str]]:
+    return {name: (leaf, "float64") for name, leaf in common.LEAVES.items()}
+
+
+@pytest.mark.parametrize("name, rank", CASES)
+def test_low_precision(name, rank):
+    """Leaves of every kind in float32 and bfloat16."""
+    _check(VARIANTS[name], rank, "short", _low_precision())
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name, rank", CASES)
+def test_float64(name, rank):
+    """Leaves of every kind, to the last digits."""
+    _check(VARIANTS[name], rank, "short", _high_precision())
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", common.OPTIMIZERS)
+def test_basis_on_the_long_side(name):
+    """The same method on the transposed views."""
+    _check(VARIANTS[name], 4, "long", _high_precision())
+
+
+def test_basis_on_the_long_side_in_low_precision():
+    _check(VARIANTS["subtrack"], 4, "long", _low_precision())

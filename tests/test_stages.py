@@ -1,0 +1,409 @@
+"""The four stages: what passes between them, their order, their cost, their state."""
+
+import collections
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+import subtrack_jax as stj
+from tests import common
+
+RANK = 2
+INTERVAL = 3
+LEAVES = {name: common.LEAVES[name] for name in ("wide", "stacked", "vector")}
+LOW_RANK = stj.LowRank(rank=RANK, dimension_numbers=common.dimension_numbers(LEAVES))
+
+# The chains behind the aliases, written out as a user would.
+CHAINS = {
+    "subtrack": (stj.geodesic(), True, "columns"),
+    "subtrack_grad": (stj.geodesic(), False, "none"),
+    "grass_walk": (stj.random_walk(), True, "columns"),
+    "grass_jump": (stj.random_jump(), True, "columns"),
+    "galore": (stj.svd(init="randomized"), False, "none"),
+}
+
+
+def _chain(
+    name: str, *after: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    tracker, transport, recovery = CHAINS[name]
+    return optax.chain(
+        stj.track_subspace(LOW_RANK, tracker, update_interval=INTERVAL),
+        stj.project(LOW_RANK),
+        stj.scale_by_projection_aware_adam(LOW_RANK, transport=transport),
+        stj.recover_and_scale(LOW_RANK, recovery=recovery),
+        *after,
+    )
+
+
+def _assert_same_bits(got: Any, want: Any) -> None:
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_alias_is_the_chain_to_the_last_bit(name):
+    """Updates and state both, with weight decay, over a refresh."""
+    gradients = common.drifting_tree(LEAVES, INTERVAL + 2)
+    params = common.at(gradients, 0)
+    alias = common.OPTIMIZERS[name](
+        1e-3,
+        rank=RANK,
+        update_interval=INTERVAL,
+        weight_decay=0.1,
+        dimension_numbers=LOW_RANK.dimension_numbers,
+    )
+    chain = _chain(
+        name, optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(1e-3)
+    )
+    got, want = (common.run(opt, params, gradients) for opt in (alias, chain))
+    _assert_same_bits(got.updates, want.updates)
+    _assert_same_bits(jax.tree.leaves(got.state), jax.tree.leaves(want.state))
+
+
+STAGES = {
+    "track_subspace": stj.track_subspace(LOW_RANK, stj.geodesic()),
+    "project": stj.project(LOW_RANK),
+    "scale_by_projection_aware_adam": stj.scale_by_projection_aware_adam(LOW_RANK),
+    "recover_and_scale": stj.recover_and_scale(LOW_RANK),
+}
+
+
+@pytest.mark.parametrize("missing", list(STAGES)[:-1])
+def test_a_missing_stage_is_named(missing):
+    """Records stop at the first stage that cannot read them."""
+    chain = optax.chain(*(s for name, s in STAGES.items() if name != missing))
+    params = common.zeros(LEAVES)
+    with pytest.raises(TypeError, match=missing):
+        jax.eval_shape(chain.update, params, chain.init(params), params)
+
+
+def test_on_coordinates_names_project():
+    params = common.zeros(LEAVES)
+    stage = stj.on_coordinates(LOW_RANK, optax.scale_by_lion())
+    with pytest.raises(TypeError, match="project"):
+        jax.eval_shape(stage.update, params, stage.init(params), params)
+
+
+def test_tracking_twice_is_refused():
+    params = common.zeros(LEAVES)
+    chain = optax.chain(STAGES["track_subspace"], STAGES["track_subspace"])
+    with pytest.raises(TypeError, match="track_subspace"):
+        jax.eval_shape(chain.update, params, chain.init(params), params)
+
+
+class TestState:
+    def test_fields(self):
+        """The names people look up, and nothing for leaves that are not low-rank."""
+        params = common.zeros(LEAVES)
+        state = _chain("subtrack").init(params)
+        assert isinstance(state[0], stj.TrackSubspaceState)
+        assert state[1] == optax.EmptyState()
+        assert isinstance(state[2], optax.ScaleByAdamState)
+        assert isinstance(state[3], stj.RecoverAndScaleState)
+        basis, mu, nu, norm = (
+            optax.tree.get(state, name)
+            for name in ("basis", "mu", "nu", "recovery_norm")
+        )
+        assert isinstance(basis["vector"], optax.MaskedNode)
+        assert isinstance(norm["vector"], optax.MaskedNode)
+        assert mu["vector"].shape == nu["vector"].shape == (5,)
+        assert basis["stacked"].shape == (3, 6, RANK)
+        assert mu["stacked"].shape == nu["stacked"].shape == (3, RANK, 10)
+        assert norm["stacked"].shape == (3,)
+        assert basis["wide"].shape == (6, RANK)
+        assert norm["wide"].shape == ()
+
+    def test_only_arrays_and_no_key(self):
+        """A checkpoint of any format can hold it."""
+        for leaf in jax.tree.leaves(_chain("grass_jump").init(common.zeros(LEAVES))):
+            assert isinstance(leaf, jax.Array)
+            assert not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+    @pytest.mark.parametrize(
+        "arguments", [dict(recovery="none"), dict(growth_limit=None)]
+    )
+    def test_no_norm_where_nothing_is_limited(self, arguments):
+        state = stj.recover_and_scale(LOW_RANK, **arguments).init(common.zeros(LEAVES))
+        assert not jax.tree.leaves(state)
+
+    @pytest.mark.parametrize("name", common.OPTIMIZERS)
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+    def test_types_are_stable(self, name, dtype):
+        """Structure, shapes, dtypes and weak types, for parameters of every dtype."""
+        with jax.enable_x64(dtype == "float64"):
+            optimizer = common.OPTIMIZERS[name](
+                1e-3,
+                rank=RANK,
+                weight_decay=0.1,
+                dimension_numbers=LOW_RANK.dimension_numbers,
+            )
+            params = common.zeros(LEAVES, dtype)
+            init = jax.eval_shape(optimizer.init, params)
+            updates, state = jax.eval_shape(optimizer.update, params, init, params)
+        types = lambda tree: jax.tree.map(
+            lambda x: (x.shape, x.dtype, x.weak_type), tree
+        )
+        assert types(state) == types(init)
+        assert types(updates) == types(jax.eval_shape(lambda: params))
+        for field in ("basis", "mu", "nu"):
+            for leaf in jax.tree.leaves(optax.tree.get(init, field)):
+                assert leaf.dtype == jnp.promote_types(dtype, "float32")
+
+    @pytest.mark.parametrize("x64_enabled", [False, True])
+    def test_mixed_dtypes(self, x64_enabled):
+        """Low-precision gradients of float32 parameters, and the other way round."""
+        with jax.enable_x64(x64_enabled):
+            optimizer = stj.subtrack(
+                1e-3, rank=RANK, dimension_numbers=LOW_RANK.dimension_numbers
+            )
+            for of_params, of_gradients in [
+                ("float32", "bfloat16"),
+                ("bfloat16", "float32"),
+            ]:
+                params = common.zeros(LEAVES, of_params)
+                gradients = common.zeros(LEAVES, of_gradients)
+                init = jax.eval_shape(optimizer.init, params)
+                updates, state = jax.eval_shape(
+                    optimizer.update, gradients, init, params
+                )
+                assert {x.dtype for x in jax.tree.leaves(updates)} == {
+                    jnp.dtype(of_gradients)
+                }
+                assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(
+                    lambda x: x.dtype, init
+                )
+                for leaf in jax.tree.leaves(optax.tree.get(state, "basis")):
+                    assert leaf.dtype == jnp.float32
+
+    def test_mu_dtype(self):
+        """The first moment alone; and it still trains."""
+        gradients = common.drifting_tree(LEAVES, INTERVAL + 2)
+        params = common.at(gradients, 0)
+        optimizer = stj.subtrack(
+            1e-3,
+            rank=RANK,
+            update_interval=INTERVAL,
+            mu_dtype=jnp.bfloat16,
+            dimension_numbers=LOW_RANK.dimension_numbers,
+        )
+        run = common.run(optimizer, params, gradients)
+        for field, dtype in [
+            ("mu", "bfloat16"),
+            ("nu", "float32"),
+            ("basis", "float32"),
+        ]:
+            for leaf in jax.tree.leaves(optax.tree.get(run.state, field)):
+                assert leaf.dtype == dtype
+        full = stj.subtrack(
+            1e-3,
+            rank=RANK,
+            update_interval=INTERVAL,
+            dimension_numbers=LOW_RANK.dimension_numbers,
+        )
+        want = common.run(full, params, gradients).updates
+        for name in LEAVES:
+            error = jnp.linalg.norm((run.updates[name] - want[name]).ravel())
+            assert error < 2.0**-6 * jnp.linalg.norm(want[name].ravel())
+
+    @pytest.mark.parametrize("name", common.OPTIMIZERS)
+    def test_init_from_shapes(self, name):
+        """On `ShapeDtypeStruct`s, under `eval_shape` and under `jit`."""
+        optimizer = common.OPTIMIZERS[name](
+            1e-3, rank=RANK, dimension_numbers=LOW_RANK.dimension_numbers
+        )
+        params = common.zeros(LEAVES, jnp.bfloat16)
+        shapes = jax.eval_shape(lambda: params)
+        types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+        want = types(optimizer.init(params))
+        assert types(optimizer.init(shapes)) == want
+        assert types(jax.eval_shape(optimizer.init, params)) == want
+        assert types(jax.jit(optimizer.init)(params)) == want
+
+
+class TestOnCoordinates:
+    """Any optax rule in the coordinates."""
+
+    gradients = common.drifting_tree(LEAVES, 2 * INTERVAL)
+
+    def _updates(self, stage, **arguments):
+        optimizer = optax.chain(
+            stj.track_subspace(LOW_RANK, stj.geodesic(), update_interval=INTERVAL),
+            stj.project(LOW_RANK),
+            stage,
+            stj.recover_and_scale(LOW_RANK, **arguments),
+        )
+        return common.run(optimizer, common.zeros(LEAVES), self.gradients)
+
+    def test_adam(self):
+        """Without transport, the projection-aware Adam is Adam on coordinates."""
+        got = self._updates(stj.on_coordinates(LOW_RANK, optax.scale_by_adam()))
+        want = self._updates(
+            stj.scale_by_projection_aware_adam(LOW_RANK, transport=False)
+        )
+        _assert_same_bits(got.updates, want.updates)
+
+    def test_identity_is_the_gradient(self):
+        """phi = 1 for a rule that does nothing: inside and outside add up again."""
+        got = self._updates(
+            stj.on_coordinates(LOW_RANK, optax.identity()), scale=1.0, growth_limit=None
+        )
+        for name, want in self.gradients.items():
+            np.testing.assert_allclose(got.updates[name], want, atol=1e-5)
+
+    def test_sign(self):
+        """Lion's first direction in coordinates is the sign of the coordinates."""
+        got = self._updates(
+            stj.on_coordinates(LOW_RANK, optax.scale_by_lion()),
+            scale=1.0,
+            recovery="none",
+        )
+        basis = np.asarray(got.bases["wide"][0])
+        want = basis @ np.sign(basis.T @ np.asarray(self.gradients["wide"][0]))
+        np.testing.assert_allclose(got.updates["wide"][0], want, atol=1e-5)
+        np.testing.assert_array_equal(
+            got.updates["vector"][0], jnp.sign(self.gradients["vector"][0])
+        )
+
+    def test_transport_is_called_where_the_basis_moved(self):
+        """And its answer is what the rule continues from."""
+
+        def forget(state, rotations):
+            del rotations
+            return jax.tree.map(jnp.zeros_like, state)
+
+        stage = stj.on_coordinates(LOW_RANK, optax.trace(0.9), transport=forget)
+        got = self._updates(stage, scale=1.0, recovery="none")
+        basis = np.asarray(got.bases["wide"], np.float64)
+        seen = np.asarray(self.gradients["wide"], np.float64)
+        for step, start in [(2, 0), (3, 3), (5, 3)]:
+            trace = sum(
+                0.9 ** (step - k) * basis[step].T @ seen[k]
+                for k in range(start, step + 1)
+            )
+            np.testing.assert_allclose(
+                got.updates["wide"][step], basis[step] @ trace, atol=1e-5
+            )
+        plain = sum(0.9 ** (5 - k) * self.gradients["vector"][k] for k in range(6))
+        np.testing.assert_allclose(got.updates["vector"][5], plain, rtol=1e-5)
+
+
+# --- What a step costs --------------------------------------------------------
+
+
+def _equations(jaxpr, nesting=()):
+    """Every equation with the primitives that it is nested in.
+
+    A `cond` that only chooses the code of a platform is not one when it runs.
+    """
+    for equation in jaxpr.eqns:
+        yield equation, nesting
+        of_platform = equation.params.get("branches_platforms") is not None
+        name = "platform" if of_platform else equation.primitive.name
+        for inner in jaxprs_in_params(equation.params):
+            yield from _equations(inner, (*nesting, name))
+
+
+def _update_jaxpr(name: str, shape: tuple[int, ...], dtype: str = "float32"):
+    optimizer = common.OPTIMIZERS[name](
+        1e-3,
+        rank=RANK,
+        dimension_numbers=optax.contrib.MuonDimensionNumbers(-2, -1),
+    )
+    params = jax.ShapeDtypeStruct(shape, dtype)
+    state = jax.eval_shape(optimizer.init, params)
+    return jax.make_jaxpr(optimizer.update)(params, state, params).jaxpr
+
+
+@pytest.mark.parametrize("name", common.OPTIMIZERS)
+def test_refresh_is_a_conditional(name):
+    """One scalar predicate outside of `vmap`, which would make it a `select`.
+
+    What only a refresh computes, decompositions and random numbers, must be inside
+    of a `cond` for a stacked leaf as for a matrix, with nothing of it outside.
+    """
+    expensive = {"svd", "qr", "geqrf", "householder_product", "random_bits", "while"}
+    counts = []
+    for shape in [(6, 10), (3, 6, 10)]:
+        inside, outside = collections.Counter(), collections.Counter()
+        for equation, nesting in _equations(_update_jaxpr(name, shape)):
+            where = inside if "cond" in nesting else outside
+            where[equation.primitive.name] += 1
+            if equation.primitive.name == "cond":
+                assert equation.invars[0].aval.shape == ()
+        assert expensive & set(inside), f"no refresh found: {inside}"
+        assert not expensive & set(outside), f"outside of any cond: {outside}"
+        counts.append((inside["cond"] + outside["cond"], outside["dot_general"]))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("transport", [True, False])
+def test_refresh_runs_only_when_due(transport):
+    """Counted as it runs, for each slice of a stacked leaf."""
+    calls = []
+
+    def move(key, gradient, basis):
+        jax.debug.callback(lambda _: calls.append(1), gradient[0, 0])
+        return stj.geodesic().move(key, gradient, basis)
+
+    low_rank = stj.LowRank(RANK, optax.contrib.MuonDimensionNumbers(-2, -1))
+    optimizer = optax.chain(
+        stj.track_subspace(
+            low_rank, stj.geodesic()._replace(move=move), update_interval=INTERVAL
+        ),
+        stj.project(low_rank),
+        stj.scale_by_projection_aware_adam(low_rank, transport=transport),
+        stj.recover_and_scale(low_rank),
+    )
+    gradients = {
+        "stacked": jnp.asarray(common.drifting_gradients(common.LEAVES["stacked"], 8))
+    }
+    params = {"stacked": jnp.zeros((3, 6, 10))}
+    run = common.run(optimizer, params, gradients)
+    jax.block_until_ready(run)
+    jax.effects_barrier()
+    assert len(calls) == 2 * 3  # Steps 3 and 6, three slices each.
+    moved = np.any(np.diff(run.bases["stacked"], axis=0) != 0, axis=(1, 2, 3))
+    np.testing.assert_array_equal(np.flatnonzero(moved) + 1, [3, 6])
+
+
+@pytest.mark.parametrize("name", common.OPTIMIZERS)
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (3, 24, 40)])
+def test_a_steady_step_is_two_products(name, shape):
+    """m n r each: one into the subspace, one back. No full-size m x m or n x n."""
+    product = int(np.prod(shape)) * RANK
+    products = 0
+    for equation, nesting in _equations(_update_jaxpr(name, shape)):
+        if equation.primitive.name != "dot_general" or "cond" in nesting:
+            continue
+        left, right = (x.aval for x in equation.invars)
+        (contract, _), (batch, _) = equation.params["dimension_numbers"]
+        shared = [left.shape[axis] for axis in (*contract, *batch)]
+        flops = left.size * right.size // int(np.prod(shared))
+        products += flops == product
+        assert flops <= product
+    assert products == 2
+
+
+@pytest.mark.parametrize("name", ["subtrack", "grass_walk", "grass_jump"])
+def test_branches_do_not_copy_moments_or_gradients(name):
+    """A value that a branch passes through unchanged is copied on every step."""
+    gradient, moment = (3, 6, 10), (3, RANK, 10)
+    conditionals = 0
+    for equation, nesting in _equations(_update_jaxpr(name, (3, 6, 10))):
+        if equation.primitive.name != "cond" or "cond" in nesting:
+            continue
+        conditionals += 1
+        for branch in equation.params["branches"]:
+            for out in branch.jaxpr.outvars:
+                passed_through = any(out is x for x in branch.jaxpr.invars)
+                assert not (passed_through and out.aval.shape in (gradient, moment))
+    assert conditionals == 2  # One in tracking, one in the moments' transport.

@@ -1,0 +1,226 @@
+"""Where bases start and how they move, one wide matrix at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+import subtrack_jax as stj
+from tests import common, oracle
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+RANK = 3
+KEY = 7
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+SHAPES = [(6, 10), (10, 6), (8, 8)]
+STARTS = {
+    "randomized": stj.geodesic(init="randomized"),
+    "svd": stj.geodesic(init="svd"),
+    "galore": stj.svd(),
+    "galore_randomized": stj.svd(init="randomized"),
+    "walk": stj.random_walk(),
+    "walk_svd": stj.random_walk(init="svd"),
+}
+
+
+def _gradient(m, n, dtype, seed=0):
+    leaf = common.Leaf((m, n))
+    side = common.drifting_gradients(leaf, 2, seed)[1]
+    return jnp.asarray(side, dtype)
+
+
+def _start(m, dtype, seed=0):
+    basis = scipy.linalg.orth(np.random.default_rng(seed).normal(size=(m, RANK)))
+    return jnp.asarray(basis, dtype)
+
+
+def _f64(x):
+    return np.asarray(x, np.float64)
+
+
+def _angles(a, b):
+    return scipy.linalg.subspace_angles(_f64(a), _f64(b))
+
+
+def _check_rotation(rotation, old, new, tolerance):
+    """C = S_new^T S_old, whichever way the tracker describes it."""
+    if rotation is None:
+        return
+    v, cosine = _f64(rotation.direction), _f64(rotation.cosine)
+    got = np.eye(RANK) + (cosine - 1.0) * np.outer(v, v)
+    np.testing.assert_allclose(got, _f64(new).T @ _f64(old), atol=tolerance)
+
+
+@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("m, n", SHAPES)
+def test_start_is_on_the_leading_directions(name, m, n, precision):
+    gradient = _gradient(m, n, precision)
+    got = STARTS[name].start(jax.random.key(KEY), gradient, RANK)
+    assert got.shape == (m, RANK) and got.dtype == precision
+    assert common.orthonormality_error(got) < TOLERANCE[precision]
+    best = oracle.svd_basis(_f64(gradient), RANK)
+    share = oracle.captured_energy(_f64(got), _f64(gradient))
+    share /= oracle.captured_energy(best, _f64(gradient))
+    assert share >= 0.99
+    if "randomized" not in name and name != "walk":
+        assert _angles(got, best).max() < TOLERANCE[precision]
+
+
+def test_random_jump_starts_and_jumps_anywhere(precision):
+    """Nothing of the gradient or the old basis is in the new one."""
+    tracker = stj.random_jump()
+    start = tracker.start(jax.random.key(0), _gradient(6, 10, precision), RANK)
+    jump, rotation = tracker.move(jax.random.key(1), _gradient(6, 10, precision), start)
+    again, _ = tracker.move(
+        jax.random.key(1),
+        _gradient(6, 10, precision, seed=1),
+        _start(6, precision, seed=1),
+    )
+    assert rotation is None
+    np.testing.assert_array_equal(jump, again)
+    assert _angles(start, jump).max() > 0.1
+    for basis in (start, jump):
+        assert basis.shape == (6, RANK) and basis.dtype == precision
+        assert common.orthonormality_error(basis) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize(
+    "tracker, move",
+    [
+        (stj.geodesic(), oracle.line_search()),
+        (stj.geodesic(damping=0.3), oracle.line_search(0.3)),
+        (stj.geodesic(step_size=2e-3), oracle.fixed_step(2e-3)),
+        (stj.geodesic(step_size=1.0), oracle.fixed_step(1.0)),
+    ],
+    ids=["line_search", "damped", "fixed_step", "many_turns"],
+)
+@pytest.mark.parametrize("m, n", SHAPES)
+def test_geodesic(tracker, move, m, n, precision):
+    """Turns the one direction by the one angle, and says how the coordinates turn."""
+    basis, gradient = _start(m, precision), _gradient(m, n, precision)
+    got, rotation = tracker.move(jax.random.key(KEY), gradient, basis)
+    want = move(_f64(basis), _f64(gradient))
+    assert got.dtype == precision
+    np.testing.assert_allclose(got, want, atol=TOLERANCE[precision])
+    assert rotation is not None  # O(r n) transport: no dense change of basis.
+    _check_rotation(rotation, basis, got, TOLERANCE[precision])
+
+
+@pytest.mark.parametrize("m, n", SHAPES)
+def test_geodesic_lowers_the_projection_error(m, n):
+    """On the same gradient, and again, until the leading directions are found."""
+    tracker = stj.geodesic()
+    basis, gradient = _start(m, "float32"), _gradient(m, n, "float32")
+    missed = []
+    for _ in range(40):
+        missed.append(1 - oracle.captured_energy(_f64(basis), _f64(gradient)))
+        basis, _ = tracker.move(jax.random.key(KEY), gradient, basis)
+    best = oracle.svd_basis(_f64(gradient), RANK)
+    optimum = 1 - oracle.captured_energy(best, _f64(gradient))
+    assert np.all(np.diff(missed) < 1e-6)
+    assert missed[1] < missed[0]
+    assert missed[-1] - optimum < 0.02 * (missed[0] - optimum)
+
+
+def test_geodesic_stays_where_nothing_is_missed(precision):
+    """sigma = 0: the gradient lies in the span, and rounding must not turn it."""
+    basis = _start(8, precision)
+    inside = basis @ jnp.asarray(
+        np.random.default_rng(0).normal(size=(3, 9)), precision
+    )
+    for gradient in (inside, jnp.zeros_like(inside), jnp.eye(8, 9, dtype=precision)):
+        start = jnp.eye(8, RANK, dtype=precision) if gradient[0, 0] == 1 else basis
+        for step_size in (None, 0.1):
+            tracker = stj.geodesic(step_size=step_size)
+            got, rotation = tracker.move(jax.random.key(KEY), gradient, start)
+            np.testing.assert_allclose(got, start, atol=TOLERANCE[precision])
+            _check_rotation(rotation, start, got, TOLERANCE[precision])
+
+
+def test_geodesic_turns_by_a_right_angle():
+    """A gradient that is almost wholly missed: theta near pi/2 either way."""
+    basis = jnp.eye(6, 2)
+    gradient = jnp.zeros((6, 4)).at[0, 0].set(1e-3).at[5, 0].set(1.0)
+    got, rotation = stj.geodesic().move(jax.random.key(KEY), gradient, basis)
+    assert 1 - oracle.captured_energy(_f64(got), _f64(gradient)) < 1e-10
+    assert abs(_angles(got, basis).max() - (np.pi / 2 - 1e-3)) < 1e-6
+    sigma = 1e-3
+    quarter = stj.geodesic(step_size=float(np.pi / 4 / sigma))
+    got, rotation = quarter.move(jax.random.key(KEY), gradient, basis)
+    np.testing.assert_allclose(np.abs(got[:, 0]), jnp.eye(6)[5], atol=1e-6)
+    assert abs(rotation.cosine) < 1e-6
+
+
+@pytest.mark.parametrize("exponent", [-100, -40, -10, 10, 40, 60])
+def test_line_search_ignores_the_scale_of_the_gradient(exponent):
+    """To the bit, by powers of two; the fixed step depends on it by design."""
+    basis, gradient = _start(6, "float32"), _gradient(6, 10, "float32")
+    scaled = gradient * jnp.float32(2.0**exponent)
+    want, _ = stj.geodesic().move(jax.random.key(KEY), gradient, basis)
+    got, _ = stj.geodesic().move(jax.random.key(KEY), scaled, basis)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("m, n", SHAPES)
+def test_svd_moves_to_the_best_basis(m, n, precision):
+    basis, gradient = _start(m, precision), _gradient(m, n, precision)
+    got, _ = stj.svd().move(jax.random.key(KEY), gradient, basis)
+    best = oracle.svd_basis(_f64(gradient), RANK)
+    assert _angles(got, best).max() < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("angle", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("m", [6, 40])
+def test_random_walk_moves_by_its_angle(angle, m, precision):
+    """The largest principal angle, whatever the gradient; another key, another way."""
+    basis = _start(m, precision)
+    move = stj.random_walk(angle=angle).move
+    gradient = _gradient(m, m + 2, precision)
+    got, rotation = move(jax.random.key(0), gradient, basis)
+    other, _ = move(jax.random.key(1), gradient, basis)
+    same, _ = move(jax.random.key(0), 1e6 * gradient, basis)
+    np.testing.assert_allclose(_angles(got, basis)[0], angle, rtol=1e-3)
+    assert common.orthonormality_error(got) < TOLERANCE[precision]
+    assert _angles(got, other).max() > 0.1 * angle
+    np.testing.assert_array_equal(got, same)
+    _check_rotation(rotation, basis, got, TOLERANCE[precision])
+
+
+def test_random_walk_in_a_half_space_it_cannot_leave():
+    """rank > m / 2: some directions have nowhere to turn; the others still turn."""
+    basis = jnp.asarray(scipy.linalg.orth(np.random.default_rng(0).normal(size=(4, 3))))
+    gradient = jnp.ones((4, 5))
+    got, _ = stj.random_walk(angle=0.5).move(jax.random.key(0), gradient, basis)
+    assert common.orthonormality_error(got) < 1e-5
+    np.testing.assert_allclose(_angles(got, basis), [0.5, 0.0, 0.0], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", common.TRACKERS)
+def test_of_a_zero_gradient(name):
+    """A frozen matrix: a basis all the same."""
+    tracker = common.TRACKERS[name]
+    gradient = jnp.zeros((6, 10))
+    basis = tracker.start(jax.random.key(0), gradient, RANK)
+    assert common.orthonormality_error(basis) < 1e-5
+    moved, _ = tracker.move(jax.random.key(1), gradient, basis)
+    assert common.orthonormality_error(moved) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "make, value",
+    [
+        (lambda x: stj.geodesic(step_size=x), -1.0),
+        (lambda x: stj.geodesic(damping=x), 0.0),
+        (lambda x: stj.geodesic(damping=x), 1.5),
+        (lambda x: stj.geodesic(init=x), "qr"),
+        (lambda x: stj.svd(init=x), "qr"),
+        (lambda x: stj.random_walk(init=x), "qr"),
+        (lambda x: stj.random_walk(angle=x), -0.1),
+        (lambda x: stj.random_walk(angle=x), 2.0),
+    ],
+)
+def test_bad_arguments_are_quoted(make, value):
+    with pytest.raises(ValueError, match=str(value)):
+        make(value)
