@@ -18,7 +18,7 @@ def check(
         return
     try:
         accepted = bool(accept(value))
-    except TypeError:
+    except (TypeError, ValueError, OverflowError):
         accepted = False
     if not accepted:
         raise ValueError(f"{name}={value!r}: must be {requirement}.")

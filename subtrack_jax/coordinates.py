@@ -172,6 +172,13 @@ def scale_by_projection_aware_adam(
     """
     check("b1", b1, lambda x: 0 <= x < 1, "in [0, 1)")
     check("b2", b2, lambda x: 0 <= x < 1, "in [0, 1)")
+    if mu_dtype is not None:
+        check(
+            "mu_dtype",
+            mu_dtype,
+            lambda x: jnp.issubdtype(jnp.dtype(x), jnp.floating),
+            "a floating-point dtype",
+        )
     check("eps", eps, lambda x: 0 <= x < float("inf"), "0 or a small positive number")
     return on_coordinates(
         low_rank,

@@ -167,7 +167,13 @@ class LowRank:
         if not ((whole and rank >= 1) or (fraction and 0 < rank <= 1)):
             raise ValueError(
                 f"rank={rank!r}: use an int of at least 1, or a float in (0, 1]"
-                " for a fraction of the smaller side."
+                " for a fraction of the smaller side. It decides shapes: under"
+                " optax.inject_hyperparams name it in static_args."
+            )
+        if isinstance(self.dimension_numbers, (int, float, str)):
+            raise ValueError(
+                f"dimension_numbers={self.dimension_numbers!r}: use None, one"
+                " optax.contrib.MuonDimensionNumbers, a tree of them or a function."
             )
         if self.side not in ("short", "long"):
             raise ValueError(f"side={self.side!r}: use 'short' or 'long'.")
@@ -184,6 +190,8 @@ class LowRank:
 
         Raises:
           ValueError: if nothing matches, or dimension numbers do not fit a leaf.
+            A tree of vectors and scalars alone needs no match when
+            `dimension_numbers` is None.
         """
         if not jax.tree.leaves(tree):  # optax.tree.map_params asks with such trees
             return tree
@@ -253,7 +261,7 @@ class LowRank:
             return [spec if leaf.ndim == 2 else None for leaf in leaves]
         if isinstance(wanted, _SPECS):
             axes = _axes(wanted.reduction_axis) + _axes(wanted.output_axis)
-            reach = max(axis + 1 if axis >= 0 else -axis for axis in axes)
+            reach = max((axis + 1 if axis >= 0 else -axis for axis in axes), default=0)
             return [wanted if leaf.ndim >= max(2, reach) else None for leaf in leaves]
         is_spec = lambda x: x is None or isinstance(x, _SPECS)
         try:
@@ -330,12 +338,19 @@ def by_path(
       A function from parameters to dimension numbers, for `LowRank`. Leaves of
       fewer than two axes never match.
 
+    Raises:
+      ValueError: if the pattern is not a regular expression.
+
     Example:
       >>> import jax.numpy as jnp
       >>> params = {"mlp": {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}}
       >>> by_path("mlp/")(params)["mlp"]["kernel"]
       MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
     """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern={pattern!r} does not compile: {error}.") from error
     return _ByPath(
         pattern,
         optax.contrib.MuonDimensionNumbers(reduction_axis, output_axis),

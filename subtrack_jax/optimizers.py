@@ -290,8 +290,9 @@ def galore(
     """GaLore: the leading singular subspace of the gradient, taken anew.
 
     Zhao et al. 2024, arXiv 2403.03507. Moments are kept when the basis changes
-    and nothing is recovered. For parity with `optax.contrib.galore` set
-    `scale=1.0`, `init="svd"` and `side="long"`.
+    and nothing is recovered. `optax.contrib.galore` is this with `scale=1.0`,
+    `init="svd"` and `side="long"`, up to the signs of singular vectors, which
+    kept moments depend on.
 
     Args: as in `subtrack`, without those of its tracker and of the recovery.
       init: how leading singular vectors are found, at the start and at every

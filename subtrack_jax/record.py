@@ -110,9 +110,17 @@ def expect_records(
         "direction": "scale_by_projection_aware_adam or on_coordinates",
     }[needs]
 
+    if not isinstance(low_rank, LowRank):
+        raise TypeError(f"{stage} takes a LowRank first, was given {low_rank!r}.")
+
     def check(path, leaf, view):
+        if is_record(leaf) and leaf.view != view:
+            raise TypeError(
+                f"{stage} was given {path_name(path)} tracked as {leaf.view}, which"
+                f" its own LowRank sees as {view}: give all stages the same one."
+            )
         reached = is_record(leaf) and getattr(leaf, needs) is not None
-        if not reached and (is_record(leaf) or view is not None):
+        if view is not None and not reached:
             raise TypeError(
                 f"{stage} was given {path_name(path)} without its {needs}: chain"
                 f" {before} before it, with the same LowRank."

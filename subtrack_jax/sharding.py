@@ -98,7 +98,9 @@ def _place(value: jax.Array, leaf: Any, spec_of: Callable) -> jax.Array:
     """Puts new state where the rule wants it, next to its parameter."""
     is_traced = isinstance(leaf, jax.core.Tracer)
     # Traced values on automatic meshes have no sharding yet: the compiler's turn.
-    sharding = _explicit_sharding(leaf) if is_traced else leaf.sharding
+    sharding = (
+        _explicit_sharding(leaf) if is_traced else getattr(leaf, "sharding", None)
+    )
     if not isinstance(sharding, NamedSharding):
         return value
     spec = spec_of(_padded(sharding.spec, leaf.ndim), sharding.mesh)

@@ -58,6 +58,12 @@ def track_subspace(
       ValueError: if `update_interval` is below 1; on `init`, if no leaf matches.
     """
     check(
+        "seed",
+        seed,
+        lambda x: jnp.issubdtype(jnp.result_type(x), jnp.integer),
+        "an int",
+    )
+    check(
         "update_interval",
         update_interval,
         lambda x: x >= 1 and x == int(x),
@@ -97,13 +103,17 @@ def track_subspace(
             ]
 
         # Branches return the same types: ask which kind of rotation moves give.
-        is_rank_one = chosen and jax.eval_shape(moves)[0][1] is not None
         still = [
-            RankOneRotation.identity(basis) if is_rank_one else None for basis in bases
+            None if rotation is None else RankOneRotation.identity(basis)
+            for basis, (_, rotation) in zip(bases, jax.eval_shape(moves), strict=True)
         ]
 
         def starts():
             def start(key, gradient, basis):
+                # Noise in place of zeros: on coordinate axes, which is where zeros
+                # lead, a gradient that lives on others would never be found.
+                noise = jax.random.normal(key, gradient.shape, gradient.dtype)
+                gradient = jnp.where(jnp.any(gradient != 0), gradient, noise)
                 return tracker.start(key, gradient, basis.shape[-1]), None
 
             return [

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -119,21 +119,25 @@ class Run(NamedTuple):
     state: Any
 
 
-def _quick_compilation() -> dict[str, bool]:
-    """These runs compile for seconds and run for milliseconds.
+def _quick_compilation() -> dict[str, Any]:
+    """For runs that compile for seconds and then run for milliseconds.
 
     XLA's older CPU emitters take a third of the time; where they no longer exist,
     the newer ones will do.
     """
-    options = {"xla_cpu_use_fusion_emitters": False}
+    options = {"xla_backend_optimization_level": 0}
+    quicker = options | {"xla_cpu_use_fusion_emitters": False}
     try:
-        jax.jit(lambda: jnp.zeros(()), compiler_options=options)()
+        jax.jit(lambda: jnp.zeros(()), compiler_options=quicker)()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return options
+        return options
+    return quicker
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=_quick_compilation())
+quick_jit = functools.partial(jax.jit, compiler_options=_quick_compilation())
+
+
+@functools.partial(quick_jit, static_argnums=0)
 def _scan(update, state, params, gradients):
     def step(state, gradient):
         updates, state = update(gradient, state, params)
@@ -146,20 +150,6 @@ def _scan(update, state, params, gradients):
 def run(optimizer: optax.GradientTransformation, params: Any, gradients: Any) -> Run:
     """Feeds recorded gradients, `(steps, ...)` in every leaf, to fixed parameters."""
     return _scan(optimizer.update, optimizer.init(params), params, gradients)
-
-
-def step_function(
-    optimizer: optax.GradientTransformation, loss: Callable[[Any], jax.Array]
-) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """A training step, compiled."""
-
-    @jax.jit
-    def step(params, state):
-        gradient = jax.grad(loss)(params)
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
 
 
 def orthonormality_error(basis: Any) -> float:

@@ -1,6 +1,9 @@
 """What a long training run meets once: zeros, NaNs, right angles, full rank."""
 
 import functools
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -200,7 +203,7 @@ def test_orthonormal_after_ten_thousand_updates(name):
             for leaf, zero in params.items()
         }
 
-    @jax.jit
+    @common.quick_jit
     def train(state):
         def step(state, key):
             return optimizer.update(gradient(key), state)[1], None
@@ -211,3 +214,32 @@ def test_orthonormal_after_ten_thousand_updates(name):
     for leaf in params:
         assert basis[leaf].dtype == jnp.float32
         assert common.orthonormality_error(basis[leaf]) < 1e-5
+
+
+MANY_STACKED_LEAVES = """
+import os
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+import jax
+import subtrack_jax as stj
+
+low_rank = stj.LowRank(rank=8, dimension_numbers=stj.by_path(""))
+gradients = [jax.random.normal(jax.random.key(k), (4, 64, 40 + k)) for k in range(7)]
+for tracker in (stj.geodesic(), stj.random_jump(), stj.svd()):
+    stage = stj.track_subspace(low_rank, tracker)
+    state = stage.init(gradients)
+    start = jax.jit(stage.update)
+    for _ in range(10):
+        jax.block_until_ready(start(gradients, state))
+"""
+
+
+def test_many_stacked_leaves_do_not_wait_for_each_other():
+    """Batched decompositions of several leaves can hang in a pool of two threads.
+
+    In a process of its own: a thread that hangs cannot be stopped.
+    """
+    root = pathlib.Path(__file__).parent.parent
+    subprocess.run(
+        [sys.executable, "-c", MANY_STACKED_LEAVES], cwd=root, check=True, timeout=240
+    )

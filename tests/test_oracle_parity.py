@@ -28,6 +28,7 @@ VARIANTS = {
     "subtrack_damped": Variant(
         functools.partial(
             stj.subtrack,
+            init="svd",
             damping=0.5,
             scale=1.5,
             recovery_scale=0.6,
@@ -47,11 +48,11 @@ VARIANTS = {
         ),
     ),
     "subtrack_fixed_step": Variant(
-        functools.partial(stj.subtrack, step_size=3e-3),
+        functools.partial(stj.subtrack, step_size=3e-3, init="svd"),
         oracle.Method(oracle.fixed_step(3e-3)),
     ),
     "subtrack_grad": Variant(
-        stj.subtrack_grad,
+        functools.partial(stj.subtrack_grad, init="svd"),
         oracle.Method(oracle.line_search(), transport=False, recovery=False),
     ),
     "grass_walk": Variant(
@@ -64,7 +65,6 @@ VARIANTS = {
 CASES = [
     *((name, 4) for name in VARIANTS),
     *((name, 1) for name in common.OPTIMIZERS),
-    ("subtrack", 0.5),
 ]
 
 # Relative to the leaf's total change. A bfloat16 leaf is compared in the length of
@@ -130,8 +130,9 @@ def _low_precision() -> dict[str, tuple[common.Leaf, str]]:
     return leaves | {name: (leaf, "float32") for name, leaf in both.items()}
 
 
-def _high_precision() -> dict[str, tuple[common.Leaf, str]]:
-    return {name: (leaf, "float64") for name, leaf in common.LEAVES.items()}
+def _high_precision(*more: str) -> dict[str, tuple[common.Leaf, str]]:
+    names = ("wide", "tall", "square", "stacked", "attention", "short_side_4", "vector")
+    return {n: (common.LEAVES[n], "float64") for n in (*names, *more)}
 
 
 @pytest.mark.parametrize("name, rank", CASES)
@@ -154,5 +155,12 @@ def test_basis_on_the_long_side(name):
     _check(VARIANTS[name], 4, "long", _high_precision())
 
 
-def test_basis_on_the_long_side_in_low_precision():
-    _check(VARIANTS["subtrack"], 4, "long", _low_precision())
+@pytest.mark.usefixtures("x64")
+def test_a_fraction_as_rank():
+    """Half of each leaf's smaller side, and the less usual axes."""
+    leaves = _high_precision("attention_output", "batch_axis_last")
+    _check(VARIANTS["subtrack"], 0.5, "short", leaves)
+
+
+def test_low_precision_on_the_long_side():
+    _check(VARIANTS["subtrack"], 0.5, "long", _low_precision())

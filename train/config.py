@@ -182,8 +182,8 @@ class PretrainConfig:
 
     model: LlamaConfig
     preset: PresetName = "tiny"
-    steps: int = 400
-    eval_every_steps: int = 100
+    steps: int = 300
+    eval_every_steps: int = 50
     seed: int = 0
     output_dir: pathlib.Path = pathlib.Path("runs/pretrain")
     data: DataConfig = DataConfig()
