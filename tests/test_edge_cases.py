@@ -54,6 +54,25 @@ def test_zero_gradient_from_the_start(name):
         assert thawed > 0.1 * np.linalg.norm(run.updates[leaf][INTERVAL + 2]) > 0.0
 
 
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["matrix", "stacked"])
+@pytest.mark.parametrize("name", ["subtrack", "subtrack_grad"])
+def test_tracking_finds_what_begins_after_a_zero_start(name, batch):
+    """Wherever it lives: no basis that zeros lead to may be blind to some axes."""
+    rng = np.random.default_rng(0)
+    optimizer = common.OPTIMIZERS[name](
+        1e-2,
+        rank=RANK,
+        update_interval=1,
+        dimension_numbers=MuonDimensionNumbers(-2, -1),
+    )
+    for rows in ([0, 1], [2, 3], [4, 5]):
+        gradient = np.zeros((20, *batch, 6, 10), np.float32)
+        gradient[1:, ..., rows, :] = rng.normal(size=(19, *batch, 2, 10))
+        run = common.run(optimizer, jnp.zeros((*batch, 6, 10)), jnp.asarray(gradient))
+        within = np.sum(np.asarray(run.bases)[-1][..., rows, :] ** 2, axis=(-2, -1))
+        assert np.all(within > 0.9 * RANK)
+
+
 @BY_NAME
 def test_zero_gradient_on_a_refresh(name):
     """And for a while after it."""

@@ -214,6 +214,29 @@ class TestState:
             error = jnp.linalg.norm((run.updates[name] - want[name]).ravel())
             assert error < 2.0**-6 * jnp.linalg.norm(want[name].ravel())
 
+    def test_basis_dtype(self):
+        """Stored in bfloat16, computed with in float32: orthonormal to its rounding."""
+        optimizer = optax.chain(
+            stj.track_subspace(
+                LOW_RANK,
+                stj.geodesic(),
+                update_interval=INTERVAL,
+                basis_dtype=jnp.bfloat16,
+            ),
+            stj.project(LOW_RANK),
+            stj.scale_by_projection_aware_adam(LOW_RANK),
+            stj.recover_and_scale(LOW_RANK),
+        )
+        gradients = common.drifting_tree(LEAVES, 4 * INTERVAL)
+        got = common.run(optimizer, common.zeros(LEAVES), gradients)
+        want = common.run(_chain("subtrack"), common.zeros(LEAVES), gradients)
+        for name in ("wide", "stacked"):
+            assert got.bases[name].dtype == jnp.bfloat16
+            assert common.orthonormality_error(got.bases[name]) < 2.0**-7
+            error = jnp.linalg.norm((got.updates[name] - want.updates[name]).ravel())
+            assert error < 0.05 * jnp.linalg.norm(want.updates[name].ravel())
+        np.testing.assert_array_equal(got.updates["vector"], want.updates["vector"])
+
     @pytest.mark.parametrize("name", common.OPTIMIZERS)
     def test_init_from_shapes(self, name):
         """On `ShapeDtypeStruct`s, under `eval_shape` and under `jit`."""
