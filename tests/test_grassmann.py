@@ -1,6 +1,7 @@
 """The geometry against NumPy and SciPy in float64."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -273,3 +274,14 @@ def test_captured_energy(m, n, rank, precision):
     np.testing.assert_allclose(got, want, rtol=4 * ROUNDING[precision])
     zero = grassmann.captured_energy(basis, jnp.zeros_like(gradient))
     assert 0.0 <= zero <= 1.0  # Not 0 / 0.
+
+
+def test_stacked_matrices_are_decomposed_one_by_one():
+    """Batched QRs of several leaves deadlock on CPUs with few threads."""
+    finder = jax.vmap(lambda g: grassmann.range_finder(jax.random.key(0), g, 2))
+    jaxpr = str(jax.make_jaxpr(finder)(jnp.zeros((3, 6, 10))))
+    decompositions = [line for line in jaxpr.splitlines() if "= qr[" in line]
+    assert decompositions
+    for line in decompositions:
+        shapes = re.findall(r"f32\[([\d,]+)\]", line)
+        assert [shape.count(",") for shape in shapes] == [1, 1]
