@@ -50,8 +50,18 @@ def test_zero_gradient_from_the_start(name):
     for leaf in LOW_RANK:
         assert common.orthonormality_error(run.bases[leaf]) < 1e-5
         np.testing.assert_array_equal(run.updates[leaf][: INTERVAL + 2], 0.0)
-        thawed = np.linalg.norm(run.updates[leaf][-1])
-        assert thawed > 0.1 * np.linalg.norm(run.updates[leaf][INTERVAL + 2]) > 0.0
+        thawed = run.updates[leaf][INTERVAL + 2 :]
+        assert np.all(np.linalg.norm(thawed.reshape(len(thawed), -1), axis=1) > 1e-4)
+
+
+@pytest.mark.parametrize("name", ["subtrack", "grass_walk", "grass_jump"])
+def test_recovery_after_a_zero_start(name):
+    """A last norm of zero must not limit the recovered part to zero for ever."""
+    gradients = jax.tree.map(lambda g: g.at[0].set(0.0), _gradients())
+    run = _run(name, gradients)
+    basis, update = run.bases["stacked"][-1], run.updates["stacked"][-1]
+    outside = update - basis @ (basis.mT @ update)
+    assert np.linalg.norm(outside) > 0.1 * np.linalg.norm(update)
 
 
 @pytest.mark.parametrize("batch", [(), (3,)], ids=["matrix", "stacked"])
@@ -187,6 +197,7 @@ def test_a_gradient_inside_of_the_span_keeps_the_basis(name, batch):
         optimizer, jnp.zeros((*batch, 6, 10)), jnp.asarray(gradients, jnp.float32)
     )
     assert np.max(np.abs(run.bases - run.bases[:1])) < 1e-4
+    common.assert_all_finite((run.updates, run.state))
 
 
 @BY_NAME
@@ -232,7 +243,8 @@ def test_orthonormal_after_ten_thousand_updates(name):
     basis = train(optimizer.init(params)).basis
     for leaf in params:
         assert basis[leaf].dtype == jnp.float32
-        assert common.orthonormality_error(basis[leaf]) < 1e-5
+        # Without a polish, drift makes it ten to a hundred times as much.
+        assert common.orthonormality_error(basis[leaf]) < 1e-6
 
 
 MANY_STACKED_LEAVES = """

@@ -164,3 +164,18 @@ def test_a_fraction_as_rank():
 
 def test_low_precision_on_the_long_side():
     _check(VARIANTS["subtrack"], 0.5, "long", _low_precision())
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_variance_that_comes_out_negative():
+    """A gradient that jumps: its mean is ahead of its second moment."""
+    method = oracle.Method(b1=0.3, update_interval=INTERVAL)
+    leaf = common.LEAVES["wide"]
+    size = np.where(np.arange(STEPS) < 4, 1e-3, 1.0)[:, None, None]
+    gradients = size * common.drifting_gradients(leaf, 1)
+    optimizer = stj.grass_jump(LEARNING_RATE, rank=4, update_interval=INTERVAL, b1=0.3)
+    got = common.run(optimizer, jnp.zeros(leaf.shape), jnp.asarray(gradients))
+    want, _ = oracle.low_rank_directions(
+        gradients, np.asarray(got.bases), method, leaf.view()
+    )
+    assert _error(got.updates, -LEARNING_RATE * want, "float64") < 1e-9

@@ -123,7 +123,7 @@ def _piece(x):
 
 def test_a_mesh_that_does_not_divide():
     """Sides that the mesh does not divide leave state whole, not in error."""
-    leaf = common.Leaf((6, 10))
+    leaf = common.Leaf((6, 9))
     gradients = jnp.asarray(common.drifting_gradients(leaf, STEPS), jnp.float32)
     optimizer = common.OPTIMIZERS["subtrack"](1e-2, rank=2, update_interval=2)
     want = common.run(optimizer, jnp.zeros(leaf.shape), gradients).updates
