@@ -23,7 +23,9 @@ import jax.numpy as jnp
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def tangent(basis: jax.Array, gradient: jax.Array) -> jax.Array:
+def tangent(
+    basis: jax.Array, gradient: jax.Array, scale: jax.Array | float = 1.0
+) -> jax.Array:
     """Steepest-descent direction of the projection error, up to a factor 2.
 
     The cost |S A - G|_F^2, minimised over the coordinates A, has the Grassmann
@@ -33,11 +35,13 @@ def tangent(basis: jax.Array, gradient: jax.Array) -> jax.Array:
     Args:
       basis: orthonormal, of shape (m, r).
       gradient: of shape (m, n).
+      scale: takes the tangent at `gradient / scale` without dividing the
+        gradient; see `power_of_two`.
 
     Returns:
       X = (I - S S^T) G A^T, of shape (m, r), orthogonal to the basis.
     """
-    product = gradient @ (gradient.T @ basis)
+    product = gradient @ (gradient.T @ basis / scale) / scale
     return product - basis @ (basis.T @ product)
 
 
@@ -136,7 +140,7 @@ def line_search(
     With a = G^T S v and b = G^T u, the energy |S(theta)^T G|_F^2 is
     |cos(theta) a + sin(theta) b|^2 plus a constant, which is largest at
     theta = atan2(2 a.b, |a|^2 - |b|^2) / 2. No hyper-parameter, and unchanged
-    when the gradient is rescaled.
+    when the gradient is rescaled, however small or large it is.
 
     Args:
       basis: orthonormal, of shape (m, r).
@@ -147,7 +151,8 @@ def line_search(
     Returns:
       The angle in radians, a scalar; 0 when there is nothing to gain.
     """
-    a, b = _dot(basis, v) @ gradient, u @ gradient
+    pair = jnp.stack([_dot(basis, v), u]) @ gradient
+    a, b = pair / power_of_two(pair)
     return jnp.arctan2(2 * jnp.vdot(a, b), jnp.vdot(a, a) - jnp.vdot(b, b)) / 2
 
 
@@ -197,7 +202,7 @@ def range_finder(
 ) -> jax.Array:
     """Basis of the leading left singular directions, by random projections.
 
-    Subspace iteration on a Gaussian sketch (Halko et al., algorithm 4.4), then
+    Subspace iteration on a random sketch (Halko et al., algorithm 4.4), then
     orthogonal iteration within the sketched subspace to keep its best `rank`
     directions. Products and Householder QR only: it compiles to little code
     on every backend, where an SVD takes the TPU compiler minutes.
@@ -214,7 +219,6 @@ def range_finder(
       An orthonormal basis of shape (m, rank).
     """
     m, n = gradient.shape
-    gradient, _ = unit_scale(gradient)
     extra = max(32, rank // 4) if oversampling is None else oversampling
     sketch_size = min(rank + extra, m, n)
 
@@ -223,8 +227,8 @@ def range_finder(
         # singular values, squared, below rounding times the first one's: in
         # float32, 1e-7 of its energy each.
         _, sketch = carry
-        columns = _orthonormal_columns(gradient @ sketch)
-        return columns, gradient.T @ columns
+        columns = _orthonormal_columns(unit_scale(_product(gradient, sketch)))
+        return columns, unit_scale(_product(gradient.T, columns))
 
     columns, sketch = jax.lax.fori_loop(
         0,
@@ -232,7 +236,8 @@ def range_finder(
         power,
         (
             jnp.zeros((m, sketch_size), gradient.dtype),
-            jax.random.normal(key, (n, sketch_size), gradient.dtype),
+            # Not normal numbers: the inverse error function is slow to compile.
+            jax.random.uniform(key, (n, sketch_size), gradient.dtype, -1, 1),
         ),
     )
     gram = sketch.T @ sketch
@@ -341,14 +346,14 @@ def captured_energy(basis: jax.Array, gradient: jax.Array) -> jax.Array:
       >>> float(captured_energy(jnp.eye(2, 1), jnp.diag(jnp.array([3.0, 4.0]))))
       0.36000001430511475
     """
-    gradient, _ = unit_scale(gradient)
+    gradient = unit_scale(gradient)
     total = jnp.sum(gradient * gradient)
     captured = jnp.sum(_dot(basis.T, gradient) ** 2)
     return jnp.where(total > 0, captured / jnp.where(total > 0, total, 1), 1)
 
 
-def unit_scale(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Divides a matrix by a power of two that brings it near 1.
+def power_of_two(matrix: jax.Array) -> jax.Array:
+    """The power of two that brings a matrix near 1 when divided by it.
 
     Fourth powers of a gradient appear while tracking and would leave float32's
     range for entries of 1e-10; dividing by a power of two costs no accuracy.
@@ -357,15 +362,23 @@ def unit_scale(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
       matrix: any shape.
 
     Returns:
-      (scaled, scale) with scaled * scale == matrix exactly and entries of
-      `scaled` below 2 in magnitude.
+      A scalar that divides the largest entry to a magnitude in [1, 2), or in
+      [0, 2) where it or its reciprocal would not be a normal number.
     """
-    largest = jnp.max(jnp.abs(matrix))
-    _, exponent = jnp.frexp(largest)
-    # The bounds keep both the scale and its reciprocal a normal number.
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(matrix)))
     limit = -jnp.finfo(matrix.dtype).minexp - 2
-    scale = jnp.ldexp(jnp.ones([], matrix.dtype), jnp.clip(exponent - 1, -limit, limit))
-    return matrix / scale, scale
+    exponent = jnp.clip(exponent - 1, -limit, limit)
+    return jnp.ldexp(jnp.ones([], matrix.dtype), exponent)
+
+
+def unit_scale(matrix: jax.Array) -> jax.Array:
+    """A matrix divided by its `power_of_two`: entries below 2 in magnitude."""
+    return matrix / power_of_two(matrix)
+
+
+def _product(matrix: jax.Array, columns: jax.Array) -> jax.Array:
+    """`matrix @ columns`, 64 columns at a time: half the code for TPUs to compile."""
+    return jax.lax.map(lambda x: matrix @ x, columns.T, batch_size=64).T
 
 
 def _orthonormal_columns(matrix: jax.Array) -> jax.Array:

@@ -74,8 +74,8 @@ def geodesic(
 
     def move(key, gradient, basis):
         del key
-        gradient, scale = grassmann.unit_scale(gradient)
-        tangent = grassmann.tangent(basis, gradient)
+        scale = grassmann.power_of_two(gradient)
+        tangent = grassmann.tangent(basis, gradient, scale)
         sigma, u, v = grassmann.leading_triple(tangent, basis)
         if step_size is None:
             angle = damping * grassmann.line_search(basis, gradient, u, v)
@@ -152,10 +152,17 @@ def random_jump() -> Tracker:
 
 
 def _leading_directions(init: Init) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    if init == "randomized":
-        return grassmann.range_finder
-    if init == "svd":
-        return lambda key, gradient, rank: jnp.linalg.svd(
-            gradient, full_matrices=False
-        )[0][:, :rank]
-    raise ValueError(f"init={init!r}: use 'randomized' or 'svd'.")
+    if init not in ("randomized", "svd"):
+        raise ValueError(f"init={init!r}: use 'randomized' or 'svd'.")
+
+    def start(key, gradient, rank):
+        if init == "randomized":
+            leading = grassmann.range_finder(key, gradient, rank)
+        else:
+            leading = jnp.linalg.svd(gradient, full_matrices=False)[0][:, :rank]
+        # Zero has no leading directions, and a factorisation answers with axes: a
+        # gradient that lives on other rows than those would never be found.
+        other = grassmann.random_basis(key, gradient.shape[0], rank, gradient.dtype)
+        return jnp.where(jnp.any(gradient != 0), leading, other)
+
+    return start

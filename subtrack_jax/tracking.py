@@ -110,10 +110,6 @@ def track_subspace(
 
         def starts():
             def start(key, gradient, basis):
-                # Noise in place of zeros: on coordinate axes, which is where zeros
-                # lead, a gradient that lives on others would never be found.
-                noise = jax.random.normal(key, gradient.shape, gradient.dtype)
-                gradient = jnp.where(jnp.any(gradient != 0), gradient, noise)
                 return tracker.start(key, gradient, basis.shape[-1]), None
 
             return [
@@ -167,9 +163,8 @@ def _refresh(
 
     def move_one(key, gradient, basis):
         gradient = gradient.astype(basis.dtype)
-        usable = jnp.all(jnp.isfinite(gradient))
-        new_basis, rotation = move(key, jnp.where(usable, gradient, 0), basis)
-        usable &= jnp.all(jnp.isfinite(new_basis))
+        new_basis, rotation = move(key, gradient, basis)
+        usable = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(new_basis))
         return (
             jnp.where(usable, new_basis.astype(basis.dtype), basis),
             jax.tree.map(lambda leaf: jnp.where(usable, leaf, 0), rotation),
