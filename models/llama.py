@@ -373,6 +373,17 @@ class Llama(nnx.Module):
         return self.norm(x), cache
 
 
+class TokenLoss(NamedTuple):
+    """Sums over the tokens of a batch that count; all are ().
+
+    Means are left to the caller, who may add up several batches first.
+    """
+
+    loss: jax.Array  # float32; cross-entropy in nats
+    squared_log_z: jax.Array  # float32; logsumexp(logits)^2, for PaLM's z-loss
+    count: jax.Array  # int32; the tokens
+
+
 def token_loss(
     model: Llama,
     inputs: jax.Array,
@@ -380,13 +391,13 @@ def token_loss(
     mask: jax.Array | None = None,
     *,
     logits_at_once: int = 2**26,
-) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of the targets, summed over tokens, and the number of tokens.
+) -> TokenLoss:
+    """Cross-entropy of the targets and what else a loss is made of.
 
-    The mean is left to the caller, who may add up several batches first. When the
-    logits of the batch are more than `logits_at_once`, they are made and consumed
-    a stretch of positions at a time, forward and again backward; stretches, not
-    rows, so that a batch split over devices stays split.
+    When the logits of the batch are more than `logits_at_once`, they are made and
+    consumed a stretch of positions at a time, forward and again backward;
+    stretches, not rows, so that a batch split over devices stays split. Sums that
+    the caller does not use are not computed under `jax.jit`.
 
     Args:
       model: the model.
@@ -397,23 +408,36 @@ def token_loss(
       logits_at_once: bound on the float32 logits held at a time.
 
     Returns:
-      The summed loss in nats, () float32, and the count of tokens, () int32.
+      The sums over the counted tokens.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from models import llama
+    >>> config = llama.LlamaConfig(64, 16, 32, num_layers=2, num_heads=2)
+    >>> model = llama.Llama(config, rngs=nnx.Rngs(0))
+    >>> tokens = jnp.array([[1, 2, 3, 4]])
+    >>> sums = llama.token_loss(model, tokens[:, :-1], tokens[:, 1:])
+    >>> f"{sums.loss / sums.count:.1f} nats"
+    '4.2 nats'
     """
     hidden = model.hidden_states(inputs)
     if mask is None:
         mask = jnp.ones(targets.shape, bool)
 
-    def summed_loss(hidden, targets, mask):
+    count = jnp.sum(mask)
+
+    def float_sums(hidden, targets, mask):
         logits = model.head(hidden)
         target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-        losses = jax.nn.logsumexp(logits, axis=-1) - target_logits[..., 0]
-        return jnp.sum(losses, where=mask)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        losses = log_z - target_logits[..., 0]
+        return jnp.sum(losses, where=mask), jnp.sum(log_z**2, where=mask)
 
     batch_size, length = inputs.shape
     logits_per_position = batch_size * model.config.vocabulary_size
     stretches = -(-length // max(1, logits_at_once // logits_per_position))
     if stretches == 1:
-        return summed_loss(hidden, targets, mask), jnp.sum(mask)
+        return TokenLoss(*float_sums(hidden, targets, mask), count)
 
     def split(x):
         stretch = -(-length // stretches)
@@ -423,12 +447,13 @@ def token_loss(
         return jnp.moveaxis(x, 1, 0)
 
     @jax.checkpoint
-    def add_stretch(total, stretch):
-        return total + summed_loss(*stretch), None
+    def add_stretch(totals, stretch):
+        return jax.tree.map(jnp.add, totals, float_sums(*stretch)), None
 
     stretched = (split(hidden), split(targets), split(mask))
-    total, _ = jax.lax.scan(add_stretch, jnp.float32(0), stretched)
-    return total, jnp.sum(mask)
+    zeros = (jnp.float32(0), jnp.float32(0))
+    totals, _ = jax.lax.scan(add_stretch, zeros, stretched)
+    return TokenLoss(*totals, count)
 
 
 _MATRIX = re.compile(r"\b(attention|mlp)/\w+/kernel\b")

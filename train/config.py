@@ -58,24 +58,53 @@ class DataConfig:
     """Text and batches.
 
     Attributes:
-      data_glob: text files to train on (UTF-8, plain or .gz), each a document, as a
-        pattern in quotes, e.g. 'texts/**/*.txt'. None: Moby Dick, which comes with
-        the project.
-      held_out_fraction: end of the text, as a fraction of its characters, kept for
-        evaluation.
-      sequence_length_tokens: tokens of a sequence; the text is cut into sequences
-        without padding.
-      batch_size_sequences: sequences in each optimizer step.
+      data_glob: files to train on (UTF-8, plain or .gz), as a pattern in quotes, e.g.
+        'texts/**/*.txt'. A text file is one document, each line of a .jsonl file
+        another. None: Moby Dick, which comes with the project, unless a dataset is
+        named.
+      dataset: Hugging Face dataset to stream instead, by its name on the hub
+        (allenai/c4) or the path of a local directory.
+      dataset_config: configuration of the dataset, e.g. en.
+      dataset_split: split of the dataset to train on.
+      dataset_eval_split: split of the dataset to evaluate on.
+      text_field: field of a dataset's rows, or of JSON lines, that holds the text.
+      shuffle_buffer_documents: a streamed dataset is shuffled within stretches of
+        this many documents.
+      tokenizer: path of a tokenizer.json or of a SentencePiece .model, or the name of
+        a repository on the hub. None: a byte-level BPE is trained on the text.
+      held_out_fraction: end of the files' text, as a fraction of its characters, kept
+        for evaluation.
+      eval_tokens: most tokens of an evaluation.
+      packing: packed joins documents and cuts them into sequences without padding;
+        padded makes of every document one sequence, cut or padded to length, as in
+        the published runs.
+      sequence_length_tokens: tokens of a sequence.
+      batch_size_sequences: sequences in each optimizer step, of all devices together.
     """
 
     data_glob: str | None = None
+    dataset: str | None = None
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    dataset_eval_split: str = "validation"
+    text_field: str = "text"
+    shuffle_buffer_documents: int = 10_000
+    tokenizer: str | None = None
     held_out_fraction: float = 0.05
+    eval_tokens: int = 10_000_000
+    packing: Literal["packed", "padded"] = "packed"
     sequence_length_tokens: int = 128
     batch_size_sequences: int = 8
 
     def __post_init__(self):
         _check(self, _between_0_and_1, "held_out_fraction")
         _check(self, _at_least_1, "sequence_length_tokens", "batch_size_sequences")
+        _check(self, _at_least_1, "shuffle_buffer_documents", "eval_tokens")
+        if self.data_glob is not None and self.dataset is not None:
+            raise ValueError(
+                f"--data-glob {self.data_glob!r} and --dataset {self.dataset!r} exclude "
+                "each other: give one of them"
+            )
 
     @property
     def batch_size_tokens(self) -> int:

@@ -52,8 +52,8 @@ def train_step(
     """
 
     def mean_loss(params):
-        total, count = llama.token_loss(nnx.merge(definition, params), **batch)
-        return total / count
+        sums = llama.token_loss(nnx.merge(definition, params), **batch)
+        return sums.loss / sums.count
 
     loss, gradients = jax.value_and_grad(mean_loss)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -77,4 +77,5 @@ def evaluate(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _token_loss(definition, params, batch):
-    return llama.token_loss(nnx.merge(definition, params), **batch)
+    sums = llama.token_loss(nnx.merge(definition, params), **batch)
+    return sums.loss, sums.count

@@ -248,13 +248,39 @@ def test_masked_loss_equals_numpy():
     log_sums = np.log(np.exp(logits).sum(axis=-1))
     picked = np.take_along_axis(logits, np.asarray(targets)[..., None], axis=-1)
     expected = (log_sums - picked[..., 0])[np.asarray(mask)].sum()
+    expected_square = (log_sums**2)[np.asarray(mask)].sum()
 
     # What stands behind the mask must not matter, not even an impossible id.
     targets = jnp.where(mask, targets, -100)
-    total, count = nnx.jit(llama.token_loss)(model, inputs, targets, mask)
-    assert total == pytest.approx(expected, rel=1e-5)
-    assert count == np.asarray(mask).sum()
-    assert total.dtype == jnp.float32
+    sums = nnx.jit(llama.token_loss)(model, inputs, targets, mask)
+    assert sums.loss == pytest.approx(expected, rel=1e-5)
+    assert sums.squared_log_z == pytest.approx(expected_square, rel=1e-5)
+    assert sums.count == np.asarray(mask).sum()
+    assert sums.loss.dtype == sums.squared_log_z.dtype == jnp.float32
+    assert sums.count.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("positions_at_once", [2, 7])
+def test_gradient_of_the_squared_log_z_equals_the_formula(positions_at_once):
+    model = make_model()
+    tokens = make_tokens((2, 8))
+    mask = jnp.arange(7) < jnp.array([[7], [4]])
+
+    def squared_log_z(model):
+        limit = positions_at_once * 2 * CONFIG.vocabulary_size
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        return llama.token_loss(
+            model, inputs, targets, mask, logits_at_once=limit
+        ).squared_log_z
+
+    gradient = nnx.jit(nnx.grad(squared_log_z))(model)["head"]["kernel"][...]
+    hidden = np.asarray(model.hidden_states(tokens[:, :-1]), np.float64)
+    powers = np.exp(hidden @ np.asarray(model.head.kernel, np.float64))
+    z = powers.sum(axis=-1, keepdims=True)
+    # d log(z)^2 / d logits = 2 log(z) softmax(logits)
+    slope = 2 * np.log(z) * powers / z * np.asarray(mask)[..., None]
+    expected = np.einsum("blh,blv->hv", hidden, slope)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("positions_at_once", [0, 3, 7])
@@ -265,16 +291,17 @@ def test_loss_in_stretches_equals_the_plain_one(positions_at_once):
     mask = jnp.arange(7) < jnp.array([[7], [5]])
 
     def loss(model, logits_at_once):
-        return llama.token_loss(
+        sums = llama.token_loss(
             model, inputs, targets, mask, logits_at_once=logits_at_once
         )
+        return sums.loss, sums
 
     grad = nnx.jit(nnx.value_and_grad(loss, has_aux=True), static_argnums=1)
-    (plain, count), plain_gradients = grad(model, 2**26)
+    (_, plain), plain_gradients = grad(model, 2**26)
     limit = positions_at_once * 2 * CONFIG.vocabulary_size
-    (total, stretched_count), gradients = grad(model, limit)
-    assert count == stretched_count == 12
-    assert total == pytest.approx(float(plain), rel=1e-6)
+    (_, stretched), gradients = grad(model, limit)
+    assert plain.count == stretched.count == 12
+    np.testing.assert_allclose(stretched, plain, rtol=1e-6)
     chex.assert_trees_all_close(
         jax.tree.leaves(gradients),
         jax.tree.leaves(plain_gradients),
