@@ -23,6 +23,7 @@ from subtrack_jax.coordinates import (
 )
 from subtrack_jax.low_rank import LowRank, MatrixView, by_path
 from subtrack_jax.memory import state_bytes
+from subtrack_jax.monitoring import MonitorEnergyState, monitor_energy
 from subtrack_jax.optimizers import (
     galore,
     grass_jump,
@@ -41,6 +42,7 @@ __all__ = [
     "LowRank",
     "LowRankLeaf",
     "MatrixView",
+    "MonitorEnergyState",
     "RankOneRotation",
     "RecoverAndScaleState",
     "Rotation",
@@ -53,6 +55,7 @@ __all__ = [
     "grass_jump",
     "grass_walk",
     "grassmann",
+    "monitor_energy",
     "on_coordinates",
     "project",
     "random_jump",

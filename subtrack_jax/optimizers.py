@@ -33,6 +33,7 @@ from subtrack_jax import trackers
 from subtrack_jax._validation import check
 from subtrack_jax.coordinates import project, scale_by_projection_aware_adam
 from subtrack_jax.low_rank import LowRank
+from subtrack_jax.monitoring import monitor_energy
 from subtrack_jax.recovery import recover_and_scale
 from subtrack_jax.trackers import Init
 from subtrack_jax.tracking import track_subspace
@@ -57,6 +58,7 @@ def subtrack(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    monitor: bool = False,
     init: Init = "randomized",
     step_size: _Scalar | None = None,
     damping: _Scalar = 1.0,
@@ -98,6 +100,8 @@ def subtrack(
       seed: of the randomized start.
       mu_dtype: dtype of the first moment; None for the parameter's, float32 at
         least.
+      monitor: keep each matrix' captured energy and gradient norm in the state,
+        for a training loop to report; see `monitor_energy`.
       init: how the first basis is found: "randomized", or "svd" for an exact
         decomposition, which the TPU compiler takes minutes over.
       step_size: None finds the best angle of each move; a number is the paper's
@@ -130,7 +134,7 @@ def subtrack(
     tracker = trackers.geodesic(step_size, damping, init)
     return optax.chain(
         track_subspace(low_rank, tracker, update_interval, seed),
-        project(low_rank),
+        *_project(low_rank, monitor),
         scale_by_projection_aware_adam(low_rank, b1, b2, eps, mu_dtype),
         recover_and_scale(low_rank, scale, "columns", recovery_scale, growth_limit),
         *_decay_and_descend(weight_decay, mask, learning_rate),
@@ -152,6 +156,7 @@ def subtrack_grad(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    monitor: bool = False,
     init: Init = "randomized",
     step_size: _Scalar | None = None,
     damping: _Scalar = 1.0,
@@ -174,7 +179,7 @@ def subtrack_grad(
     tracker = trackers.geodesic(step_size, damping, init)
     return optax.chain(
         track_subspace(low_rank, tracker, update_interval, seed),
-        project(low_rank),
+        *_project(low_rank, monitor),
         scale_by_projection_aware_adam(
             low_rank, b1, b2, eps, mu_dtype, transport=False
         ),
@@ -200,6 +205,7 @@ def grass_walk(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    monitor: bool = False,
     init: Init = "randomized",
     angle: _Scalar = 0.1,
 ) -> optax.GradientTransformationExtraArgs:
@@ -221,7 +227,7 @@ def grass_walk(
     tracker = trackers.random_walk(angle, init)
     return optax.chain(
         track_subspace(low_rank, tracker, update_interval, seed),
-        project(low_rank),
+        *_project(low_rank, monitor),
         scale_by_projection_aware_adam(low_rank, b1, b2, eps, mu_dtype),
         recover_and_scale(low_rank, scale, "columns", recovery_scale, growth_limit),
         *_decay_and_descend(weight_decay, mask, learning_rate),
@@ -245,6 +251,7 @@ def grass_jump(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    monitor: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """GrassJump: a fresh random subspace at every refresh.
 
@@ -263,7 +270,7 @@ def grass_jump(
     tracker = trackers.random_jump()
     return optax.chain(
         track_subspace(low_rank, tracker, update_interval, seed),
-        project(low_rank),
+        *_project(low_rank, monitor),
         scale_by_projection_aware_adam(low_rank, b1, b2, eps, mu_dtype),
         recover_and_scale(low_rank, scale, "columns", recovery_scale, growth_limit),
         *_decay_and_descend(weight_decay, mask, learning_rate),
@@ -285,6 +292,7 @@ def galore(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    monitor: bool = False,
     init: Init = "randomized",
 ) -> optax.GradientTransformationExtraArgs:
     """GaLore: the leading singular subspace of the gradient, taken anew.
@@ -308,13 +316,22 @@ def galore(
     tracker = trackers.svd(init)
     return optax.chain(
         track_subspace(low_rank, tracker, update_interval, seed),
-        project(low_rank),
+        *_project(low_rank, monitor),
         scale_by_projection_aware_adam(
             low_rank, b1, b2, eps, mu_dtype, transport=False
         ),
         recover_and_scale(low_rank, scale, "none"),
         *_decay_and_descend(weight_decay, mask, learning_rate),
     )
+
+
+def _project(
+    low_rank: LowRank, monitor: bool
+) -> tuple[optax.GradientTransformation, ...]:
+    """The projection, and what may watch it."""
+    if not monitor:
+        return (project(low_rank),)
+    return project(low_rank), monitor_energy(low_rank)
 
 
 def _decay_and_descend(
