@@ -102,8 +102,8 @@ class DataConfig:
         _check(self, _at_least_1, "shuffle_buffer_documents", "eval_tokens")
         if self.data_glob is not None and self.dataset is not None:
             raise ValueError(
-                f"--data-glob {self.data_glob!r} and --dataset {self.dataset!r} exclude "
-                "each other: give one of them"
+                f"--data-glob {self.data_glob!r} and --dataset {self.dataset!r} "
+                "exclude each other: give one of them"
             )
 
     @property
