@@ -71,7 +71,11 @@ class NumpyLlama:
             )
             silu = (h @ gate) / (1 + np.exp(-(h @ gate)))
             x = x + (silu * (h @ up)) @ down
-        return self.norm(x, self.params["norm"]) @ self.params["head"]["kernel"]
+        if self.config.tie_embeddings:
+            head = self.params["embedding"]["embedding"].T
+        else:
+            head = self.params["head"]["kernel"]
+        return self.norm(x, self.params["norm"]) @ head
 
     def norm(self, x, params):
         mean_square = np.mean(x**2, axis=-1, keepdims=True)
@@ -82,12 +86,29 @@ class NumpyLlama:
         out = np.empty_like(x)
         for position in range(length):
             for i in range(size // 2):
-                angle = position * self.config.rotary_base ** (-2 * i / size)
+                frequency = self.config.rotary_base ** (-2 * i / size)
+                angle = position * self.scaled(frequency)
                 # A pair as a complex number: turning it is one product.
                 pair = complex(x[position, i], x[position, i + size // 2])
                 pair *= complex(math.cos(angle), math.sin(angle))
                 out[position, i], out[position, i + size // 2] = pair.real, pair.imag
         return out
+
+    def scaled(self, frequency):
+        """LLaMA 3's scaling, by the wavelengths of its definition."""
+        factor = self.config.rotary_scaling_factor
+        if factor is None:
+            return frequency
+        original = self.config.rotary_original_length_tokens
+        low = self.config.rotary_low_frequency_factor
+        high = self.config.rotary_high_frequency_factor
+        wavelength = 2 * math.pi / frequency
+        if wavelength < original / high:
+            return frequency
+        if wavelength > original / low:
+            return frequency / factor
+        smooth = (original / wavelength - low) / (high - low)
+        return (1 - smooth) * frequency / factor + smooth * frequency
 
     def attention(self, h, params):
         size = self.config.head_size
@@ -106,10 +127,31 @@ class NumpyLlama:
         return np.concatenate(outputs, axis=-1) @ params["output"]["kernel"]
 
 
-@pytest.mark.parametrize("num_key_value_heads", [None, 2])
-def test_logits_equal_the_equations_in_numpy(num_key_value_heads):
-    model = make_model(num_key_value_heads=num_key_value_heads)
-    tokens = make_tokens((2, 7))
+# Of four pairs the first keeps its frequency, the second lies between, and the last
+# two turn less than once in 24 tokens.
+SCALED = {
+    "rotary_scaling_factor": 8.0,
+    "rotary_original_length_tokens": 24,
+    "rotary_low_frequency_factor": 1.0,
+    "rotary_high_frequency_factor": 3.0,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": None},
+        {"head_dim": 12},
+        {"tie_embeddings": True},
+        SCALED,
+    ],
+    ids=lambda changes: next(iter(changes), "grouped"),
+)
+def test_logits_equal_the_equations_in_numpy(changes):
+    model = make_model(**changes)
+    # Longer than the original length, where there is one.
+    tokens = make_tokens((2, 40 if changes == SCALED else 7))
     expected = np.stack([NumpyLlama(model)(row) for row in np.asarray(tokens)])
     assert np.std(expected) > 0.3
     np.testing.assert_allclose(logits_of(model, tokens), expected, rtol=1e-4, atol=1e-4)
@@ -187,20 +229,59 @@ def test_scan_equals_a_loop_over_the_layers():
     )
 
 
-def test_remat_changes_neither_loss_nor_gradients():
+def token_loss_of(model):
     tokens = make_tokens((2, 7))
+    return llama.token_loss(model, tokens[:, :-1], tokens[:, 1:]).loss
 
-    def loss(model):
-        return llama.token_loss(model, tokens[:, :-1], tokens[:, 1:])[0]
 
-    loss_and_gradients = nnx.jit(nnx.value_and_grad(loss))
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_neither_loss_nor_gradients(remat):
+    loss_and_gradients = nnx.jit(nnx.value_and_grad(token_loss_of))
     plain = loss_and_gradients(make_model())
-    remat = loss_and_gradients(make_model(remat=True))
+    recomputed = loss_and_gradients(make_model(remat=remat))
     chex.assert_trees_all_close(
-        jax.tree.leaves(plain), jax.tree.leaves(remat), rtol=1e-5, atol=1e-6
+        jax.tree.leaves(plain), jax.tree.leaves(recomputed), rtol=1e-5, atol=1e-6
     )
-    jaxpr = str(jax.make_jaxpr(lambda: loss(make_model(remat=True)))())
+    jaxpr = str(jax.make_jaxpr(lambda: token_loss_of(make_model(remat=remat)))())
     assert "prevent_cse=False" in jaxpr
+
+
+def test_remat_stores_what_it_says():
+    def stored(remat):
+        """Sizes, for one token, of what the layers leave for the backward pass."""
+        model = make_model(remat=remat)
+        params = parameters(model)
+
+        def loss(params):
+            return token_loss_of(nnx.merge(nnx.graphdef(model), params))
+
+        residuals = jax.eval_shape(lambda: jax.vjp(loss, params)[1])
+        shapes = [leaf.shape for leaf in jax.tree.leaves(residuals)]
+        return sorted(shape for shape in shapes if shape[:3] == (3, 2, 6))
+
+    layer_input = (3, 2, 6, 32)
+    assert stored("full") == [layer_input]
+    # Query, output of the attention; key, value; gate, up. The last product, down,
+    # is needed by no gradient.
+    products = [(3, 2, 6, 32)] * 2 + [(3, 2, 6, 16)] * 2 + [(3, 2, 6, 48)] * 2
+    assert stored("dots") == sorted([layer_input, *products])
+    assert len(stored("none")) > len(stored("dots"))
+
+
+def test_a_tied_head_has_no_parameters_and_teaches_the_embedding():
+    model = make_model(tie_embeddings=True)
+    assert set(parameters(model)) == {"embedding", "layers", "norm"}
+    gradient = nnx.jit(nnx.grad(token_loss_of))(model)["embedding"]["embedding"]
+    # Of an untied embedding only the rows of tokens read have a gradient.
+    assert np.all(np.abs(gradient[...]).max(axis=-1) > 0)
+    rounded = make_model(tie_embeddings=True, dtype="bfloat16", param_dtype="bfloat16")
+    logits = jax.eval_shape(rounded, make_tokens((2, 5)))
+    chex.assert_shape(logits, (2, 5, 61))
+    chex.assert_type(logits, jnp.float32)
+    hidden = jnp.full((1, 32), 1 + 2**-7, jnp.bfloat16)
+    # Logits of bfloat16 inputs are not rounded to bfloat16 themselves.
+    exact = np.asarray(rounded.logits(hidden))
+    assert np.any(exact != exact.astype(jnp.bfloat16))
 
 
 def test_rotated_products_depend_on_the_distance_only():
@@ -468,6 +549,13 @@ def test_published_shapes(name, hidden, mlp, heads, layers, millions):
         ({"rotary_base": float("nan")}, "rotary_base must be positive, got nan"),
         ({"num_heads": 5}, "hidden_size=32 must be a multiple of twice num_heads=5"),
         ({"num_key_value_heads": 3}, "multiple of num_key_value_heads=3"),
+        ({"head_dim": 0}, "head_dim must be positive, got 0"),
+        ({"head_dim": 7}, "head_dim=7 must be even"),
+        ({"rotary_scaling_factor": -8.0}, "rotary_scaling_factor must be positive"),
+        ({"rotary_original_length_tokens": 0}, "length_tokens must be positive, got 0"),
+        ({"rotary_low_frequency_factor": 4.0}, "=4.0 must be below .*factor=4.0"),
+        ({"remat": True}, "remat must be one of none, dots, full, got True"),
+        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, got 'float16'"),
     ],
 )
 def test_impossible_shapes_are_refused(changes, message):

@@ -1,0 +1,143 @@
+"""The shape and the arithmetic of a LLaMA, and the published shapes by name."""
+
+import dataclasses
+import typing
+from typing import Literal
+
+from models.rotary import RotaryScaling
+
+Float = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]
+
+_CHOICES = {"dtype": Float, "param_dtype": Float, "remat": Remat}
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """The shape and the arithmetic of a LLaMA.
+
+    Attributes:
+      vocabulary_size: rows of the embedding, columns of the head.
+      hidden_size: width of the residual stream.
+      mlp_size: width inside the gated MLP.
+      num_layers: transformer blocks.
+      num_heads: attention heads.
+      num_key_value_heads: heads of keys and values, each shared by a group of
+        query heads; None gives every query head its own.
+      head_dim: dimensions of a head, even; None: hidden_size / num_heads.
+      tie_embeddings: let the embedding serve as the head, too.
+      rotary_base: base of the rotary frequencies.
+      rotary_scaling_factor: how far LLaMA 3 stretches the slow rotary frequencies,
+        to read more tokens than it was first trained with; None: not at all.
+      rotary_original_length_tokens: sequence length before the stretching.
+      rotary_low_frequency_factor: pairs that turn fewer times than this over the
+        original length are stretched by the whole factor.
+      rotary_high_frequency_factor: pairs that turn more often than this are left
+        alone; between the two the stretching fades.
+      norm_epsilon: added to the mean square in RMSNorm.
+      init_std: standard deviation of every initial kernel and embedding.
+      dtype: dtype of the computation; norms, softmax and loss stay in float32.
+      param_dtype: dtype of the parameters.
+      remat: what of a layer the backward pass recomputes. none: nothing; dots:
+        all but the matrix products with weights; full: all, so that only the
+        layer's input is stored.
+
+    Raises:
+      ValueError: a number is not positive, a choice is none, heads do not divide
+        what they share, or the two rotary frequency factors are out of order.
+    """
+
+    vocabulary_size: int
+    hidden_size: int
+    mlp_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    tie_embeddings: bool = False
+    rotary_base: float = 10_000.0
+    rotary_scaling_factor: float | None = None
+    rotary_original_length_tokens: int = 8192
+    rotary_low_frequency_factor: float = 1.0
+    rotary_high_frequency_factor: float = 4.0
+    norm_epsilon: float = 1e-6
+    init_std: float = 0.02
+    dtype: Float = "float32"
+    param_dtype: Float = "float32"
+    remat: Remat = "none"
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not (value > 0 or value is False):
+                raise ValueError(f"{field.name} must be positive, got {value}")
+        for name, choice in _CHOICES.items():
+            value, choices = getattr(self, name), typing.get_args(choice)
+            if value not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {value!r}"
+                )
+        self._check_heads()
+        low, high = self.rotary_low_frequency_factor, self.rotary_high_frequency_factor
+        if low >= high:
+            raise ValueError(
+                f"rotary_low_frequency_factor={low} must be below "
+                f"rotary_high_frequency_factor={high}"
+            )
+
+    def _check_heads(self):
+        if self.head_dim is None and self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of twice "
+                f"num_heads={self.num_heads}: rotary positions turn pairs"
+            )
+        if self.head_size % 2:
+            raise ValueError(
+                f"head_dim={self.head_dim} must be even: rotary positions turn pairs"
+            )
+        if self.num_heads % self.key_value_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} must be a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Dimensions of a head, whether given or not."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values, whether given or not."""
+        return self.num_key_value_heads or self.num_heads
+
+    @property
+    def rotary_scaling(self) -> RotaryScaling | None:
+        """The stretching of the rotary frequencies, if there is one."""
+        if self.rotary_scaling_factor is None:
+            return None
+        return RotaryScaling(
+            self.rotary_scaling_factor,
+            self.rotary_original_length_tokens,
+            self.rotary_low_frequency_factor,
+            self.rotary_high_frequency_factor,
+        )
+
+
+def _published(hidden: int, mlp: int, heads: int, layers: int) -> LlamaConfig:
+    return LlamaConfig(32_000, hidden, mlp, num_layers=layers, num_heads=heads)
+
+
+# The shapes of the GaLore and SubTrack++ papers. Their names count what GaLore's
+# do, not always the parameters.
+PRESETS = {
+    "llama-9m": _published(128, 352, heads=4, layers=4),
+    "llama-20m": _published(256, 688, heads=4, layers=4),
+    "llama-35m": _published(384, 1024, heads=8, layers=6),
+    "llama-60m": _published(512, 1376, heads=8, layers=8),
+    "llama-130m": _published(768, 2048, heads=12, layers=12),
+    "llama-350m": _published(1024, 2736, heads=16, layers=24),
+    "llama-1b": _published(2048, 5461, heads=32, layers=24),
+    "llama-3b": _published(2560, 6848, heads=32, layers=32),
+    "llama-7b": _published(4096, 11008, heads=32, layers=32),
+}

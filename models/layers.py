@@ -1,0 +1,150 @@
+"""The layers of a LLaMA: attention and MLP, each behind a norm."""
+
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.config import LlamaConfig
+from models.rotary import Rotary, apply_rotary
+
+
+class KeyValueCache(NamedTuple):
+    """Keys and values of the positions read so far, for incremental decoding.
+
+    Both are (layers, batch, length, key_value_heads, head_size) in the compute
+    dtype; inside a layer the first axis is gone.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+
+
+# Whoever passes a cache gets one back.
+Cache = TypeVar("Cache", KeyValueCache, None)
+
+
+def named_axes(*axes: str) -> dict[str, Any]:
+    """Metadata by which a parameter carries the logical names of its axes."""
+    # Not eager: the names are logical, only a trainer with a mesh can place them.
+    return {"out_sharding": axes, "eager_sharding": False}
+
+
+def linear(
+    config: LlamaConfig, rngs: nnx.Rngs, axes: tuple[str, str], sizes: tuple[int, int]
+) -> nnx.Linear:
+    """A kernel (in, out) of these sizes and axis names, without a bias."""
+    return nnx.Linear(
+        *sizes,
+        use_bias=False,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        kernel_init=nnx.initializers.normal(config.init_std),
+        kernel_metadata=named_axes(*axes),
+        rngs=rngs,
+    )
+
+
+def norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """RMSNorm over the residual stream."""
+    return nnx.RMSNorm(
+        config.hidden_size,
+        epsilon=config.norm_epsilon,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        scale_metadata=named_axes("embed"),
+        rngs=rngs,
+    )
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with rotary positions and grouped keys and values."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        hidden = config.hidden_size
+        own = config.num_heads * config.head_size
+        shared = config.key_value_heads * config.head_size
+        self.query = linear(config, rngs, ("embed", "heads"), (hidden, own))
+        self.key = linear(config, rngs, ("embed", "kv_heads"), (hidden, shared))
+        self.value = linear(config, rngs, ("embed", "kv_heads"), (hidden, shared))
+        self.output = linear(config, rngs, ("heads", "embed"), (own, hidden))
+        self.head_size = config.head_size
+
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        rotary: Rotary,
+        cache: Cache,
+    ) -> tuple[jax.Array, Cache]:
+        """Attends to all positions up to each one's own.
+
+        Args:
+          x: (batch, length, hidden).
+          positions: (length,) int32, consecutive.
+          rotary: the angles of these positions.
+          cache: this layer's past, to be continued at `positions`; None if x is all.
+
+        Returns:
+          (batch, length, hidden), and the cache with these positions written in.
+        """
+
+        def heads(linear: nnx.Linear) -> jax.Array:
+            return linear(x).reshape(*x.shape[:2], -1, self.head_size)
+
+        query = apply_rotary(heads(self.query), rotary)
+        key = apply_rotary(heads(self.key), rotary)
+        value = heads(self.value)
+        if cache is None:
+            y = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        else:
+            cache = KeyValueCache(
+                _write(cache.keys, key, positions[0]),
+                _write(cache.values, value, positions[0]),
+            )
+            seen = jnp.arange(cache.keys.shape[1]) <= positions[:, None]
+            y = jax.nn.dot_product_attention(
+                query, cache.keys, cache.values, mask=seen[None, None]
+            )
+        return self.output(y.reshape(*x.shape[:2], -1)), cache
+
+
+def _write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(cache, new, start, axis=1)
+
+
+class Mlp(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        widen = (config.hidden_size, config.mlp_size)
+        self.gate = linear(config, rngs, ("embed", "mlp"), widen)
+        self.up = linear(config, rngs, ("embed", "mlp"), widen)
+        self.down = linear(config, rngs, ("mlp", "embed"), widen[::-1])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., hidden) to the same shape."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Layer(nnx.Module):
+    """One block: attention and MLP, each behind a norm and beside a residual."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        self.attention_norm = norm(config, rngs)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = norm(config, rngs)
+        self.mlp = Mlp(config, rngs)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        rotary: Rotary,
+        cache: Cache,
+    ) -> tuple[jax.Array, Cache]:
+        """The arguments and results of `Attention`."""
+        y, cache = self.attention(self.attention_norm(x), positions, rotary, cache)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), cache

@@ -1,0 +1,97 @@
+"""Rotary positions, and how LLaMA 3 stretches them to longer sequences."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class RotaryScaling(NamedTuple):
+    """How the frequencies of a trained model are lowered to read longer sequences.
+
+    A pair of dimensions that turns less than `low_frequency_factor` times over the
+    original length turns `factor` times slower, one that turns more than
+    `high_frequency_factor` times is left alone, and the frequencies of those
+    between are mixtures.
+    """
+
+    factor: float
+    original_length_tokens: int
+    low_frequency_factor: float
+    high_frequency_factor: float
+
+
+class Rotary(NamedTuple):
+    """Cosines and sines of the rotary angles, (length, head_size / 2), float32."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def rotary_frequencies(
+    head_size: int, base: float = 10_000.0, scaling: RotaryScaling | None = None
+) -> np.ndarray:
+    """Radians per position by which each pair of a head's dimensions turns.
+
+    Args:
+      head_size: dimensions of a head, even.
+      base: before scaling, pair i turns by `base^(-2 i / head_size)`.
+      scaling: LLaMA 3's stretching; None leaves the frequencies as they are.
+
+    Returns:
+      (head_size / 2,), float64.
+
+    >>> from models import rotary
+    >>> scaling = rotary.RotaryScaling(8.0, 100, 1.0, 4.0)
+    >>> rotary.rotary_frequencies(6, 1000.0).round(4)
+    array([1.  , 0.1 , 0.01])
+    >>> rotary.rotary_frequencies(6, 1000.0, scaling).round(4)
+    array([1.    , 0.0298, 0.0013])
+    """
+    frequencies = base ** -(np.arange(0, head_size, 2) / head_size)
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_length_tokens * frequencies / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rotary_angles(
+    positions: jax.Array,
+    head_size: int,
+    base: float = 10_000.0,
+    scaling: RotaryScaling | None = None,
+) -> Rotary:
+    """Angles by which the pairs of a head's dimensions turn at each position.
+
+    Args:
+      positions: (length,) integers.
+      head_size: dimensions of a head, even.
+      base: see `rotary_frequencies`.
+      scaling: see `rotary_frequencies`.
+    """
+    frequencies = jnp.asarray(rotary_frequencies(head_size, base, scaling), jnp.float32)
+    angles = positions.astype(jnp.float32)[:, None] * frequencies
+    return Rotary(jnp.cos(angles), jnp.sin(angles))
+
+
+def apply_rotary(x: jax.Array, rotary: Rotary) -> jax.Array:
+    """Rotates queries or keys by their positions.
+
+    The pair of dimension i is (i, i + head_size / 2), as in Hugging Face's LLaMA.
+
+    Args:
+      x: (batch, length, heads, head_size).
+      rotary: from `rotary_angles` for the same positions.
+
+    Returns:
+      The same shape and dtype; dot products of two rotated vectors depend on
+      their positions only through the difference.
+    """
+    cos, sin = rotary.cos[:, None, :], rotary.sin[:, None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
