@@ -1,9 +1,7 @@
 """The LLaMA against NumPy, against loops, and against its own definition."""
 
 import dataclasses
-import functools
 import math
-import re
 
 import chex
 import jax
@@ -15,39 +13,7 @@ import pytest
 from flax import nnx
 
 from models import generation, llama
-
-CONFIG = llama.LlamaConfig(
-    vocabulary_size=61,
-    hidden_size=32,
-    mlp_size=48,
-    num_layers=3,
-    num_heads=4,
-    num_key_value_heads=2,
-    rotary_base=100.0,
-    norm_epsilon=1e-2,
-    # Large enough for every part of the model to show in the logits.
-    init_std=0.2,
-)
-
-
-@functools.cache
-def make_model(**changes):
-    """A model shared between tests: do not change it."""
-    config = dataclasses.replace(CONFIG, **changes)
-    return nnx.jit(lambda: llama.Llama(config, rngs=nnx.Rngs(0)))()
-
-
-@nnx.jit
-def logits_of(model, tokens):
-    return model(tokens)
-
-
-def make_tokens(shape, seed=0):
-    return jax.random.randint(jax.random.key(seed), shape, 0, CONFIG.vocabulary_size)
-
-
-def parameters(model):
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+from tests.models.common import CONFIG, logits_of, make_model, make_tokens, parameters
 
 
 class NumpyLlama:
@@ -274,14 +240,11 @@ def test_a_tied_head_has_no_parameters_and_teaches_the_embedding():
     gradient = nnx.jit(nnx.grad(token_loss_of))(model)["embedding"]["embedding"]
     # Of an untied embedding only the rows of tokens read have a gradient.
     assert np.all(np.abs(gradient[...]).max(axis=-1) > 0)
-    rounded = make_model(tie_embeddings=True, dtype="bfloat16", param_dtype="bfloat16")
-    logits = jax.eval_shape(rounded, make_tokens((2, 5)))
-    chex.assert_shape(logits, (2, 5, 61))
-    chex.assert_type(logits, jnp.float32)
-    hidden = jnp.full((1, 32), 1 + 2**-7, jnp.bfloat16)
     # Logits of bfloat16 inputs are not rounded to bfloat16 themselves.
-    exact = np.asarray(rounded.logits(hidden))
-    assert np.any(exact != exact.astype(jnp.bfloat16))
+    logits = model.logits(jnp.full((1, 32), 1 + 2**-7, jnp.bfloat16))
+    chex.assert_shape(logits, (1, 61))
+    chex.assert_type(logits, jnp.float32)
+    assert np.any(logits != logits.astype(jnp.bfloat16).astype(jnp.float32))
 
 
 def test_rotated_products_depend_on_the_distance_only():
@@ -318,100 +281,6 @@ def test_grouped_heads_equal_full_heads_with_repeated_kernels():
     np.testing.assert_allclose(
         logits_of(grouped, tokens), logits_of(full, tokens), rtol=1e-4, atol=1e-5
     )
-
-
-def test_masked_loss_equals_numpy():
-    model = make_model()
-    tokens = make_tokens((3, 8))
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    mask = jax.random.bernoulli(jax.random.key(1), 0.6, targets.shape)
-    logits = np.asarray(logits_of(model, inputs), np.float64)
-    log_sums = np.log(np.exp(logits).sum(axis=-1))
-    picked = np.take_along_axis(logits, np.asarray(targets)[..., None], axis=-1)
-    expected = (log_sums - picked[..., 0])[np.asarray(mask)].sum()
-    expected_square = (log_sums**2)[np.asarray(mask)].sum()
-
-    # What stands behind the mask must not matter, not even an impossible id.
-    targets = jnp.where(mask, targets, -100)
-    sums = nnx.jit(llama.token_loss)(model, inputs, targets, mask)
-    assert sums.loss == pytest.approx(expected, rel=1e-5)
-    assert sums.squared_log_z == pytest.approx(expected_square, rel=1e-5)
-    assert sums.count == np.asarray(mask).sum()
-    assert sums.loss.dtype == sums.squared_log_z.dtype == jnp.float32
-    assert sums.count.dtype == jnp.int32
-
-
-@pytest.mark.parametrize("positions_at_once", [2, 7])
-def test_gradient_of_the_squared_log_z_equals_the_formula(positions_at_once):
-    model = make_model()
-    tokens = make_tokens((2, 8))
-    mask = jnp.arange(7) < jnp.array([[7], [4]])
-
-    def squared_log_z(model):
-        limit = positions_at_once * 2 * CONFIG.vocabulary_size
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        return llama.token_loss(
-            model, inputs, targets, mask, logits_at_once=limit
-        ).squared_log_z
-
-    gradient = nnx.jit(nnx.grad(squared_log_z))(model)["head"]["kernel"][...]
-    hidden = np.asarray(model.hidden_states(tokens[:, :-1]), np.float64)
-    powers = np.exp(hidden @ np.asarray(model.head.kernel, np.float64))
-    z = powers.sum(axis=-1, keepdims=True)
-    # d log(z)^2 / d logits = 2 log(z) softmax(logits)
-    slope = 2 * np.log(z) * powers / z * np.asarray(mask)[..., None]
-    expected = np.einsum("blh,blv->hv", hidden, slope)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("positions_at_once", [0, 3, 7])
-def test_loss_in_stretches_equals_the_plain_one(positions_at_once):
-    model = make_model()
-    tokens = make_tokens((2, 8))
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    mask = jnp.arange(7) < jnp.array([[7], [5]])
-
-    def loss(model, logits_at_once):
-        sums = llama.token_loss(
-            model, inputs, targets, mask, logits_at_once=logits_at_once
-        )
-        return sums.loss, sums
-
-    grad = nnx.jit(nnx.value_and_grad(loss, has_aux=True), static_argnums=1)
-    (_, plain), plain_gradients = grad(model, 2**26)
-    limit = positions_at_once * 2 * CONFIG.vocabulary_size
-    (_, stretched), gradients = grad(model, limit)
-    assert plain.count == stretched.count == 12
-    np.testing.assert_allclose(stretched, plain, rtol=1e-6)
-    chex.assert_trees_all_close(
-        jax.tree.leaves(gradients),
-        jax.tree.leaves(plain_gradients),
-        rtol=1e-4,
-        atol=1e-5,
-    )
-
-
-def test_loss_in_stretches_never_holds_the_logits_of_the_batch():
-    tokens = make_tokens((2, 9))
-
-    def loss(params, logits_at_once):
-        definition = nnx.graphdef(make_model())
-        model = nnx.merge(definition, params)
-        return llama.token_loss(
-            model, tokens[:, :-1], tokens[:, 1:], logits_at_once=logits_at_once
-        )[0]
-
-    params = parameters(make_model())
-
-    def most_logits(limit):
-        jaxpr = str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, limit))
-        # Three axes or more; the head's gradient has two.
-        found = re.findall(r"f32\[((?:\d+,){2,})61\]", jaxpr)
-        return max(math.prod(map(int, shape[:-1].split(","))) for shape in found)
-
-    assert most_logits(2**26) == 2 * 8
-    # Nor do all stretches together, as what a scan saves for its backward pass.
-    assert most_logits(2 * 2 * CONFIG.vocabulary_size) == 2 * 2
 
 
 @pytest.mark.parametrize("form", ["state", "dictionaries", "shapes", "gradients"])

@@ -1,0 +1,238 @@
+"""LLaMAs to and from Hugging Face's layout: config.json and safetensors files.
+
+Tensors are read and written one by one; neither PyTorch nor transformers is
+needed. Their layout is `(out, in)` and one tensor for each layer, ours `(in, out)`
+and all layers stacked.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from models import safetensors_files
+from models.config import Float, LlamaConfig
+from models.hugging_face_config import export_config, import_config
+from models.llama import Llama
+
+CONFIG_FILE = "config.json"
+
+_HEAD = "lm_head.weight"
+_EMBEDDING = "model.embed_tokens.weight"
+_LAYER_TENSORS = {
+    "input_layernorm.weight": ("attention_norm", "scale"),
+    "self_attn.q_proj.weight": ("attention", "query", "kernel"),
+    "self_attn.k_proj.weight": ("attention", "key", "kernel"),
+    "self_attn.v_proj.weight": ("attention", "value", "kernel"),
+    "self_attn.o_proj.weight": ("attention", "output", "kernel"),
+    "post_attention_layernorm.weight": ("mlp_norm", "scale"),
+    "mlp.gate_proj.weight": ("mlp", "gate", "kernel"),
+    "mlp.up_proj.weight": ("mlp", "up", "kernel"),
+    "mlp.down_proj.weight": ("mlp", "down", "kernel"),
+}
+# Old files hold the rotary frequencies, which the config determines.
+_IGNORED = re.compile(r"\brotary_emb\.inv_freq$")
+
+
+class _Place(NamedTuple):
+    """Where a tensor lives among the parameters."""
+
+    path: tuple[str, ...]
+    layer: int | None = None
+
+    def view(self, params: Any) -> Any:
+        """The tensor in Hugging Face's layout; of NumPy arrays a view to write to."""
+        leaf = params
+        for key in self.path:
+            leaf = leaf[key]
+        if self.layer is not None:
+            leaf = leaf[self.layer]
+        return leaf.T if self.path[-1] == "kernel" else leaf
+
+
+def _places(config: LlamaConfig) -> dict[str, _Place]:
+    """All tensors of a model by name, in the order of the computation."""
+    places = {_EMBEDDING: _Place(("embedding", "embedding"))}
+    for layer in range(config.num_layers):
+        for name, path in _LAYER_TENSORS.items():
+            places[f"model.layers.{layer}.{name}"] = _Place(("layers", *path), layer)
+    places["model.norm.weight"] = _Place(("norm", "scale"))
+    if not config.tie_embeddings:
+        places[_HEAD] = _Place(("head", "kernel"))
+    return places
+
+
+def _shapes(config: LlamaConfig) -> Any:
+    model = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0)))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def load(
+    directory: str | os.PathLike[str],
+    *,
+    dtype: Float | None = None,
+    param_dtype: Float | None = None,
+) -> tuple[LlamaConfig, dict[str, Any]]:
+    """Reads a LLaMA from a directory with config.json and safetensors files.
+
+    Beside the parameters no more than one tensor is held in memory (two, if the
+    file of a tied model holds its head, too).
+
+    Args:
+      directory: holds config.json and either model.safetensors or
+        model.safetensors.index.json and the files that it lists.
+      dtype: dtype of the computation; None: that of the parameters as stored.
+      param_dtype: dtype of the parameters; None: as config.json says, float32 for
+        float16.
+
+    Returns:
+      The config, and the parameters as nested dictionaries of NumPy arrays, to be
+      placed by whoever knows the devices: `nnx.update(model, params)`, or
+      `jax.device_put` with shardings.
+
+    Raises:
+      ValueError: the model is not a LLaMA that `Llama` can compute, or its tensors
+        are not those that config.json promises, or a file is damaged.
+      OSError: a file is missing.
+    """
+    directory = pathlib.Path(directory)
+    entries = safetensors_files.read_json(directory / CONFIG_FILE)
+    config = import_config(entries, dtype=dtype, param_dtype=param_dtype)
+    params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _shapes(config))
+    places = _places(config)
+    missing = set(places)
+    spare_head = None
+    for name, tensor in safetensors_files.read(directory):
+        if _IGNORED.search(name):
+            continue
+        if name == _HEAD and config.tie_embeddings:
+            spare_head = tensor
+            continue
+        if name not in missing:
+            raise ValueError(
+                f"{directory} holds {name} "
+                + ("twice" if name in places else "which config.json has no place for")
+                + ": only the weights of a LLaMA without biases are read"
+            )
+        target = places[name].view(params)
+        if tensor.shape != target.shape:
+            raise ValueError(
+                f"{name} in {directory} has the shape {tensor.shape}, but by "
+                f"config.json it is {target.shape}: one of the two is not this model's"
+            )
+        target[...] = tensor
+        missing.remove(name)
+    if missing:
+        raise ValueError(_missing(directory, missing))
+    if spare_head is not None:
+        embedding = params["embedding"]["embedding"]
+        if not np.array_equal(spare_head.astype(embedding.dtype), embedding):
+            raise ValueError(
+                f"{_HEAD} in {directory} is not the embedding, although config.json "
+                "has tie_word_embeddings=True: set it to false to keep both"
+            )
+    return config, params
+
+
+def _missing(directory: pathlib.Path, names: set[str]) -> str:
+    first = ", ".join(sorted(names)[:3])
+    advice = "fetch the files anew, or correct config.json"
+    if names == {_HEAD}:
+        advice = "if the embedding is the head, set tie_word_embeddings to true"
+    return f"{directory} lacks {len(names)} tensors ({first}): {advice}"
+
+
+def save(
+    directory: str | os.PathLike[str],
+    config: LlamaConfig,
+    params: Mapping[str, Any],
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+    extra_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a LLaMA as a directory that transformers and its kin can load.
+
+    The files appear under their names only when all are written, config.json last,
+    so that an interrupted export is not taken for a model; the next one clears it
+    away. Beside the parameters no more than one file's tensors are held in memory.
+
+    Args:
+      directory: where to; made if need be. It may hold other files, such as
+        those of a tokenizer, but no model.
+      config: the model's config. Tensors are written in `config.param_dtype`.
+      params: nested dictionaries of arrays: `nnx.to_pure_dict(nnx.state(model,
+        nnx.Param))`.
+      max_shard_bytes: most bytes of tensors in a file (a larger tensor has a file
+        for itself); if one file is not enough, there is an index beside them.
+      extra_config: more entries of config.json, see `export_config`.
+
+    Raises:
+      ValueError: the parameters do not fit the config, or `extra_config` changes
+        what the config decides.
+      OSError: the directory holds a model already, or cannot be written to.
+
+    >>> import tempfile
+    >>> from flax import nnx
+    >>> from models import hugging_face, llama
+    >>> config = llama.LlamaConfig(64, 16, 32, num_layers=2, num_heads=2)
+    >>> model = llama.Llama(config, rngs=nnx.Rngs(0))
+    >>> params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     hugging_face.save(directory, config, params)
+    ...     loaded_config, loaded = hugging_face.load(directory)
+    >>> loaded_config == config
+    True
+    >>> bool((loaded["head"]["kernel"] == params["head"]["kernel"]).all())
+    True
+    """
+    if max_shard_bytes <= 0:
+        raise ValueError(f"max_shard_bytes must be positive, got {max_shard_bytes}")
+    entries = export_config(config, extra_config)
+    _check_params(config, params)
+    directory = pathlib.Path(directory)
+    for pattern in (CONFIG_FILE, "model*.safetensors", "model*.index.json"):
+        for path in directory.glob(pattern):
+            raise FileExistsError(f"{path} exists: export to a directory without model")
+    staging = directory / "export.incomplete"
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    places = _places(config)
+    # Arrays of one number each, which have the shapes of the real ones.
+    hollow = jax.tree.map(
+        lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), _shapes(config)
+    )
+    files = safetensors_files.write(
+        staging,
+        {name: place.view(hollow).nbytes for name, place in places.items()},
+        lambda name: np.ascontiguousarray(
+            places[name].view(params), config.param_dtype
+        ),
+        max_shard_bytes,
+    )
+    safetensors_files.write_json(staging / CONFIG_FILE, entries)
+    for file in [*files, CONFIG_FILE]:
+        os.replace(staging / file, directory / file)
+    staging.rmdir()
+
+
+def _check_params(config: LlamaConfig, params: Mapping[str, Any]) -> None:
+    def by_name(tree):
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    found, expected = by_name(params), by_name(_shapes(config))
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise ValueError(
+                f"the parameter {name} has the shape {found.get(name)}, but by the "
+                f"config it is {expected.get(name)}: export a model with its own config"
+            )

@@ -1,0 +1,131 @@
+"""Tensors by name in one safetensors file, or in several with an index."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_DTYPES = ("F32", "F16", "BF16")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object in a file; a ValueError names the file that has none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {str(values)[:40]!r}")
+    return values
+
+
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object that people can read, too."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read(directory: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
+    """All tensors by name, each read when it is asked for.
+
+    Args:
+      directory: holds `SINGLE_FILE`, or `INDEX_FILE` and the files that it lists.
+
+    Yields:
+      Name and tensor: float32, float16, or ml_dtypes' bfloat16.
+
+    Raises:
+      ValueError: there is no safetensors file, one is damaged, or a tensor has
+        another dtype.
+      OSError: a file that the index lists is missing.
+    """
+    if (directory / SINGLE_FILE).exists():
+        files = [SINGLE_FILE]
+    elif (directory / INDEX_FILE).exists():
+        index = read_json(directory / INDEX_FILE)
+        if "weight_map" not in index:
+            raise ValueError(
+                f"{directory / INDEX_FILE} has no weight_map: fetch it anew"
+            )
+        files = sorted(set(index["weight_map"].values()))
+    else:
+        raise ValueError(
+            f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}: save the model "
+            "with safetensors, other formats are not read"
+        )
+    for file in files:
+        path = directory / file
+        try:
+            with safetensors.safe_open(path, framework="np") as tensors:
+                for name in tensors.keys():  # noqa: SIM118, this is no dictionary
+                    dtype = tensors.get_slice(name).get_dtype()
+                    if dtype not in _DTYPES:
+                        raise ValueError(
+                            f"{name} in {path} has the dtype {dtype}: convert the "
+                            f"model to one of {', '.join(_DTYPES)}"
+                        )
+                    yield name, tensors.get_tensor(name)
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged or incomplete ({error}): fetch it anew"
+            ) from error
+
+
+def write(
+    directory: pathlib.Path,
+    sizes_bytes: Mapping[str, int],
+    tensor: Callable[[str], np.ndarray],
+    max_shard_bytes: int,
+) -> list[str]:
+    """Writes tensors to one file or several, holding those of one file at a time.
+
+    Args:
+      directory: exists.
+      sizes_bytes: the size of each tensor by name, in the order of writing.
+      tensor: returns the tensor of a name, contiguous.
+      max_shard_bytes: most bytes of tensors in a file; a larger tensor has a file
+        for itself.
+
+    Returns:
+      The names of the files, the index behind what it lists.
+
+    Raises:
+      OSError: a file could not be written.
+    """
+    shards, room = [], 0
+    for name, size in sizes_bytes.items():
+        if not shards or size > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= size
+
+    count = len(shards)
+    files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    if count == 1:
+        files = [SINGLE_FILE]
+    for file, names in zip(files, shards, strict=True):
+        _write_file(directory / file, {name: tensor(name) for name in names})
+    if count == 1:
+        return files
+    file_of = {
+        name: file for file, names in zip(files, shards, strict=True) for name in names
+    }
+    metadata = {"total_size": sum(sizes_bytes.values())}
+    write_json(directory / INDEX_FILE, {"metadata": metadata, "weight_map": file_of})
+    return [*files, INDEX_FILE]
+
+
+def _write_file(path: os.PathLike[str], tensors: dict[str, np.ndarray]) -> None:
+    try:
+        # Without the format transformers refuses the file.
+        safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
