@@ -1,159 +1,214 @@
-"""From text files to batches of token ids.
+"""The text of a run, opened: its tokenizer, its batches, and what is held out.
 
-Documents are joined by an end-of-text token, the end of the whole is held out, a
-byte-level BPE is trained on the rest, and both parts are cut into windows that
-overlap by one token: the target of a window's last input is the first input of the
-next one, so that every token but the very first is predicted exactly once.
+Text in files is tokenized once and kept in memory; documents of a dataset are
+tokenized as they stream by.
 """
 
+import contextlib
 import dataclasses
-import glob
-import gzip
+import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import grain
-import numpy as np
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from train import packing, sources
 from train.config import DataConfig
+from train.packing import Batch, Rows
+from train.tokenizer import Piece, Tokenizer, split_documents
 
-EMBEDDED_TEXT = pathlib.Path(__file__).parent / "corpus" / "moby-dick.txt.gz"
-END_OF_TEXT = "<|endoftext|>"
-# All bytes, so that any text can be written, and END_OF_TEXT.
-SMALLEST_VOCABULARY = 257
-
-Batch = dict[str, np.ndarray]
+# Given the text to train one on, should there be none yet.
+OpenTokenizer = Callable[[Iterator[Piece]], Tokenizer]
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
-    """A text as tokens, split into the part to train on and the part held out."""
+class Text:
+    """Text to train on and text held out, opened.
 
-    tokenizer: tokenizers.Tokenizer
-    train_tokens: np.ndarray  # (train tokens,), int32
-    held_out_tokens: np.ndarray  # (held-out tokens,), int32
+    Attributes:
+      tokenizer: the tokenizer of both.
+      description: the sizes, in one line.
+    """
+
+    tokenizer: Tokenizer
+    description: str
+    _train: grain.IterDataset[Batch]
+    _held_out: grain.IterDataset[Batch]
+
+    def train_batches(self) -> grain.DatasetIterator[Batch]:
+        """Batches without end, each epoch in an order of its own.
+
+        Each batch holds `inputs` and `targets`, int32, and `mask`, bool, of shape
+        (rows of this process, length). The mask is False where there is nothing to
+        predict. `get_state` gives what JSON can hold; after `set_state` the batches go
+        on exactly as they would have. `close` the iterator before the program ends.
+        """
+        return iter(self._train)
+
+    def held_out_batches(self) -> Iterator[Batch]:
+        """The held-out text, once and in order; see `train_batches`.
+
+        The last batch is padded to the shape of the others.
+        """
+        return iter(self._held_out)
 
 
-def load_corpus(config: DataConfig, vocabulary_size: int) -> Corpus:
-    """Reads, splits and tokenizes the text.
+def open_text(
+    config: DataConfig,
+    vocabulary_size: int,
+    *,
+    seed: int,
+    tokenizer_directory: pathlib.Path | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Text:
+    """Opens the text, and opens or trains its tokenizer.
+
+    Every process of a run must see the same files, and calls this with its own index.
+    Rows of files and held-out rows do not depend on the number of processes; of a
+    streamed dataset each process shuffles and packs its own part.
 
     Args:
-      config: which text, and how much of it to hold out.
-      vocabulary_size: most tokens to learn; a small text may yield fewer.
+      config: which text, how to cut it, and how much of it to hold out.
+      vocabulary_size: the model's: tokens that a tokenizer may have.
+      seed: decides the order of the rows, alone.
+      tokenizer_directory: a run's directory; the tokenizer saved there, if any, is
+        used instead of `config.tokenizer`.
+      process_index: which part of the batches to give.
+      process_count: number of parts.
 
     Raises:
-      ValueError: no file matches, a file is not UTF-8, the vocabulary is too small
-        for the bytes, or the text is too short to train or to evaluate on.
-      OSError: a file cannot be read.
+      ValueError: the text is unusable or too short, the tokenizer does not fit it,
+        or the batch cannot be split between the processes.
+      OSError: a file cannot be read or a dataset not be reached.
     """
-    if vocabulary_size < SMALLEST_VOCABULARY:
+    part = _rows_of_process(config.batch_size_sequences, process_index, process_count)
+    open_tokenizer = functools.partial(
+        _open_tokenizer, config, vocabulary_size, tokenizer_directory
+    )
+    if config.dataset is None:
+        return _open_files(config, open_tokenizer, seed, part)
+    process = (process_index, process_count)
+    return _open_stream(config, open_tokenizer, seed, part, process)
+
+
+def _open_files(
+    config: DataConfig, open_tokenizer: OpenTokenizer, seed: int, part: slice
+) -> Text:
+    paths = sources.find_files(config.data_glob)
+
+    # Read anew for each use: the text may be too much to hold it beside its tokens.
+    def documents() -> Iterator[str]:
+        return sources.read_documents(paths, config.text_field)
+
+    characters = sum(map(len, documents()))
+    if not characters:
+        raise ValueError(f"no text in {', '.join(map(str, paths[:3]))}")
+    split = round(characters * (1 - config.held_out_fraction))
+
+    def pieces(start: int, stop: int) -> Iterator[Piece]:
+        return _between(split_documents(documents()), start, stop)
+
+    tokenizer = open_tokenizer(pieces(0, split))
+    train = packing.all_rows(packing.encode(tokenizer, pieces(0, split)), config)
+    held_out = packing.first_rows(
+        packing.encode(tokenizer, pieces(split, characters)), config
+    )
+    if len(train) < config.batch_size_sequences or not len(held_out):
         raise ValueError(
-            f"--vocabulary-size must be at least {SMALLEST_VOCABULARY}, "
-            f"got {vocabulary_size}"
+            f"the text is too short: with --packing {config.packing} it has "
+            f"{len(train)} sequences to train on and {len(held_out)} held out, where a "
+            f"batch needs {config.batch_size_sequences} and an evaluation 1; give more "
+            "text, or a smaller --batch-size-sequences"
         )
-    text = END_OF_TEXT.join(_read_documents(config.data_glob))
-    split = round(len(text) * (1 - config.held_out_fraction))
-    tokenizer = _train_tokenizer(text[:split], vocabulary_size)
-    train_tokens, held_out_tokens = (
-        np.array(encoding.ids, np.int32)
-        for encoding in tokenizer.encode_batch([text[:split], text[split:]])
+    return Text(
+        tokenizer,
+        f"{len(train.tokens):,} tokens to train on, "
+        + _describe_rest(held_out, tokenizer),
+        packing.shuffled_batches(train, config, seed, part),
+        packing.ordered_batches(held_out, config, part),
     )
-    batch_tokens = config.batch_size_tokens
-    if len(train_tokens) <= batch_tokens or len(held_out_tokens) < 2:
+
+
+def _open_stream(
+    config: DataConfig,
+    open_tokenizer: OpenTokenizer,
+    seed: int,
+    part: slice,
+    process: tuple[int, int],
+) -> Text:
+    field = config.text_field
+    train = sources.open_stream(config, config.dataset_split, "--dataset-split")
+    other = sources.open_stream(
+        config, config.dataset_eval_split, "--dataset-eval-split"
+    )
+    tokenizer = open_tokenizer(split_documents(sources.read_stream(train, field)))
+    held_out = packing.first_rows(
+        packing.encode(tokenizer, split_documents(sources.read_stream(other, field))),
+        config,
+    )
+    if not len(held_out):
         raise ValueError(
-            f"the text is too short: {len(train_tokens)} tokens to train on and "
-            f"{len(held_out_tokens)} held out, where a batch needs {batch_tokens + 1} "
-            "and an evaluation 2; give more text or smaller batches"
+            f"--dataset-eval-split {config.dataset_eval_split} has no text to predict"
         )
-    return Corpus(tokenizer, train_tokens, held_out_tokens)
-
-
-def train_batches(
-    corpus: Corpus, config: DataConfig, seed: int
-) -> grain.DatasetIterator[Batch]:
-    """Batches without end: every window once per epoch, in an order of its own.
-
-    Each batch holds `inputs` and `targets`, (batch, length) int32, and an all-true
-    `mask`. The order depends on the seed only.
-    """
-    windows = _Windows(
-        corpus.train_tokens, config.sequence_length_tokens, keep_rest=False
+    documents = sources.ShuffledStream(train, config, seed, *process)
+    return Text(
+        tokenizer,
+        f"{config.dataset}, split {config.dataset_split}, streamed; "
+        + _describe_rest(held_out, tokenizer),
+        packing.streamed_batches(documents, tokenizer, config, part),
+        packing.ordered_batches(held_out, config, part),
     )
-    dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
-    batches = dataset.batch(config.batch_size_sequences, drop_remainder=True)
-    return iter(batches.to_iter_dataset())
 
 
-def held_out_batches(corpus: Corpus, config: DataConfig) -> Iterator[Batch]:
-    """The whole held-out text, once and in order; see `train_batches`.
-
-    The mask is False behind the end of the text, where the last batch is padded to
-    the shape of the others.
-    """
-    length, rows = config.sequence_length_tokens, config.batch_size_sequences
-    windows = _Windows(corpus.held_out_tokens, length, keep_rest=True)
-
-    def pad(batch: Batch) -> Batch:
-        missing = rows - len(batch["inputs"])
-        return {k: np.pad(v, ((0, missing), (0, 0))) for k, v in batch.items()}
-
-    return iter(grain.MapDataset.source(windows).batch(rows).map(pad))
-
-
-class _Windows:
-    """A random-access source of (inputs, targets, mask) for grain."""
-
-    def __init__(self, tokens: np.ndarray, length: int, keep_rest: bool):
-        self._tokens = tokens
-        self._length = length
-        predicted = len(tokens) - 1
-        self._count = -(-predicted // length) if keep_rest else predicted // length
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Batch:
-        length = self._length
-        window = self._tokens[index * length : (index + 1) * length + 1]
-        missing = length + 1 - len(window)
-        window = np.pad(window, (0, missing))
-        mask = np.arange(length) < length - missing
-        return {"inputs": window[:-1], "targets": window[1:], "mask": mask}
-
-
-def _read_documents(pattern: str | None) -> list[str]:
-    if pattern is None:
-        paths = [EMBEDDED_TEXT]
-    else:
-        found = map(pathlib.Path, glob.glob(pattern, recursive=True))
-        paths = sorted(path for path in found if path.is_file())
-        if not paths:
-            raise ValueError(f"no file matches --data-glob {pattern!r}")
-    documents = []
-    for path in paths:
-        data = path.read_bytes()
-        try:
-            text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-        if text.strip():
-            documents.append(text)
-    if not documents:
-        raise ValueError(f"no text in {', '.join(map(str, paths))}")
-    return documents
-
-
-def _train_tokenizer(text: str, vocabulary_size: int) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+def _describe_rest(held_out: Rows, tokenizer: Tokenizer) -> str:
+    return (
+        f"{len(held_out.tokens):,} held out, vocabulary of "
+        f"{tokenizer.vocabulary_size:,}"
     )
-    tokenizer.train_from_iterator(text.split(END_OF_TEXT), trainer)
+
+
+def _rows_of_process(rows: int, process_index: int, process_count: int) -> slice:
+    if rows % process_count:
+        raise ValueError(
+            f"--batch-size-sequences {rows} cannot be shared evenly by {process_count} "
+            f"processes; use a multiple of {process_count}"
+        )
+    share = rows // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def _open_tokenizer(
+    config: DataConfig,
+    vocabulary_size: int,
+    directory: pathlib.Path | None,
+    pieces: Iterator[Piece],
+) -> Tokenizer:
+    """The saved tokenizer, else the configured one, else one trained on the text."""
+    name, tokenizer = f"--tokenizer {config.tokenizer}", None
+    if directory is not None:
+        with contextlib.suppress(FileNotFoundError):
+            name, tokenizer = f"the one in {directory}", Tokenizer.load(directory)
+    if tokenizer is None and config.tokenizer is not None:
+        tokenizer = Tokenizer.open(config.tokenizer)
+    if tokenizer is None:
+        return Tokenizer.train((text for text, _ in pieces), vocabulary_size)
+    if tokenizer.vocabulary_size > vocabulary_size:
+        raise ValueError(
+            f"the tokenizer ({name}) has {tokenizer.vocabulary_size} tokens, more than "
+            f"--vocabulary-size {vocabulary_size}; give that at least "
+            f"{tokenizer.vocabulary_size}"
+        )
     return tokenizer
+
+
+def _between(pieces: Iterable[Piece], start: int, stop: int) -> Iterator[Piece]:
+    """The pieces between two positions in the joined text, cut where need be."""
+    position = 0
+    for text, ends in pieces:
+        first, last = max(start - position, 0), min(stop - position, len(text))
+        if first < last:
+            yield text[first:last], ends and last == len(text)
+        position += len(text)
+        if position >= stop:
+            return

@@ -1,139 +1,383 @@
-"""Every token is trained on, or held out, and predicted exactly once."""
+"""Every token is trained on, or held out, and predicted once; and batches go on."""
 
+import dataclasses
 import gzip
 import itertools
+import json
 
+import datasets
 import numpy as np
 import pytest
 
-from train import data
+from train import data, packing
 from train.config import DataConfig
+from train.tokenizer import Tokenizer
 
 LENGTH, ROWS = 8, 4
+VOCABULARY = 300
 WORDS = ["call", "me", "ishmael", "some", "years", "ago", "never", "mind", "how"]
 
 
-@pytest.fixture(scope="module")
-def text():
-    rng = np.random.default_rng(0)
-    return " ".join(rng.choice(WORDS, 2900)) + ". Überall Wasser 🐋"
+def random_documents(count, words):
+    rng = np.random.default_rng(count)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, words))) for _ in range(count)]
 
 
-@pytest.fixture(scope="module")
-def config(text, tmp_path_factory):
-    path = tmp_path_factory.mktemp("texts") / "text.txt"
-    path.write_text(text)
+def describe(packing="packed", **options):
     return DataConfig(
-        data_glob=str(path),
         held_out_fraction=0.1,
         sequence_length_tokens=LENGTH,
         batch_size_sequences=ROWS,
+        packing=packing,
+        **options,
     )
+
+
+def open_text(config, seed=0, **options):
+    return data.open_text(config, VOCABULARY, seed=seed, **options)
 
 
 @pytest.fixture(scope="module")
-def corpus(config):
-    return data.load_corpus(config, vocabulary_size=280)
+def book(tmp_path_factory):
+    """A single document."""
+    path = tmp_path_factory.mktemp("texts") / "text.txt"
+    words = np.random.default_rng(0).choice(WORDS, 2900)
+    path.write_text(" ".join(words) + ". Überall Wasser 🐋")
+    return path
 
 
-def first_batches(corpus, config, seed, count):
-    return list(itertools.islice(data.train_batches(corpus, config, seed), count))
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory):
+    """Many documents of 1 to 9 words."""
+    path = tmp_path_factory.mktemp("lines") / "lines.jsonl.gz"
+    rows = [json.dumps({"text": text}) for text in random_documents(200, 10)]
+    path.write_bytes(gzip.compress("\n".join(rows).encode()))
+    return path
 
 
-def test_train_and_held_out_text_make_up_the_whole(text, corpus):
-    decode = corpus.tokenizer.decode
-    train, held_out = decode(corpus.train_tokens), decode(corpus.held_out_tokens)
-    assert train + held_out == text
-    assert len(held_out) == pytest.approx(0.1 * len(text), abs=1)
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """As the hub has them: two splits, the first of them in three files."""
+    directory = tmp_path_factory.mktemp("dataset")
+    for i, size in enumerate([40, 30, 50]):
+        rows = {"text": random_documents(size, 10)}
+        datasets.Dataset.from_dict(rows).to_parquet(directory / f"train-{i}.parquet")
+    rows = {"text": random_documents(33, 10)}
+    datasets.Dataset.from_dict(rows).to_parquet(directory / "validation.parquet")
+    return directory
 
 
-def test_tokenizer_never_saw_the_held_out_text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("abcd " * 900 + "zyxw " * 100)
-    config = DataConfig(str(path), 0.1, LENGTH, ROWS)
-    corpus = data.load_corpus(config, vocabulary_size=300)
-    assert len(corpus.tokenizer.encode(" abcd").ids) == 1
-    assert len(corpus.tokenizer.encode(" zyxw").ids) == 5
+@pytest.fixture(params=["files", "dataset"])
+def source(request, lines, dataset):
+    if request.param == "files":
+        return {"data_glob": str(lines)}
+    return {"dataset": str(dataset), "shuffle_buffer_documents": 16}
 
 
-def test_same_seed_same_batches(corpus, config):
-    one, two, other = (first_batches(corpus, config, seed, 5) for seed in (3, 3, 4))
-    for batch, again in zip(one, two, strict=True):
-        np.testing.assert_equal(batch, again)
-    assert any(
-        not np.array_equal(batch["inputs"], different["inputs"])
-        for batch, different in zip(one, other, strict=True)
+@pytest.fixture(params=["packed", "padded"])
+def config(request, source):
+    return describe(request.param, **source)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_directory(tmp_path_factory):
+    """Spares the tests of batches the training of a tokenizer each."""
+    directory = tmp_path_factory.mktemp("run")
+    Tokenizer.train(random_documents(100, 10), VOCABULARY).save(directory)
+    return directory
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def rows_of(batches):
+    """The tokens of each row, without padding."""
+    rows = []
+    for batch in batches:
+        for inputs, targets, mask in zip(*batch.values(), strict=True):
+            if not (count := mask.sum()):
+                continue
+            assert mask[:count].all()
+            np.testing.assert_array_equal(inputs[1:count], targets[: count - 1])
+            assert not inputs[count + 1 :].any()
+            rows.append((*inputs[:count].tolist(), *targets[count - 1 : count]))
+    return rows
+
+
+def check_form(batches, rows=ROWS):
+    for batch in batches:
+        assert list(batch) == ["inputs", "targets", "mask"]
+        assert {array.shape for array in batch.values()} == {(rows, LENGTH)}
+        assert [array.dtype for array in batch.values()] == [np.int32, np.int32, bool]
+
+
+def joined(rows):
+    """The tokens of packed rows, in order."""
+    for row, following in itertools.pairwise(rows):
+        assert row[-1] == following[0]
+    return [rows[0][0], *itertools.chain(*(row[1:] for row in rows))]
+
+
+def test_train_and_held_out_text_make_up_the_whole(book):
+    config = describe(data_glob=str(book))
+    text = open_text(config)
+    whole = book.read_text()
+    held_out = text.tokenizer.decode(joined(rows_of(text.held_out_batches())))
+    assert whole.endswith(held_out)
+    assert len(held_out) == pytest.approx(0.1 * len(whole), abs=1)
+    tokens = text.tokenizer.encode(whole.removesuffix(held_out))
+    count = (len(tokens) - 1) // LENGTH
+    windows = [tuple(tokens[i * LENGTH : (i + 1) * LENGTH + 1]) for i in range(count)]
+    with_full_batches = rows_of(take(text.train_batches(), count))[: 4 * count]
+    epochs = [with_full_batches[i * count : (i + 1) * count] for i in range(4)]
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(windows)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert text.description == (
+        f"{count * LENGTH + 1:,} tokens to train on, "
+        f"{len(text.tokenizer.encode(held_out)) + 1} held out, "
+        f"vocabulary of {text.tokenizer.vocabulary_size}"
     )
 
 
-def test_an_epoch_holds_every_window_once_and_the_next_is_shuffled_anew(corpus, config):
-    tokens = corpus.train_tokens
-    count = (len(tokens) - 1) // LENGTH
-    batches = first_batches(corpus, config, 0, 2 * count // ROWS + 1)
-    rows = [
-        np.append(inputs, targets[-1])
-        for batch in batches
-        for inputs, targets in zip(batch["inputs"], batch["targets"], strict=True)
-    ]
-    windows = [tokens[i * LENGTH : (i + 1) * LENGTH + 1] for i in range(count)]
-    epochs = [list(map(tuple, rows[i * count : (i + 1) * count])) for i in (0, 1)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(map(tuple, windows))
-    assert epochs[0] != epochs[1]
-    for batch in batches:
-        assert batch["inputs"].shape == batch["targets"].shape == (ROWS, LENGTH)
-        np.testing.assert_array_equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
-        assert batch["mask"].all()
+def test_tokenizer_never_saw_the_held_out_text(tmp_path):
+    (tmp_path / "text.txt").write_text("abcd " * 900 + "zyxw " * 100)
+    tokenizer = open_text(describe(data_glob=f"{tmp_path}/*.txt")).tokenizer
+    assert len(tokenizer.encode(" abcd")) == 1
+    assert len(tokenizer.encode(" zyxw")) == 5
 
 
-def test_held_out_batches_predict_every_token_but_the_first_once(corpus, config):
-    batches = list(data.held_out_batches(corpus, config))
-    assert {batch["inputs"].shape for batch in batches} == {(ROWS, LENGTH)}
-    predicted = np.concatenate([batch["targets"][batch["mask"]] for batch in batches])
-    read = np.concatenate([batch["inputs"][batch["mask"]] for batch in batches])
-    np.testing.assert_array_equal(predicted, corpus.held_out_tokens[1:])
-    np.testing.assert_array_equal(read, corpus.held_out_tokens[:-1])
+def test_held_out_batches_have_every_token_but_the_first_as_target(book):
+    text = open_text(describe(data_glob=str(book)))
+    batches = list(text.held_out_batches())
+    check_form(batches)
+    assert all(batch["mask"].all() for batch in batches[:-1])
     # The fixture leaves a rest, or the padding would go untested.
-    assert len(predicted) % (ROWS * LENGTH) != 0
+    assert not batches[-1]["mask"].all()
+    assert joined(rows_of(batches))[-1] == text.tokenizer.end_of_text
+    for first, second in zip(batches, text.held_out_batches(), strict=True):
+        np.testing.assert_equal(first, second)
 
 
-def test_documents_are_read_in_order_and_kept_apart(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "1.txt").write_text("first " * 200)
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"second " * 200))
-    (tmp_path / "empty.txt").write_text("\n")
-    config = DataConfig(f"{tmp_path}/**/*.txt*", 0.1, LENGTH, ROWS)
-    corpus = data.load_corpus(config, vocabulary_size=300)
-    end = corpus.tokenizer.token_to_id(data.END_OF_TEXT)
-    (place,) = np.flatnonzero(corpus.train_tokens == end)
-    first, second = corpus.train_tokens[:place], corpus.train_tokens[place + 1 :]
-    assert corpus.tokenizer.decode(first) == "first " * 200
-    assert corpus.tokenizer.decode(second).startswith("second second")
+def test_packed_files_are_joined_by_an_end_of_text_each(lines):
+    config = describe(data_glob=str(lines))
+    text = open_text(dataclasses.replace(config, held_out_fraction=0.9))
+    tokens = joined(rows_of(text.held_out_batches()))
+    expected = []
+    for document in random_documents(200, 10)[-150:]:
+        expected += [*text.tokenizer.encode(document), text.tokenizer.end_of_text]
+    assert tokens[-len(expected) :] == expected
 
 
-def test_embedded_text_is_moby_dick():
-    text = gzip.decompress(data.EMBEDDED_TEXT.read_bytes()).decode()
-    assert "Call me Ishmael." in text[:100]
-    assert len(text.encode()) == 1_204_996
+def test_padded_documents_are_rows_cut_to_length(source, tokenizer_directory):
+    config = describe("padded", **source)
+    text = open_text(config, tokenizer_directory=tokenizer_directory)
+    batches = take(text.train_batches(), 40)
+    check_form(batches)
+    rows = rows_of(batches)
+    assert len(rows) == 160
+    sizes = [40, 30, 50] if "dataset" in source else [200]
+    wanted = set()
+    for document in itertools.chain(*(random_documents(size, 10) for size in sizes)):
+        ids = [*text.tokenizer.encode(document), text.tokenizer.end_of_text]
+        wanted.add(tuple(ids[: LENGTH + 1]))
+    # The text may be cut within a document where the held-out part begins.
+    assert len(set(rows) - wanted) <= 1
+    assert {len(row) for row in rows} == set(range(min(map(len, rows)), LENGTH + 2))
+
+
+def test_a_packed_stream_joins_the_documents_of_its_order(dataset, tokenizer_directory):
+    config = describe(dataset=str(dataset), shuffle_buffer_documents=16)
+    text = open_text(config, tokenizer_directory=tokenizer_directory)
+    batches = take(text.train_batches(), 90)
+    check_form(batches)
+    assert all(batch["mask"].all() for batch in batches)
+    tokens = joined(rows_of(batches))
+    ends = np.flatnonzero(np.array(tokens) == text.tokenizer.end_of_text)
+    assert len(ends) > 240
+    read = [text.tokenizer.decode(part) for part in np.split(tokens, ends + 1)]
+    documents = [text for size in (40, 30, 50) for text in random_documents(size, 10)]
+    assert sorted(read[:120]) == sorted(read[120:240]) == sorted(documents)
+    assert read[:120] != read[120:240]
+
+
+def test_held_out_rows_of_a_dataset(dataset, tokenizer_directory):
+    for kind in ("packed", "padded"):
+        config = describe(kind, dataset=str(dataset))
+        text = open_text(config, tokenizer_directory=tokenizer_directory)
+        batches = list(text.held_out_batches())
+        check_form(batches)
+        tokens = [
+            [*text.tokenizer.encode(document), text.tokenizer.end_of_text]
+            for document in random_documents(33, 10)
+        ]
+        if kind == "packed":
+            assert joined(rows_of(batches)) == list(itertools.chain(*tokens))
+        else:
+            assert rows_of(batches) == [tuple(ids[: LENGTH + 1]) for ids in tokens]
+            assert len(batches) == 9
+
+
+@pytest.mark.parametrize("eval_tokens", [1, 31, 32, 63, 64, 100])
+def test_evaluations_are_bounded_in_whole_batches(
+    config, tokenizer_directory, eval_tokens
+):
+    bounded = dataclasses.replace(config, eval_tokens=eval_tokens)
+    options = {"tokenizer_directory": tokenizer_directory}
+    some = list(open_text(bounded, **options).held_out_batches())
+    every = list(open_text(config, **options).held_out_batches())
+    predicted = np.cumsum([batch["mask"].sum() for batch in every])
+    assert len(some) == max(1, np.count_nonzero(predicted <= eval_tokens)) < len(every)
+    for one, other in zip(some, every, strict=False):
+        np.testing.assert_equal(one, other)
+
+
+def test_same_seed_same_batches(config, tokenizer_directory):
+    options = {"tokenizer_directory": tokenizer_directory}
+    one, two, other = (
+        take(open_text(config, seed, **options).train_batches(), 5)
+        for seed in (3, 3, 4)
+    )
+    for batch, again in zip(one, two, strict=True):
+        np.testing.assert_equal(batch, again)
+    assert rows_of(one) != rows_of(other)
+
+
+def test_batches_go_on_exactly(config, tokenizer_directory):
+    """From everywhere in the first epochs, also in other iterators of other texts."""
+    options = {"tokenizer_directory": tokenizer_directory}
+    batches = open_text(config, **options).train_batches()
+    states, expected = [], []
+    for _ in range(100):  # the dataset has some 70 batches to an epoch
+        states.append(json.dumps(batches.get_state()))
+        expected.append(next(batches))
+    fresh = open_text(config, **options).train_batches()
+    for position in [0, 1, 2, 3, *range(5, 96, 7)]:
+        fresh.set_state(json.loads(states[position]))
+        assert json.dumps(fresh.get_state()) == states[position]
+        for batch in expected[position : position + 4]:
+            np.testing.assert_equal(next(fresh), batch)
+    batches.close()
+    fresh.close()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_rows_of_files(lines, tokenizer_directory, count):
+    for kind in ("packed", "padded"):
+        config = describe(kind, data_glob=str(lines))
+        options = {"tokenizer_directory": tokenizer_directory, "seed": 1}
+        whole = open_text(config, **options)
+        parts = [
+            open_text(config, **options, process_index=i, process_count=count)
+            for i in range(count)
+        ]
+        for read in (
+            lambda text: take(text.train_batches(), 90),
+            lambda text: list(text.held_out_batches()),
+        ):
+            for batch, *shares in zip(read(whole), *map(read, parts), strict=True):
+                check_form(shares, rows=ROWS // count)
+                for key, values in batch.items():
+                    stacked = np.concatenate([share[key] for share in shares])
+                    np.testing.assert_array_equal(stacked, values)
+
+
+def test_processes_share_the_documents_of_a_dataset(dataset, tokenizer_directory):
+    """With 3 files for 2 processes, every other document."""
+    config = describe("padded", dataset=str(dataset), shuffle_buffer_documents=16)
+    read = []
+    for index in range(2):
+        text = open_text(
+            config,
+            tokenizer_directory=tokenizer_directory,
+            process_index=index,
+            process_count=2,
+        )
+        batches = take(text.train_batches(), 30)
+        check_form(batches, rows=ROWS // 2)
+        read += rows_of(batches)
+        assert len(list(text.held_out_batches())) == 9
+    whole = open_text(config, tokenizer_directory=tokenizer_directory)
+    assert sorted(read) == sorted(rows_of(take(whole.train_batches(), 30)))
+
+
+def test_a_saved_tokenizer_takes_the_place_of_any_other(source, tmp_path):
+    config = describe(**source)
+    assert open_text(config, tokenizer_directory=tmp_path).tokenizer
+    Tokenizer.train(["zyxw " * 100], 262).save(tmp_path)
+    named = dataclasses.replace(config, tokenizer="/no/such/tokenizer.json")
+    text = open_text(named, tokenizer_directory=tmp_path)
+    assert text.tokenizer.vocabulary_size < 265
+    assert max(batch["inputs"].max() for batch in text.held_out_batches()) < 265
+
+
+def test_a_given_tokenizer_is_used(source, tokenizer_directory):
+    config = describe(**source, tokenizer=str(tokenizer_directory / "tokenizer.json"))
+    text = open_text(config)
+    saved = Tokenizer.load(tokenizer_directory)
+    assert text.tokenizer.encode("ishmael some") == saved.encode("ishmael some")
+    with pytest.raises(ValueError, match=r"--tokenizer .*tokenizer.json\) has \d+ tok.*"
+                       r"--vocabulary-size 260; give that at least"):  # fmt: skip
+        data.open_text(config, 260, seed=0)
+    with pytest.raises(ValueError, match=r"the one in .* has \d+ tokens, more than"):
+        data.open_text(config, 260, seed=0, tokenizer_directory=tokenizer_directory)
+
+
+def test_tokens_above_16_bits_are_kept(tmp_path):
+    vocabulary = {"[SEP]": 70_000, **{word: 70_001 + i for i, word in enumerate(WORDS)}}
+    rules = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[SEP]"}
+    form = {"version": "1.0", "model": rules, "pre_tokenizer": {"type": "Whitespace"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(form))
+    (tmp_path / "text.txt").write_text("call me some " * 100)
+    config = describe(data_glob=f"{tmp_path}/*.txt", tokenizer=str(tmp_path))
+    text = data.open_text(config, 70_100, seed=0)
+    rows = rows_of(take(text.train_batches(), 2))
+    assert set(itertools.chain(*rows)) == {70_001, 70_002, 70_004}
+
+
+def test_many_documents_are_encoded_at_once(monkeypatch):
+    sizes = []
+    original = Tokenizer.train(WORDS, 280)
+    encode_batch = original.encode_batch
+    monkeypatch.setattr(packing, "ENCODED_CHARACTERS", 100)
+    monkeypatch.setattr(
+        original, "encode_batch", lambda t: sizes.append(len(t)) or encode_batch(t)
+    )
+    pieces = [("some years ", False), ("ago", True)] * 30 + [("never", False)]
+    tokens = list(packing.encode(original, pieces))
+    assert len(sizes) == 5 and sum(sizes) == 61
+    assert [original.decode(one) for one in tokens] == ["some years ago"] * 30 + [
+        "never"
+    ]
+    assert [one[-1] == original.end_of_text for one in tokens] == [True] * 30 + [False]
 
 
 @pytest.mark.parametrize(
-    ("content", "vocabulary_size", "message"),
+    ("content", "message"),
     [
-        (b"", 300, "no text in"),
-        (b"  \n ", 300, "no text in"),
-        (b"\xff\xfe\x00", 300, "is not UTF-8"),
-        (b"a few words", 300, "too short"),
-        (b"enough " * 1000, 256, "--vocabulary-size must be at least 257, got 256"),
+        ("", "no text in .*text.txt"),
+        (" \n ", "no text in .*text.txt"),
+        ("a few words", "too short: .* 0 seq.* give more text, or a smaller --batch-s"),
     ],
 )
-def test_useless_texts_are_refused(tmp_path, content, vocabulary_size, message):
-    (tmp_path / "text.txt").write_bytes(content)
-    config = DataConfig(f"{tmp_path}/*.txt", 0.1, LENGTH, ROWS)
+def test_useless_texts_are_refused(tmp_path, content, message):
+    (tmp_path / "text.txt").write_text(content)
     with pytest.raises(ValueError, match=message):
-        data.load_corpus(config, vocabulary_size)
+        open_text(describe(data_glob=f"{tmp_path}/*.txt"))
 
 
-def test_a_pattern_without_files_is_refused(tmp_path):
-    config = DataConfig(f"{tmp_path}/*.txt", 0.1, LENGTH, ROWS)
-    with pytest.raises(ValueError, match="no file matches"):
-        data.load_corpus(config, 300)
+def test_a_batch_that_cannot_be_shared_is_refused(source):
+    with pytest.raises(
+        ValueError, match=r"--batch-size-sequences 4 .* 3 processes; use"
+    ):
+        open_text(describe(**source), process_count=3)
+
+
+def test_an_empty_evaluation_split_is_refused(tmp_path, tokenizer_directory):
+    (tmp_path / "train.jsonl").write_text('{"text": "some"}\n')
+    (tmp_path / "validation.jsonl").write_text('{"text": " "}\n')
+    with pytest.raises(ValueError, match="--dataset-eval-split validation has no text"):
+        open_text(
+            describe(dataset=str(tmp_path)), tokenizer_directory=tokenizer_directory
+        )
