@@ -125,7 +125,7 @@ def write(
 
 def _write_file(path: os.PathLike[str], tensors: dict[str, np.ndarray]) -> None:
     try:
-        # Without the format transformers refuses the file.
+        # Without the format transformers 4 refuses the file.
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error

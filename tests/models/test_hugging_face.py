@@ -101,6 +101,12 @@ def test_tensors_are_written_in_the_dtype_of_the_config(tmp_path):
     rounded = dataclasses.replace(CONFIG, param_dtype="bfloat16")
     params = make_params(CONFIG)
     hugging_face.save(tmp_path, rounded, params)
+    with safetensors.safe_open(tmp_path / "model.safetensors", "np") as tensors:
+        # Absent, this would keep transformers 4 from reading the file.
+        assert tensors.metadata() == {"format": "pt"}
+        assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {  # noqa: SIM118
+            jnp.dtype("bfloat16")
+        }
     config, loaded = hugging_face.load(tmp_path)
     assert config.param_dtype == "bfloat16"
     chex.assert_trees_all_equal(
