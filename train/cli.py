@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import itertools
+import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,37 +12,71 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from train.run import CONFIG_FILE, load_config
+
 Config = TypeVar("Config")
 
 
 def parse(
     presets: Mapping[str, Config], default: str, program: str, argv: Sequence[str]
 ) -> Config:
-    """Reads a config from the command line, on top of the preset it names.
+    """Reads a config from the command line, on top of a preset or a saved config.
 
-    `--help` exits with code 0 and shows the values of the chosen preset; a bad
-    value exits with code 2 and one line on stderr.
+    `--preset` names the values to start from, `--config` a file with them,
+    `--resume` the file in `--output-dir`. `--help` exits with code 0 and shows
+    these values; a bad one exits with code 2 and one line on stderr.
 
     Args:
       presets: a config by each name that `--preset` takes, all of one dataclass
-        with a field `preset`; nested dataclasses lend their fields without prefix.
+        with the fields `preset`, `output_dir` and `start`; nested dataclasses lend
+        their fields without prefix.
       default: the preset used when none is named.
       program: the command, for help and errors.
       argv: the arguments behind the command.
     """
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--preset", nargs="?")
-    name = chooser.parse_known_args(argv)[0].preset
+    for name in ("--preset", "--config", "--output-dir"):
+        chooser.add_argument(name, nargs="?")
+    chooser.add_argument("--resume", action="store_true")
+    given = chooser.parse_known_args(argv)[0]
     # A name that is no preset is reported by tyro, which knows the choices.
-    preset = presets.get(name, presets[default])
+    base = presets.get(given.preset, presets[default])
+    with user_errors(ValueError, OSError):
+        if given.config and (given.preset or given.resume):
+            raise ValueError(
+                "--config has the values of --preset and --resume: give one of them"
+            )
+        if given.config:
+            base = load_config(type(base), pathlib.Path(given.config))
+        elif given.resume:
+            saved = pathlib.Path(given.output_dir or base.output_dir) / CONFIG_FILE
+            # No such file: whoever opens the directory says so.
+            base = load_config(type(base), saved) if saved.exists() else base
+    return read(type(base), program, argv, base)
+
+
+def read(
+    kind: type[Config],
+    program: str,
+    argv: Sequence[str],
+    default: Config | None = None,
+) -> Config:
+    """Reads a dataclass from the command line, with errors as in `parse`.
+
+    Args:
+      kind: the dataclass; nested ones lend their fields without prefix.
+      program: the command, for help and errors.
+      argv: the arguments behind the command.
+      default: where values not given come from; None takes the dataclass' own.
+    """
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
-                type(preset),
+                kind,
                 prog=program,
                 args=argv,
-                default=preset,
+                default=default,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as stop:
@@ -51,11 +86,11 @@ def parse(
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns the ValueErrors and OSErrors a user can cause into `fail`."""
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turns the exceptions that a user can cause into `fail`."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except kinds as error:
         fail(str(error))
 
 

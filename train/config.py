@@ -1,7 +1,6 @@
-"""The configuration of a pre-training run, and its presets by name."""
+"""The configuration of a pre-training run."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -9,8 +8,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from models.llama import PRESETS as MODELS
 from models.llama import LlamaConfig
+
+# A switch with no opposite: off unless it is given.
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 PresetName = Literal[
     "tiny",
@@ -29,28 +30,36 @@ OptimizerName = Literal[
 ]
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """A condition on one number, and how to say it. NaN meets none."""
 
     holds: Callable[[float], bool]
     words: str
 
 
-_positive = _Rule(lambda x: 0 < x < math.inf, "positive and finite")
-_not_negative = _Rule(lambda x: 0 <= x < math.inf, "at least 0 and finite")
-_at_least_1 = _Rule(lambda x: x >= 1, "at least 1")
-_between_0_and_1 = _Rule(lambda x: 0 < x < 1, "above 0 and below 1")
-_from_0_below_1 = _Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")
-_from_0_to_1 = _Rule(lambda x: 0 <= x <= 1, "from 0 to 1")
-_fits_32_bits = _Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2^32")
+positive = Rule(lambda x: 0 < x < math.inf, "positive and finite")
+not_negative = Rule(lambda x: 0 <= x < math.inf, "at least 0 and finite")
+at_least_1 = Rule(lambda x: x >= 1, "at least 1")
+between_0_and_1 = Rule(lambda x: 0 < x < 1, "above 0 and below 1")
+from_0_below_1 = Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")
+from_0_to_1 = Rule(lambda x: 0 <= x <= 1, "from 0 to 1")
+fits_32_bits = Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2^32")
 
 
-def _check(config: Any, rule: _Rule, *fields: str) -> None:
+def flag(field: str) -> str:
+    """The flag of a field, which may be named with its group: optimizer.b1."""
+    group, _, name = field.rpartition(".")
+    if (group, name) == ("optimizer", "name"):
+        return "--optimizer"
+    return "--" + name.replace("_", "-")
+
+
+def check(config: Any, rule: Rule, *fields: str) -> None:
+    """Raises a ValueError that names the flag of the first field to break a rule."""
     for field in fields:
         value = getattr(config, field)
         if not rule.holds(value):
-            flag = "--" + field.replace("_", "-")
-            raise ValueError(f"{flag} must be {rule.words}, got {value}")
+            raise ValueError(f"{flag(field)} must be {rule.words}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +106,9 @@ class DataConfig:
     batch_size_sequences: int = 8
 
     def __post_init__(self):
-        _check(self, _between_0_and_1, "held_out_fraction")
-        _check(self, _at_least_1, "sequence_length_tokens", "batch_size_sequences")
-        _check(self, _at_least_1, "shuffle_buffer_documents", "eval_tokens")
+        check(self, between_0_and_1, "held_out_fraction")
+        check(self, at_least_1, "sequence_length_tokens", "batch_size_sequences")
+        check(self, at_least_1, "shuffle_buffer_documents", "eval_tokens")
         if self.data_glob is not None and self.dataset is not None:
             raise ValueError(
                 f"--data-glob {self.data_glob!r} and --dataset {self.dataset!r} "
@@ -154,13 +163,13 @@ class OptimizerConfig:
     max_gradient_norm: float = 1.0
 
     def __post_init__(self):
-        _check(self, _positive, "learning_rate", "scale", "eps", "max_gradient_norm")
-        _check(self, _at_least_1, "rank", "update_interval", "growth_limit")
-        _check(self, _from_0_below_1, "b1", "b2")
-        _check(self, _from_0_to_1, "warmup_fraction", "final_learning_rate_fraction")
-        _check(self, _not_negative, "weight_decay")
+        check(self, positive, "learning_rate", "scale", "eps", "max_gradient_norm")
+        check(self, at_least_1, "rank", "update_interval", "growth_limit")
+        check(self, from_0_below_1, "b1", "b2")
+        check(self, from_0_to_1, "warmup_fraction", "final_learning_rate_fraction")
+        check(self, not_negative, "weight_decay")
         if self.step_size is not None:
-            _check(self, _positive, "step_size")
+            check(self, positive, "step_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +189,69 @@ class SampleConfig:
     def __post_init__(self):
         if not self.sample_prompt:
             raise ValueError("--sample-prompt must not be empty")
-        _check(self, _at_least_1, "sample_length_tokens")
-        _check(self, _positive, "sample_temperature")
+        check(self, at_least_1, "sample_length_tokens")
+        check(self, positive, "sample_temperature")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept to go on from, in the run's directory.
+
+    Attributes:
+      checkpoint_every_steps: optimizer steps between two checkpoints; the last step,
+        and one at which the run is told to stop, have one too.
+      keep_last_checkpoints: how many of the newest checkpoints are kept.
+      keep_checkpoint_every_steps: checkpoints at multiples of this many steps are kept
+        for good. None: none are.
+    """
+
+    checkpoint_every_steps: int = 100
+    keep_last_checkpoints: int = 2
+    keep_checkpoint_every_steps: int | None = None
+
+    def __post_init__(self):
+        check(self, at_least_1, "checkpoint_every_steps", "keep_last_checkpoints")
+        if self.keep_checkpoint_every_steps is not None:
+            check(self, at_least_1, "keep_checkpoint_every_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Where to watch a run, besides metrics.jsonl.
+
+    Attributes:
+      tensorboard: write TensorBoard events into the run's directory.
+      wandb: report to Weights & Biases (an extra of its own: pip install -e
+        '.[wandb]').
+      wandb_project: project of Weights & Biases.
+      peak_teraflops: most floating-point operations a device can do, in 10^12 per
+        second, for the model FLOP utilisation. None: taken from a table of GPUs and
+        TPUs; unknown on a CPU.
+    """
+
+    tensorboard: Switch = False
+    wandb: Switch = False
+    wandb_project: str = "subtrack_jax"
+    peak_teraflops: float | None = None
+
+    def __post_init__(self):
+        if self.peak_teraflops is not None:
+            check(self, positive, "peak_teraflops")
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """How a run begins; not part of what a run is.
+
+    Attributes:
+      config: config.json of another run, whose values replace the preset's. With
+        nothing else but --output-dir the run is repeated exactly.
+      resume: continue the run in --output-dir, with its own values. Without it, a run
+        found there is continued as well if all values agree.
+    """
+
+    config: pathlib.Path | None = None
+    resume: Switch = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,87 +266,52 @@ class PretrainConfig:
       preset: where all other values come from unless given. tiny: the default run;
         llama-*: the published shapes, optimizer settings and batches.
       steps: optimizer steps.
+      gradient_accumulation_steps: parts into which each step's batch is cut, to be
+        computed one after another: less memory, the same result.
+      z_loss_weight: weight of the squared log-partition added to the loss (PaLM, 1e-4
+        there), which keeps logits from drifting.
+      max_skipped_steps_in_a_row: a step whose loss or gradient is not finite changes
+        nothing; so many of them one after another end the run.
       eval_every_steps: steps between two evaluations on the held-out text; the last
         step has one too.
       seed: decides initial parameters, order of the data, random subspaces, samples.
-      output_dir: directory for config.json, tokenizer.json, metrics.jsonl and
-        curve.png. If it holds a run already, that is left alone and the first free of
-        NAME-2, NAME-3, ... is used.
+      output_dir: directory of the run: config.json, tokenizer, metrics.jsonl,
+        curve.png and checkpoints.
       data: the text and its batches.
       optimizer: the method and its settings. Those of low-rank methods act on
         attention and MLP matrices only; the other parameters, and all of them under
         adamw, get plain Adam.
+      checkpoint: what is kept to go on from.
+      report: where to watch the run.
       sample: the text sampled before and after.
+      start: how to begin.
     """
 
     model: LlamaConfig
     preset: PresetName = "tiny"
     steps: int = 300
+    gradient_accumulation_steps: int = 1
+    z_loss_weight: float = 0.0
+    max_skipped_steps_in_a_row: int = 10
     eval_every_steps: int = 50
     seed: int = 0
     output_dir: pathlib.Path = pathlib.Path("runs/pretrain")
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    report: ReportConfig = ReportConfig()
     sample: SampleConfig = SampleConfig()
+    start: StartConfig = StartConfig()
 
     def __post_init__(self):
-        _check(self, _at_least_1, "steps", "eval_every_steps")
-        _check(self, _fits_32_bits, "seed")
-
-    def save(self, path: pathlib.Path) -> None:
-        """Writes all values as JSON."""
-        values = dataclasses.asdict(self)
-        path.write_text(json.dumps(values, indent=2, default=str) + "\n")
-
-
-def _published(
-    preset: PresetName,
-    rank: int,
-    learning_rate: float = 1e-3,
-    batch_size_sequences: int = 256,
-    update_interval: int = 200,
-) -> PretrainConfig:
-    """A run of the SubTrack++ paper: 10,000 steps of 256-token sequences, bfloat16."""
-    model = dataclasses.replace(
-        MODELS[preset], dtype="bfloat16", param_dtype="bfloat16"
-    )
-    return PretrainConfig(
-        model=model,
-        preset=preset,
-        steps=10_000,
-        eval_every_steps=1_000,
-        data=DataConfig(
-            sequence_length_tokens=256, batch_size_sequences=batch_size_sequences
-        ),
-        optimizer=OptimizerConfig(
-            rank=rank, learning_rate=learning_rate, update_interval=update_interval
-        ),
-    )
-
-
-# The papers give no settings for the three smallest; theirs are those of 60M with
-# the rank a quarter of the width, as there.
-PRESETS: dict[str, PretrainConfig] = {
-    config.preset: config
-    for config in [
-        PretrainConfig(
-            model=LlamaConfig(2048, 256, 688, num_layers=4, num_heads=4),
-            optimizer=OptimizerConfig(rank=64, update_interval=50, learning_rate=3e-3),
-        ),
-        _published("llama-9m", rank=32),
-        _published("llama-20m", rank=64),
-        _published("llama-35m", rank=96),
-        _published("llama-60m", rank=128),
-        _published("llama-130m", rank=256),
-        _published("llama-350m", rank=256, batch_size_sequences=128),
-        _published("llama-1b", 512, learning_rate=1e-4, batch_size_sequences=16),
-        _published("llama-3b", 512, learning_rate=1e-4, batch_size_sequences=16),
-        _published(
-            "llama-7b",
-            rank=1024,
-            learning_rate=1e-4,
-            batch_size_sequences=16,
-            update_interval=500,
-        ),
-    ]
-}
+        check(self, at_least_1, "steps", "eval_every_steps")
+        check(self, at_least_1, "gradient_accumulation_steps")
+        check(self, at_least_1, "max_skipped_steps_in_a_row")
+        check(self, not_negative, "z_loss_weight")
+        check(self, fits_32_bits, "seed")
+        batch, parts = self.data.batch_size_sequences, self.gradient_accumulation_steps
+        if batch % parts:
+            raise ValueError(
+                f"--batch-size-sequences {batch} must be a multiple of "
+                f"--gradient-accumulation-steps {parts}"
+            )

@@ -1,54 +1,130 @@
-"""What a run leaves behind: its directory, metrics.jsonl and the curve."""
+"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases, the curve."""
 
 import contextlib
+import dataclasses
+import hashlib
 import json
+import math
 import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib import figure
 
-METRICS_FILE = "metrics.jsonl"
+from train.config import PretrainConfig
+from train.run import METRICS_FILE, write_whole
+
 CURVE_FILE = "curve.png"
 
 
-def create_run_directory(wanted: pathlib.Path) -> pathlib.Path:
-    """Creates the directory of a run, never one that holds a run already.
-
-    Returns:
-      `wanted`, or the first of `wanted-2`, `wanted-3`, ... that holds no metrics.
-
-    Raises:
-      OSError: the directory cannot be created or written.
-    """
-    number, path = 1, wanted
-    while (path / METRICS_FILE).exists():
-        number += 1
-        path = wanted.with_name(f"{wanted.name}-{number}")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        # Marks the directory as taken.
-        (path / METRICS_FILE).touch(exist_ok=False)
-    except OSError as error:
-        raise OSError(f"cannot write to --output-dir {path}: {error}") from error
-    return path
-
-
 class MetricsWriter:
-    """Appends one JSON object a line; a line is on disk once `write` returns."""
+    """Appends one JSON object a line; a line is on disk once `write` returns.
 
-    def __init__(self, directory: pathlib.Path):
-        self._path = directory / METRICS_FILE
-        self.rows: list[dict[str, Any]] = []
+    Rows of an earlier process are taken over up to a step and the rest is dropped:
+    steps after the checkpoint that a run resumes from are taken again.
 
-    def write(self, **values: Any) -> None:
-        """Adds a line; arrays of one element become numbers."""
-        row = {k: v if isinstance(v, int) else float(v) for k, v in values.items()}
+    Args:
+      config: the run, whose directory is written to, and whom else to tell.
+      last_step: the last step that keeps its row.
+    """
+
+    def __init__(self, config: PretrainConfig, last_step: int):
+        self._path = config.output_dir / METRICS_FILE
+        self.rows = [r for r in read_rows(self._path) if r["step"] <= last_step]
+        write_whole(self._path, "".join(map(_line, self.rows)))
+        self._watchers = _watchers(config, last_step)
+
+    def write(self, step: int, **values: Any) -> dict[str, Any]:
+        """Adds a line; arrays of one element become numbers. Returns the row."""
+        numbers = {name: np.asarray(value).item() for name, value in values.items()}
+        row = {"step": step} | numbers
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row))
         self.rows.append(row)
+        for watcher in self._watchers:
+            watcher.write(step, row)
+        return row
+
+    def close(self) -> None:
+        """Hands everything over to those who watch."""
+        for watcher in self._watchers:
+            watcher.close()
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, but for a last one that was cut short."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        rows.append({k: math.nan if v is None else v for k, v in row.items()})
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    # JSON knows no NaN.
+    row = {name: v if math.isfinite(v) else None for name, v in row.items()}
+    return json.dumps(row) + "\n"
+
+
+class _TensorBoard:
+    """Events in the run's directory."""
+
+    def __init__(self, config: PretrainConfig, last_step: int):
+        import tensorboardX  # only where it is asked for
+
+        # Whatever an earlier process wrote after this step is hidden.
+        self._writer = tensorboardX.SummaryWriter(
+            str(config.output_dir / "tensorboard"), purge_step=last_step + 1
+        )
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A run there, continued by its id when this one is."""
+
+    def __init__(self, config: PretrainConfig, last_step: int):
+        del last_step
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(
+                "--wandb needs the package wandb: pip install -e '.[wandb]'"
+            ) from error
+        identity = str(config.output_dir.absolute())
+        self._run = wandb.init(
+            project=config.report.wandb_project,
+            id=hashlib.sha256(identity.encode()).hexdigest()[:16],
+            resume="allow",
+            name=config.output_dir.name,
+            config=dataclasses.asdict(config),
+        )
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        self._run.log({k: v for k, v in row.items() if k != "step"}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _watchers(config: PretrainConfig, last_step: int) -> list[Any]:
+    chosen = [
+        (config.report.tensorboard, _TensorBoard),
+        (config.report.wandb, _WeightsAndBiases),
+    ]
+    return [watcher(config, last_step) for is_on, watcher in chosen if is_on]
 
 
 class Stopwatch:

@@ -46,6 +46,7 @@ def make_optimizer(
         "scale": config.scale,
         "dimension_numbers": llama.matrix_axes,
         "seed": seed,
+        "monitor": True,
     }
     recovering = low_rank | {"growth_limit": config.growth_limit}
     geodesic = {"step_size": config.step_size}

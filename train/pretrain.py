@@ -1,101 +1,121 @@
 """Pre-trains a LLaMA on text: `python -m train.pretrain --help`."""
 
-import functools
+import contextlib
 import io
-import pathlib
+import math
 import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tqdm
 from flax import nnx
 
 from models import generation
-from train import cli, data, metrics, optimizers
+from train import cli, data, optimizers
 from train import step as steps
-from train.config import PRESETS, PretrainConfig
+from train.checkpoint import CheckpointError, Checkpoints, quiet_orbax
+from train.config import PretrainConfig
+from train.interruption import Interruption
+from train.journal import DivergedError, Journal
+from train.presets import PRESETS
+from train.run import CONFIG_FILE, open_directory, save_config
 
 PROGRAM = "python -m train.pretrain"
 
 
-def pretrain(
-    config: PretrainConfig, corpus: data.Corpus, directory: pathlib.Path
-) -> None:
-    """Trains from the start, writing metrics and the curve into the directory."""
+def pretrain(config: PretrainConfig, text: data.Text, checkpoints: Checkpoints) -> int:
+    """Trains from the newest checkpoint, or from the start, to the last step.
+
+    Returns:
+      The exit code: 0, or that of a signal which stopped the run.
+
+    Raises:
+      CheckpointError: a checkpoint cannot be written, or none can be read.
+      DivergedError: the loss stays infinite.
+      OSError: the metrics cannot be written.
+    """
     schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, config.seed)
     definition = steps.model_definition(config.model)
-    train_step = functools.partial(steps.train_step, definition, optimizer, schedule)
-    state = steps.create_state(config.model, optimizer, jax.random.key(config.seed))
+    train_step = steps.make_train_step(
+        definition,
+        optimizer,
+        schedule,
+        config.gradient_accumulation_steps,
+        config.z_loss_weight,
+    )
+
+    def create() -> steps.TrainState:
+        return steps.create_state(config.model, optimizer, jax.random.key(config.seed))
 
     def evaluate() -> float:
-        held_out = data.held_out_batches(corpus, config.data)
-        return steps.evaluate(definition, state.params, held_out)
+        return steps.evaluate(definition, state.params, text.held_out_batches())
 
     def sample() -> str:
-        model = nnx.merge(definition, state.params)
-        return _sample(model, corpus, config)
+        return _sample(nnx.merge(definition, state.params), text, config)
 
-    print(_summary(config, corpus, state, directory))
-    print(f"\nBefore training, held-out loss {evaluate():.3f}:\n{sample()}\n")
+    batches = text.train_batches()
+    state = checkpoints.restore(jax.eval_shape(create), batches, report=_warn)
+    if state is None:
+        state = create()
+    first = int(state.step)
+    print(_summary(config, text, state))
+    if first == 0:
+        print(f"\nBefore training, held-out loss {evaluate():.3f}:\n{sample()}\n")
+    else:
+        print(f"\nContinued after step {first:,}.\n")
 
-    batches = data.train_batches(corpus, config.data, config.seed)
-    writer = metrics.MetricsWriter(directory)
-    watch = metrics.Stopwatch()
-    progress = tqdm.tqdm(total=config.steps, unit="step", dynamic_ncols=True)
-
-    def record(step: int, values: dict[str, Any]) -> None:
-        values = jax.device_get(values)  # waits until that step is done
-        rate = config.data.batch_size_tokens / watch.lap()
-        writer.write(step=step, tokens_per_second=rate, **values)
-        progress.set_postfix(loss=f"{values['loss']:.3f}", tokens_per_second=int(rate))
-        progress.update()
-
-    try:
+    journal = Journal(config, first)
+    with journal, Interruption() as interruption:
         previous = None
-        for step in range(1, config.steps + 1):
+        for step in range(first + 1, config.steps + 1):
             # Only dispatched: while it runs, the step before is written down.
             state, values = train_step(state, next(batches))
             if previous is not None:
-                record(*previous)
+                journal.record(*previous)
             previous = (step, values)
+            is_last = step == config.steps or interruption.received is not None
             if step % config.eval_every_steps == 0 or step == config.steps:
                 jax.block_until_ready(values)
-                with watch.pause():
+                with journal.watch.pause():
                     values["eval_loss"] = evaluate()
-                progress.write(f"step {step}: held-out loss {values['eval_loss']:.3f}")
-        record(step, values)
-    finally:
-        progress.close()
-        metrics.plot_curve(
-            writer.rows,
-            f"{config.preset}, {config.optimizer.name}",
-            directory / metrics.CURVE_FILE,
+            if step % config.checkpoint.checkpoint_every_steps == 0 or is_last:
+                # The row first: a checkpoint has the rows of all its steps.
+                journal.record(*previous)
+                previous = None
+                with journal.watch.pause():
+                    checkpoints.save(step, state, batches)
+            if is_last:
+                break
+        checkpoints.wait()
+    if interruption.received is not None and step < config.steps:
+        print(
+            f"\nStopped by {interruption.received.name} after step {step:,}, which is "
+            f"saved. To continue: {_resume(config)}"
         )
-    best = min(row["eval_loss"] for row in writer.rows if "eval_loss" in row)
-    print(f"\nAfter training, best held-out loss {best:.3f}:\n{sample()}\n")
-    print(f"Metrics, curve, tokenizer and config are in {directory}")
+        return interruption.exit_code
+    best = min((r["eval_loss"] for r in journal.rows if "eval_loss" in r), default=0)
+    print(
+        f"\nAfter training, best held-out loss {best:.3f}, perplexity "
+        f"{math.exp(best):.2f}:\n{sample()}\n"
+    )
+    print(_farewell(config))
+    return 0
 
 
-def _sample(model: Any, corpus: data.Corpus, config: PretrainConfig) -> str:
+def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
     prompt = config.sample.sample_prompt
     tokens = generation.generate(
         model,
-        jnp.array([corpus.tokenizer.encode(prompt).ids]),
+        jnp.array([text.tokenizer.encode(prompt)]),
         jax.random.key(config.seed),
         length=config.sample.sample_length_tokens,
         temperature=config.sample.sample_temperature,
     )
-    return prompt + corpus.tokenizer.decode(tokens[0].tolist())
+    return prompt + text.tokenizer.decode(tokens[0].tolist())
 
 
-def _summary(
-    config: PretrainConfig,
-    corpus: data.Corpus,
-    state: steps.TrainState,
-    directory: pathlib.Path,
-) -> str:
+def _summary(config: PretrainConfig, text: data.Text, state: steps.TrainState) -> str:
     def size(tree: Any) -> str:
         return f"{sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6:.1f} MB"
 
@@ -104,12 +124,29 @@ def _summary(
         f"Model      {config.preset}: {count / 1e6:.1f} M parameters, "
         f"{size(state.params)}\n"
         f"Optimizer  {config.optimizer.name}: state of {size(state.opt_state)}\n"
-        f"Text       {len(corpus.train_tokens):,} tokens to train on, "
-        f"{len(corpus.held_out_tokens):,} held out, vocabulary of "
-        f"{corpus.tokenizer.get_vocab_size():,}\n"
+        f"Text       {text.description}\n"
         f"Steps      {config.steps:,} of {config.data.batch_size_tokens:,} tokens\n"
-        f"Output     {directory}"
+        f"Output     {config.output_dir}"
     )
+
+
+def _resume(config: PretrainConfig) -> str:
+    return f"{PROGRAM} --resume --output-dir {config.output_dir}"
+
+
+def _farewell(config: PretrainConfig) -> str:
+    directory = config.output_dir
+    saved = directory / CONFIG_FILE
+    return (
+        f"Metrics, curve, tokenizer, config and checkpoints are in {directory}\n"
+        f"Repeat     {PROGRAM} --config {saved} --output-dir ANOTHER\n"
+        f"Sample     python -m train.generate --checkpoint {directory}\n"
+        f"Export     python -m train.export --checkpoint {directory} --to hf"
+    )
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def main() -> None:
@@ -118,16 +155,32 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     config = cli.parse(PRESETS, "tiny", PROGRAM, sys.argv[1:])
-    with cli.user_errors():
-        corpus = data.load_corpus(config.data, config.model.vocabulary_size)
-        directory = metrics.create_run_directory(config.output_dir)
-        config.save(directory / "config.json")
-        corpus.tokenizer.save(str(directory / "tokenizer.json"))
+    quiet_orbax()
     try:
-        pretrain(config, corpus, directory)
+        sys.exit(_run(config))
     except KeyboardInterrupt:
-        print(f"interrupted; what was measured is in {directory}", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _run(config: PretrainConfig) -> int:
+    with contextlib.ExitStack() as stack:
+        with cli.user_errors(ValueError, OSError):
+            found = stack.enter_context(open_directory(config))
+            text = data.open_text(
+                config.data,
+                config.model.vocabulary_size,
+                seed=config.seed,
+                tokenizer_directory=config.output_dir if found else None,
+            )
+            text.tokenizer.save(config.output_dir)
+            save_config(config, config.output_dir / CONFIG_FILE)
+        # From here on a ValueError is a fault of the program, not of its user.
+        with (
+            cli.user_errors(OSError, CheckpointError, DivergedError),
+            Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
+        ):
+            return pretrain(config, text, checkpoints)
 
 
 if __name__ == "__main__":

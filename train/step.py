@@ -1,7 +1,7 @@
 """What is compiled: one optimizer step, and the loss of one held-out batch."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +16,13 @@ from train.data import Batch
 class TrainState(NamedTuple):
     """All that a step changes."""
 
-    step: jax.Array  # (), int32; steps taken so far
+    step: jax.Array  # (), int32; batches seen so far
+    skipped_steps: jax.Array  # (), int32; those of them that changed nothing
     params: Any  # nested dictionaries of arrays
     opt_state: optax.OptState
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -28,7 +32,7 @@ def create_state(
     """Fresh parameters and optimizer state."""
     model = llama.Llama(config, rngs=nnx.Rngs(key))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+    return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params))
 
 
 def model_definition(config: llama.LlamaConfig) -> nnx.GraphDef[llama.Llama]:
@@ -36,34 +40,117 @@ def model_definition(config: llama.LlamaConfig) -> nnx.GraphDef[llama.Llama]:
     return nnx.graphdef(nnx.eval_shape(lambda: llama.Llama(config, rngs=nnx.Rngs(0))))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def train_step(
+def make_train_step(
     definition: nnx.GraphDef[llama.Llama],
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    state: TrainState,
-    batch: Batch,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Takes one step; the state passed in is consumed.
+    gradient_accumulation_steps: int = 1,
+    z_loss_weight: float = 0.0,
+) -> TrainStep:
+    """Compiles the step; it consumes the state it is given.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer as
+    they were, and counts as skipped.
+
+    Args:
+      definition: the model, from `model_definition`.
+      optimizer: the optimizer.
+      schedule: its learning rate over the steps that were not skipped, to report.
+      gradient_accumulation_steps: parts of a batch that are computed one after
+        another; the batch size must be a multiple of it.
+      z_loss_weight: weight of the squared log-partition in what is minimised.
 
     Returns:
-      The new state, and scalars: `loss`, the mean over the batch's tokens before
-      the step, in nats; `gradient_norm`, before clipping; `learning_rate`.
+      The step: (state, batch) -> (new state, metrics). The metrics are scalars:
+      `loss`, the mean cross-entropy over the batch's tokens before the step, in
+      nats; `gradient_norm`, before clipping; `learning_rate`; `skipped_steps`, so
+      far; and what `subspace_metrics` finds.
     """
 
-    def mean_loss(params):
-        sums = llama.token_loss(nnx.merge(definition, params), **batch)
-        return sums.loss / sums.count
+    def weighed(params, batch, weight):
+        losses = llama.token_loss(nnx.merge(definition, params), **batch)
+        total = losses.loss + z_loss_weight * losses.squared_log_z
+        return weight * total, weight * losses.loss
 
-    loss, gradients = jax.value_and_grad(mean_loss)(state.params)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    metrics = {
-        "loss": loss,
-        "gradient_norm": optax.tree.norm(gradients),
-        "learning_rate": schedule(state.step),
-    }
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    gradient_of = jax.grad(weighed, has_aux=True)
+
+    def mean_gradient(params, batch):
+        """Of all tokens together, however many each part has."""
+        weight = 1 / jnp.maximum(jnp.sum(batch["mask"]), 1)
+        parts = gradient_accumulation_steps
+        if parts == 1:
+            return gradient_of(params, batch, weight)
+
+        def add(carry, part):
+            gradients, loss = gradient_of(params, part, weight)
+            wide = jax.tree.map(lambda total, g: total + g, carry[0], gradients)
+            return (wide, carry[1] + loss), None
+
+        # Neighbours go to different parts, so that a batch split over devices stays
+        # split in each; sums of small parts need more digits than bfloat16 has.
+        zeros = jax.tree.map(
+            lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)),
+            params,
+        )
+        split = jax.tree.map(
+            lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        (gradients, loss), _ = jax.lax.scan(add, (zeros, jnp.float32(0)), split)
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params), loss
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, batch: Batch):
+        gradients, loss = mean_gradient(state.params, batch)
+        norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # A select over the results: a branch would have to copy them all.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        skipped_steps = state.skipped_steps + ~is_finite
+        metrics = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": schedule(state.step - state.skipped_steps),
+            "skipped_steps": skipped_steps,
+        }
+        metrics |= subspace_metrics(opt_state)
+        return TrainState(state.step + 1, skipped_steps, params, opt_state), metrics
+
+    return train_step
+
+
+def subspace_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
+    """How the subspaces of a monitored low-rank optimizer fit the last gradient.
+
+    Returns:
+      `captured_energy`, the share of the squared norm of all low-rank gradients
+      that lies within their subspaces; `recovery_ratio`, |Lambda| / |G|, the norm
+      of what was recovered from outside of them over that of the gradients.
+      Nothing for optimizers without.
+    """
+
+    def squares(name):
+        values = optax.tree.get(opt_state, name, default=())
+        return [leaf * leaf for leaf in jax.tree.leaves(values)]
+
+    def total(values):
+        return sum(jnp.sum(value) for value in values)
+
+    energies, recovered = squares("gradient_norm"), squares("recovery_norm")
+    if not energies:
+        return {}
+    captured = jax.tree.leaves(optax.tree.get(opt_state, "captured_energy"))
+    inside = [c * e for c, e in zip(captured, energies, strict=True)]
+    everything = jnp.maximum(total(energies), jnp.finfo(jnp.float32).tiny)
+    metrics = {"captured_energy": total(inside) / everything}
+    if recovered:
+        metrics["recovery_ratio"] = jnp.sqrt(total(recovered) / everything)
+    return metrics
 
 
 def evaluate(
@@ -77,5 +164,5 @@ def evaluate(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _token_loss(definition, params, batch):
-    sums = llama.token_loss(nnx.merge(definition, params), **batch)
-    return sums.loss, sums.count
+    losses = llama.token_loss(nnx.merge(definition, params), **batch)
+    return losses.loss, losses.count

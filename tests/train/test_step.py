@@ -1,5 +1,7 @@
 """The compiled step and evaluation against the same thing written out."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from flax import nnx
 
 from models.llama import LlamaConfig
-from train import step
+from train import optimizers, step
+from train.config import OptimizerConfig
 
 MODEL = LlamaConfig(64, 16, 32, num_layers=2, num_heads=2, init_std=0.2)
 OPTIMIZER = optax.sgd(0.1)
@@ -45,38 +48,112 @@ def state():
     return step.create_state(MODEL, OPTIMIZER, jax.random.key(0))
 
 
+def make(optimizer=OPTIMIZER, **settings):
+    definition = step.model_definition(MODEL)
+    return step.make_train_step(definition, optimizer, schedule, **settings)
+
+
+def assert_close(tree, other, **tolerance):
+    for leaf, leaf_ in zip(*map(jax.tree.leaves, (tree, other)), strict=True):
+        np.testing.assert_allclose(leaf, leaf_, **tolerance)
+
+
 def test_a_step_descends_the_mean_loss_of_its_batch(state):
     batch = make_batch(0)
     loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(state.params, [batch])
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradients)
-    definition = step.model_definition(MODEL)
-    new_state, metrics = step.train_step(definition, OPTIMIZER, schedule, state, batch)
+    new_state, metrics = make()(state, batch)
     assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
     norm = float(optax.tree.norm(gradients))
     assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-4)
     assert metrics["learning_rate"] == pytest.approx(0.1)
     assert new_state.step == 1
-    for leaf, other in zip(
-        jax.tree.leaves(new_state.params), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_allclose(leaf, other, rtol=1e-4, atol=1e-6)
+    assert_close(new_state.params, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_step_reuses_the_buffers_of_its_state_and_its_program(state):
-    definition = step.model_definition(MODEL)
-    before = step.train_step._cache_size()
+    train_step = make()
     kernel = state.params["head"]["kernel"]
     for seed in range(3):
-        state, metrics = step.train_step(
-            definition, OPTIMIZER, schedule, state, make_batch(seed)
-        )
+        state, metrics = train_step(state, make_batch(seed))
     assert kernel.is_deleted()
     assert metrics["learning_rate"] == pytest.approx(2.1)
-    # A definition made anew is the same program: nothing compiles again.
-    step.train_step(
-        step.model_definition(MODEL), OPTIMIZER, schedule, state, make_batch(3)
+    assert train_step._cache_size() == 1
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_parts_equal_the_whole_batch(state, parts):
+    """Also where one part has many more tokens that count than another."""
+    batch = make_batch(0)
+    batch["mask"] = batch["mask"].at[1].set(False).at[2, 1:].set(False)
+    whole, metrics = make()(jax.tree.map(jnp.copy, state), batch)
+    split, split_metrics = make(gradient_accumulation_steps=parts)(state, batch)
+    assert_close(split.params, whole.params, rtol=1e-5, atol=1e-7)
+    assert_close(split_metrics, metrics, rtol=1e-5)
+
+
+def test_sums_of_bfloat16_parts_keep_their_digits():
+    """256 equal parts: in bfloat16 a sum would stop growing before it is there."""
+    model = dataclasses.replace(MODEL, param_dtype="bfloat16")
+    state = step.create_state(model, OPTIMIZER, jax.random.key(0))
+    one = make_batch(0, (1, 8)) | {"mask": jnp.ones((1, 8), bool)}
+    many = jax.tree.map(lambda x: jnp.repeat(x, 256, axis=0), one)
+    want = make()(jax.tree.map(jnp.copy, state), one)[1]
+    got = make(gradient_accumulation_steps=256)(state, many)[1]
+    assert got["gradient_norm"] == pytest.approx(float(want["gradient_norm"]), rel=1e-2)
+
+
+def test_the_z_loss_shrinks_the_partition_and_is_not_reported(state):
+    def log_partition(params):
+        model = nnx.merge(step.model_definition(MODEL), params)
+        return float(
+            jnp.mean(jax.nn.logsumexp(model(make_batch(0)["inputs"]), -1) ** 2)
+        )
+
+    plain, metrics = make()(jax.tree.map(jnp.copy, state), make_batch(0))
+    weighed, z_metrics = make(z_loss_weight=0.5)(state, make_batch(0))
+    assert log_partition(weighed.params) < 0.9 * log_partition(plain.params)
+    assert z_metrics["loss"] == pytest.approx(float(metrics["loss"]))
+
+
+@pytest.mark.parametrize("name", ["subtrack", "adamw"])
+def test_a_step_that_is_not_finite_changes_nothing(name):
+    config = OptimizerConfig(name=name, rank=4, update_interval=2)
+    optimizer = optimizers.make_optimizer(config, 1e-2, seed=0)
+    train_step = make(optimizer)
+    state = step.create_state(MODEL, optimizer, jax.random.key(0))
+    state, _ = train_step(state, make_batch(0))
+    before = jax.device_get((state.params, state.opt_state))
+    broken = state._replace(
+        params=jax.tree.map(lambda p: p.at[(0,) * p.ndim].set(jnp.nan), state.params)
     )
-    assert step.train_step._cache_size() - before <= 1
+    skipped, metrics = train_step(broken, make_batch(1))
+    assert not np.isfinite(metrics["loss"])
+    assert metrics["skipped_steps"] == 1
+    assert (skipped.step, skipped.skipped_steps) == (2, 1)
+    assert_close(skipped.opt_state, before[1], rtol=0)
+    # It goes on as if that step had not been: so does the schedule.
+    sound = skipped._replace(params=jax.tree.map(jnp.asarray, before[0]))
+    _, metrics = train_step(sound, make_batch(2))
+    assert metrics["skipped_steps"] == 1
+    assert metrics["learning_rate"] == pytest.approx(1.1)
+
+
+def test_metrics_of_the_subspace():
+    config = OptimizerConfig(name="subtrack", rank=4, update_interval=2)
+    optimizer = optimizers.make_optimizer(config, 1e-2, seed=0)
+    state = step.create_state(MODEL, optimizer, jax.random.key(0))
+    state, metrics = make(optimizer)(state, make_batch(0))
+    norms = jax.tree.leaves(optax.tree.get(state.opt_state, "gradient_norm"))
+    captured = jax.tree.leaves(optax.tree.get(state.opt_state, "captured_energy"))
+    energies = np.concatenate([np.square(norm) for norm in norms])
+    share = np.sum(energies * np.concatenate(captured)) / np.sum(energies)
+    assert 0.3 < share < 1
+    assert metrics["captured_energy"] == pytest.approx(share, rel=1e-5)
+    recovered = jax.tree.leaves(optax.tree.get(state.opt_state, "recovery_norm"))
+    ratio = np.linalg.norm(np.concatenate(recovered)) / np.sqrt(np.sum(energies))
+    assert metrics["recovery_ratio"] == pytest.approx(ratio, rel=1e-5)
+    assert step.subspace_metrics(optax.adam(1e-3).init(state.params)) == {}
 
 
 def test_evaluation_weighs_tokens_not_batches(state):

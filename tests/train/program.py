@@ -1,0 +1,93 @@
+"""The program as a user runs it: in a process of its own, from the checkout."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = [
+    *["--hidden-size", "32", "--mlp-size", "64", "--num-layers", "2"],
+    *["--num-heads", "2", "--vocabulary-size", "300", "--held-out-fraction", "0.01"],
+    *["--sequence-length-tokens", "32", "--batch-size-sequences", "4"],
+    *["--rank", "8", "--update-interval", "5", "--learning-rate", "1e-2"],
+    *["--sample-length-tokens", "20"],
+]
+# Compile quickly, and each program once for all processes.
+ENVIRONMENT = os.environ | {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(
+        pathlib.Path(tempfile.gettempdir(), f"subtrack-jax-tests-{os.getuid()}")
+    ),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
+TIMINGS = {"tokens_per_second", "peak_memory_bytes", "mfu"}
+
+
+def command(*argv, program="train.pretrain"):
+    return [sys.executable, "-m", program, *map(str, argv)]
+
+
+def run(*argv, program="train.pretrain", **options):
+    """Waits for the program; its output is in the result."""
+    return subprocess.run(
+        command(*argv, program=program),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def start(*argv):
+    """Starts `train.pretrain` and goes on."""
+    return subprocess.Popen(
+        command(*argv),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background inherit an ignored Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def stop_after(rows, sent, process, directory):
+    """Sends a signal once so many steps are written down; returns (code, out, err)."""
+    deadline = time.monotonic() + 240
+    metrics = directory / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < rows:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.005)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def read_metrics(directory):
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def read_values(directory):
+    """What does not depend on how fast the machine is."""
+    return [
+        {name: value for name, value in row.items() if name not in TIMINGS}
+        for row in read_metrics(directory)
+    ]
+
+
+def assert_one_line_error(done, message):
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr

@@ -1,0 +1,168 @@
+"""Runs that are killed, stopped or damaged, for real, and then continued."""
+
+import re
+import resource
+import shutil
+import signal
+
+import pytest
+
+from tests.train.program import (
+    SMALL,
+    assert_one_line_error,
+    read_metrics,
+    read_values,
+    run,
+    start,
+    stop_after,
+)
+
+STEPS = 300
+FLAGS = [*SMALL, "--steps", STEPS, "--eval-every-steps", 70]
+FLAGS += ["--checkpoint-every-steps", 20, "--eval-tokens", 500]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    done = run(*FLAGS, "--output-dir", directory)
+    assert done.returncode == 0, done.stderr
+    assert len(read_metrics(directory)) == STEPS
+    return directory
+
+
+@pytest.fixture
+def copy(uninterrupted, tmp_path):
+    """The finished run, to be broken."""
+    return shutil.copytree(uninterrupted, tmp_path / "copy")
+
+
+def test_killed_at_any_moment_it_continues_to_the_last_bit(uninterrupted, tmp_path):
+    flags = [*FLAGS, "--output-dir", tmp_path]
+    resumed = ["--resume", "--output-dir", tmp_path]  # the values are in the directory
+    # Before the first checkpoint, within and after the writing of another.
+    for rows, argv in [(3, flags), (20, flags), (61, resumed), (150, resumed)]:
+        code, _, _ = stop_after(rows, signal.SIGKILL, start(*argv), tmp_path)
+        assert code == -signal.SIGKILL
+    done = run(*resumed)
+    assert done.returncode == 0, done.stderr
+    step = int(re.search(r"Continued after step (\d+)", done.stdout)[1])
+    assert step >= 100 and step % 20 == 0  # the last ones may have been under way
+    assert read_values(tmp_path) == read_values(uninterrupted)
+
+
+def test_sigterm_saves_and_exits_with_0(uninterrupted, tmp_path):
+    flags = [*FLAGS, "--output-dir", tmp_path]
+    code, out, err = stop_after(31, signal.SIGTERM, start(*flags), tmp_path)
+    assert code == 0, err
+    rows = len(read_metrics(tmp_path))
+    assert 31 <= rows < STEPS
+    assert f"Stopped by SIGTERM after step {rows}" in out
+    assert (tmp_path / "checkpoints" / str(rows)).is_dir()
+    assert (tmp_path / "curve.png").exists()
+    resume = out.rpartition("To continue: python -m train.pretrain ")[2].split()
+    done = run(*resume)
+    assert done.returncode == 0, done.stderr
+    assert f"Continued after step {rows}." in done.stdout
+    assert read_values(tmp_path) == read_values(uninterrupted)
+
+
+def test_interrupting_saves_too(tmp_path):
+    flags = [*FLAGS, "--output-dir", tmp_path]
+    code, out, err = stop_after(3, signal.SIGINT, start(*flags), tmp_path)
+    assert code == 130
+    assert "Traceback" not in err
+    rows = len(read_metrics(tmp_path))
+    assert f"Stopped by SIGINT after step {rows}" in out
+    assert (tmp_path / "checkpoints" / str(rows)).is_dir()
+
+
+def test_a_finished_run_is_left_as_it_is(copy):
+    before = read_metrics(copy)
+    done = run(*FLAGS, "--output-dir", copy)
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(copy) == before
+
+
+def test_two_damaged_checkpoints_leave_no_way_on(copy):
+    for path in (copy / "checkpoints").glob("*/params/manifest.ocdbt"):
+        path.write_bytes(b"")
+    done = run("--resume", "--output-dir", copy)
+    assert done.returncode == 2
+    assert f"no checkpoint in {copy / 'checkpoints'} can be read" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list((copy / "checkpoints").iterdir())) == 2
+
+
+def test_a_truncated_newest_checkpoint_is_reported_and_the_one_before_used(
+    uninterrupted, copy
+):
+    newest = copy / "checkpoints" / str(STEPS)
+    largest = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    done = run("--resume", "--output-dir", copy)
+    assert done.returncode == 0, done.stderr
+    assert f"the checkpoint of step {STEPS} is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"Continued after step {STEPS - 20}." in done.stdout
+    assert (copy / "damaged-checkpoints" / str(STEPS)).is_dir()
+    assert (copy / "checkpoints" / str(STEPS)).is_dir()
+    assert read_values(copy) == read_values(uninterrupted)
+
+
+def test_a_full_disk_is_a_clear_error_and_costs_no_checkpoint(uninterrupted, tmp_path):
+    """Files cannot grow beyond a size that the metrics reach after a while."""
+    flags = [*FLAGS, "--output-dir", tmp_path]
+    limit = 30_000
+
+    def fill_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    code, _, err = stop_after(25, signal.SIGTERM, start(*flags), tmp_path)
+    assert code == 0, err
+    rows = len(read_metrics(tmp_path))
+    done = run(*flags, preexec_fn=fill_disk)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr
+    assert "The last good checkpoint: step" in done.stderr
+    assert (tmp_path / "checkpoints" / str(rows)).is_dir()
+    done = run(*flags)
+    assert done.returncode == 0, done.stderr
+    assert f"Continued after step {rows}." in done.stdout
+    assert read_values(tmp_path) == read_values(uninterrupted)
+
+
+def test_another_config_is_an_error_that_shows_the_difference(copy):
+    flags = ["--output-dir", copy, "--rank", 4, "--optimizer", "galore"]
+    done = run(*FLAGS, *flags)
+    assert_one_line_error(done, "--rank 4 here, 8 there")
+    assert "--optimizer galore here, subtrack there" in done.stderr
+    assert "--steps" not in done.stderr
+    assert_one_line_error(run("--resume", *flags), "--rank 4 here, 8 there")
+
+
+def test_a_run_that_goes_on_is_not_joined(tmp_path):
+    flags = [*FLAGS, "--output-dir", tmp_path]
+    process = start(*flags)
+    try:
+        code = None
+        while code is None and not (tmp_path / "metrics.jsonl").exists():
+            code = process.poll()
+        assert_one_line_error(run(*flags), "is going on")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_nothing_to_resume(tmp_path):
+    done = run("--resume", "--output-dir", tmp_path / "typo")
+    assert_one_line_error(done, "there is no run in --output-dir")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_saved_config_repeats_a_run(uninterrupted, tmp_path):
+    config = uninterrupted / "config.json"
+    done = run("--config", config, "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_values(tmp_path) == read_values(uninterrupted)

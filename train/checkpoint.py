@@ -1,0 +1,270 @@
+"""Checkpoints that can be trusted: asynchronous, whole or absent, checked on return."""
+
+import logging
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from train.config import CheckpointConfig
+from train.step import TrainState
+
+DIRECTORY = "checkpoints"
+DAMAGED_DIRECTORY = "damaged-checkpoints"
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written or none could be read; says what to do."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: parameters, optimizer, data iterator.
+
+    Use it as a context, which waits for the last write at its end.
+    """
+
+    def __init__(self, run_directory: pathlib.Path, config: CheckpointConfig):
+        self._run_directory = run_directory.absolute()
+        keep = [checkpoint_managers.LatestN(config.keep_last_checkpoints)]
+        if config.keep_checkpoint_every_steps:
+            every = config.keep_checkpoint_every_steps
+            keep.append(checkpoint_managers.EveryNSteps(every))
+        self._manager = ocp.CheckpointManager(
+            self._run_directory / DIRECTORY,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+                # What a killed process left half-written.
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self.wait()
+        except CheckpointError:
+            if error is None:
+                raise
+        finally:
+            self._manager.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, step: int, state: TrainState, batches: grain.DatasetIterator
+    ) -> None:
+        """Starts writing; returns once the state may change again.
+
+        Raises:
+          CheckpointError: this or the write before did not work out.
+        """
+        if step in self._manager.all_steps():
+            return
+        params, rest = _parts(state)
+        check = {
+            "params": jax.device_get(_checksums(params)),
+            "rest": jax.device_get(_checksums(rest)),
+        }
+        self._guard(
+            lambda: self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    rest=ocp.args.StandardSave(rest),
+                    data=grain.checkpoint.CheckpointSave(batches),
+                    check=ocp.args.JsonSave(jax.tree.map(int, check)),
+                ),
+            )
+        )
+
+    def wait(self) -> None:
+        """Waits until all that was started is on disk.
+
+        Raises:
+          CheckpointError: it is not.
+        """
+        self._guard(self._manager.wait_until_finished)
+
+    def restore(
+        self,
+        abstract: TrainState,
+        batches: grain.DatasetIterator,
+        report: Callable[[str], None] = print,
+    ) -> TrainState | None:
+        """The newest checkpoint that is sound; None if there is no checkpoint.
+
+        Damaged ones that are newer are put aside and reported.
+
+        Args:
+          abstract: shapes, dtypes and shardings of the state.
+          batches: set to go on after the checkpoint's step.
+          report: told about each damaged checkpoint.
+
+        Raises:
+          CheckpointError: there are checkpoints, and none of them is sound.
+        """
+        damaged = {}
+        for step in reversed(self.steps):
+            try:
+                state = self._read(step, abstract, batches)
+            except Exception as error:  # there are as many kinds as kinds of damage
+                damaged[step] = _first_line(error)
+                continue
+            for broken, reason in damaged.items():
+                aside = self._put_aside(broken)
+                report(
+                    f"the checkpoint of step {broken} is damaged ({reason}); it is now "
+                    f"in {aside}, and the one of step {step} is used"
+                )
+            return state
+        if damaged:
+            newest = max(damaged)
+            raise CheckpointError(
+                f"no checkpoint in {self._run_directory / DIRECTORY} can be read; of "
+                f"step {newest}: {damaged[newest]}. To start over give another "
+                "--output-dir"
+            )
+        return None
+
+    def _read(
+        self, step: int, abstract: TrainState, batches: grain.DatasetIterator
+    ) -> TrainState:
+        params, rest = _parts(abstract)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(params),
+                rest=ocp.args.StandardRestore(rest),
+                check=ocp.args.JsonRestore(),
+                data=grain.checkpoint.CheckpointRestore(batches),
+            ),
+        )
+        for name in ("params", "rest"):
+            _compare(restored[name], restored["check"][name])
+        return TrainState(params=restored["params"], **restored["rest"])
+
+    def _put_aside(self, step: int) -> pathlib.Path:
+        source = self._run_directory / DIRECTORY / str(step)
+        target = self._run_directory / DAMAGED_DIRECTORY / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        source.rename(target)
+        self._manager.reload()
+        return target
+
+    def _guard(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # OSError, or whatever tensorstore makes of it
+            good = f"step {self.steps[-1]}" if self.steps else "none"
+            raise CheckpointError(
+                f"could not write a checkpoint to {self._run_directory / DIRECTORY}: "
+                f"{_first_line(error)}. The last good checkpoint: {good}"
+            ) from error
+
+
+def restore_params(run_directory: pathlib.Path, abstract: Any) -> tuple[int, Any]:
+    """The parameters of a run's newest checkpoint, without the rest of it.
+
+    Args:
+      run_directory: the run's `--output-dir`.
+      abstract: their shapes, dtypes and shardings.
+
+    Returns:
+      The step and the parameters.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    directory = run_directory.absolute() / DIRECTORY
+    if not directory.is_dir():
+        raise CheckpointError(f"there are no checkpoints in {run_directory}")
+    with ocp.CheckpointManager(
+        directory, options=ocp.CheckpointManagerOptions(read_only=True)
+    ) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"there are no checkpoints in {run_directory}")
+        try:
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(abstract),
+                    check=ocp.args.JsonRestore(),
+                ),
+            )
+            _compare(restored["params"], restored["check"]["params"])
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {directory} cannot be read: "
+                f"{_first_line(error)}"
+            ) from error
+    return step, restored["params"]
+
+
+def quiet_orbax() -> None:
+    """Keeps Orbax' own reports from the user's terminal; errors still arrive here.
+
+    It logs them with their tracebacks. It also closes its event loop at the first
+    one, and each array that tensorstore finishes after that ends in another.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def hook(report):
+        if str(report.exc_value) != "Event loop is closed":
+            show(report)
+
+    sys.unraisablehook = hook
+
+
+def _parts(state: TrainState) -> tuple[Any, dict[str, Any]]:
+    rest = state._asdict()
+    return rest.pop("params"), rest
+
+
+@jax.jit
+def _checksums(tree: Any) -> dict[str, jax.Array]:
+    """A number for each leaf, by path, that another content would hardly have.
+
+    Computed where the leaves are, however they are sharded; it tells a flipped bit,
+    which the compressed files do not.
+    """
+
+    def checksum(leaf):
+        bits = jax.lax.bitcast_convert_type(leaf, f"uint{leaf.dtype.itemsize * 8}")
+        bits = bits.astype(jnp.uint32).reshape(-1)
+        odd = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
+        return jnp.sum(bits * (odd * np.uint32(2_654_435_761)), dtype=jnp.uint32)
+
+    return {
+        jax.tree_util.keystr(path): checksum(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _compare(tree: Any, expected: dict[str, int]) -> None:
+    found = jax.tree.map(int, jax.device_get(_checksums(tree)))
+    for path, value in found.items():
+        if expected.get(path) != value:
+            raise ValueError(f"{path} is not what was saved")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0]
+    # The reason is at the end, behind one path after another.
+    return line if len(line) < 200 else "..." + line[-200:]

@@ -1,0 +1,89 @@
+"""Hands a model of a run to other programs: `python -m train.export --help`."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Literal
+
+import tokenizers
+
+from models import hugging_face
+from train import cli, trained
+from train.checkpoint import CheckpointError, quiet_orbax
+
+PROGRAM = "python -m train.export"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """Writes the newest checkpoint of a run in the form of other programs.
+
+    Attributes:
+      checkpoint: directory of the run, its --output-dir.
+      to: hf writes what transformers and its kin load: safetensors, config.json and
+        the tokenizer.
+      output_dir: directory to write to. None: one named like the form, in that of the
+        run.
+    """
+
+    checkpoint: pathlib.Path
+    to: Literal["hf"] = "hf"
+    output_dir: pathlib.Path | None = None
+
+
+def export(config: ExportConfig) -> pathlib.Path:
+    """Writes the files; returns their directory, which is there whole or not at all.
+
+    Raises:
+      ValueError, CheckpointError, OSError: the model cannot be read or written.
+    """
+    target = config.output_dir or config.checkpoint / config.to
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(
+            f"--output-dir {target} is not empty: give a directory of its own"
+        )
+    model = trained.load(config.checkpoint)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as partial:
+        directory = pathlib.Path(partial, target.name)
+        directory.mkdir()
+        _write_hugging_face(model, directory)
+        os.replace(directory, target)
+    return target
+
+
+def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None:
+    end_of_text = model.tokenizer.end_of_text
+    length = model.config.data.sequence_length_tokens
+    hugging_face.save(
+        directory,
+        model.config.model,
+        model.params,
+        extra_config={"eos_token_id": end_of_text, "max_position_embeddings": length},
+    )
+    model.tokenizer.save(directory)
+    # By its file: tokenizer.json is complete, a SentencePiece model is LLaMA's.
+    values = {"tokenizer_class": "LlamaTokenizer", "model_max_length": length}
+    fast = directory / "tokenizer.json"
+    if fast.exists():
+        token = tokenizers.Tokenizer.from_file(str(fast)).id_to_token(end_of_text)
+        values |= {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": token}
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with the arguments of the command line."""
+    config = cli.read(ExportConfig, PROGRAM, sys.argv[1:] if argv is None else argv)
+    quiet_orbax()
+    with cli.user_errors(ValueError, OSError, CheckpointError):
+        directory = export(config)
+    print(f"Written to {directory}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What is written down of each step, and when a run has to end."""
+
+from typing import Any
+
+import jax
+import tqdm
+
+from train import metrics, throughput
+from train.config import PretrainConfig
+
+
+class DivergedError(Exception):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class Journal:
+    """Writes down each step: metrics, progress bar, and the curve at the end."""
+
+    def __init__(self, config: PretrainConfig, first: int):
+        self._config = config
+        self._writer = metrics.MetricsWriter(config, first)
+        self._flops = config.data.batch_size_tokens * throughput.flops_per_token(
+            config.model, config.data.sequence_length_tokens
+        )
+        self._peak_flops = throughput.peak_flops(config.report.peak_teraflops)
+        self._bar = tqdm.tqdm(
+            total=config.steps, initial=first, unit="step", dynamic_ncols=True
+        )
+        self._skipped = [0, 0]  # so far, and the last of them in a row
+        self.watch = metrics.Stopwatch()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the run."""
+        return self._writer.rows
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        """Waits for a step and writes it down."""
+        values = jax.device_get(values)
+        seconds = self.watch.lap()
+        rate = self._config.data.batch_size_tokens / seconds
+        values["tokens_per_second"] = rate
+        if self._peak_flops is not None:
+            values["mfu"] = self._flops / seconds / self._peak_flops
+        values["peak_memory_bytes"] = throughput.peak_memory_bytes()
+        row = self._writer.write(step, **values)
+        shown = {"loss": f"{row['loss']:.3f}", "tokens/s": f"{rate:,.0f}"}
+        if "mfu" in row:
+            shown["MFU"] = f"{row['mfu']:.1%}"
+        self._bar.set_postfix(shown)
+        self._bar.update()
+        if "eval_loss" in row:
+            self._bar.write(f"step {step}: held-out loss {row['eval_loss']:.3f}")
+        self._check_skipped(step, row["skipped_steps"])
+
+    def _check_skipped(self, step: int, skipped: int) -> None:
+        before, in_a_row = self._skipped
+        self._skipped = [skipped, in_a_row + 1 if skipped > before else 0]
+        limit = self._config.max_skipped_steps_in_a_row
+        if self._skipped[1] >= limit:
+            raise DivergedError(
+                f"the last {limit} steps, to step {step}, had a loss or a gradient "
+                "that is not finite and were skipped: lower --learning-rate or "
+                "--max-gradient-norm, or look at the data; a larger "
+                "--max-skipped-steps-in-a-row is more patient"
+            )
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._bar.close()
+        try:
+            self._writer.close()
+            metrics.plot_curve(
+                self.rows,
+                f"{self._config.preset}, {self._config.optimizer.name}",
+                self._config.output_dir / metrics.CURVE_FILE,
+            )
+        except OSError:
+            if error is None:  # else it is told already what went wrong first
+                raise

@@ -1,0 +1,132 @@
+"""The directory of a run: whose it is, whether it is in use, what it was told."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import filelock
+import pydantic
+
+from train.config import PretrainConfig, flag
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+LOCK_FILE = ".lock"
+
+Config = TypeVar("Config")
+
+
+@contextlib.contextmanager
+def open_directory(config: PretrainConfig) -> Iterator[bool]:
+    """Takes `config.output_dir` for a run, for as long as the context lasts.
+
+    Yields:
+      Whether it holds steps of this run already, which is then to be continued.
+
+    Raises:
+      ValueError: it holds a run of another config, or one that is running, or none
+        where one was to be resumed.
+      OSError: it cannot be created, read or written.
+    """
+    directory = config.output_dir
+    saved, metrics = directory / CONFIG_FILE, directory / METRICS_FILE
+    if config.start.resume and not saved.exists():
+        raise ValueError(
+            f"--resume: there is no run in --output-dir {directory}; without --resume "
+            "one is started there"
+        )
+    lock = filelock.FileLock(directory / LOCK_FILE, blocking=False)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire()
+    except filelock.Timeout as error:
+        raise ValueError(
+            f"a run in --output-dir {directory} is going on: wait for it or give "
+            "another directory"
+        ) from error
+    except OSError as error:
+        raise OSError(f"cannot write to --output-dir {directory}: {error}") from error
+    with held:
+        # A run that died before its first step is nobody's loss.
+        found = saved.exists() and metrics.exists() and metrics.stat().st_size > 0
+        if found:
+            changed = differences(config, load_config(PretrainConfig, saved))
+            if changed:
+                raise ValueError(
+                    f"--output-dir {directory} holds another run: "
+                    f"{'; '.join(changed)}. Give its values to continue it, or "
+                    "another directory"
+                )
+        yield found
+
+
+def save_config(config: Any, path: pathlib.Path) -> None:
+    """Writes all values of a config as JSON, but for how this process began."""
+    values = dataclasses.asdict(config)
+    values.pop("start", None)
+    write_whole(path, json.dumps(values, indent=2, default=str) + "\n")
+
+
+def load_config(kind: type[Config], path: pathlib.Path) -> Config:
+    """Reads what `save_config` wrote.
+
+    Raises:
+      ValueError: a value is missing, unknown, or not one that is allowed.
+      OSError: the file cannot be read.
+    """
+    try:
+        values = json.loads(path.read_text())
+        config = pydantic.TypeAdapter(kind).validate_python(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {where}: {first['msg']}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not a saved config: {error}") from error
+    # Another version's fields would be dropped or filled in without a word.
+    known, given = _flat(dataclasses.asdict(config)), _flat(values)
+    strange = sorted(
+        name for name in known.keys() ^ given.keys() if not name.startswith("start.")
+    )
+    if strange:
+        raise ValueError(
+            f"{path} is of another version of this program, which differs in "
+            f"{', '.join(strange)}"
+        )
+    return config
+
+
+def differences(config: Any, other: Any) -> list[str]:
+    """What makes two configs different runs, as "--flag 1 here, 2 there".
+
+    Where a run is kept, saved and watched makes no difference to its numbers.
+    """
+    values, others = (_flat(dataclasses.asdict(each)) for each in (config, other))
+    free = re.compile(r"output_dir|(checkpoint|report|sample|start)\..*")
+    return [
+        f"{flag(name)} {values[name]} here, {others[name]} there"
+        for name in values
+        if values[name] != others[name] and not free.fullmatch(name)
+    ]
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Replaces a file at once: whoever reads it, or kills us, finds old or new."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

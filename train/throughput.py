@@ -1,0 +1,71 @@
+"""How well the hardware is used: model FLOPs, peak rates, peak memory."""
+
+import resource
+import sys
+
+import jax
+
+from models.llama import LlamaConfig
+
+# Dense bfloat16 peaks of one device, in 10^12 FLOP/s, from the makers' data sheets.
+# The first name found in the device kind counts.
+_PEAK_TERAFLOPS = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "V100": 125,
+    "TPU v4": 275,
+    "TPU v5 lite": 197,
+    "TPU v5e": 197,
+    "TPU v5": 459,
+    "TPU v6": 918,
+}
+
+
+def flops_per_token(config: LlamaConfig, sequence_length_tokens: int) -> float:
+    """Floating-point operations of forward and backward pass for one token.
+
+    Six for each parameter that multiplies activations, the embedding left out, and
+    twelve times layers, width and length for attention, not halved for causality
+    (PaLM, arXiv 2204.02311, appendix B). Recomputation does not count.
+
+    >>> from models.llama import PRESETS
+    >>> round(flops_per_token(PRESETS["llama-7b"], 2048) / 1e9, 1)
+    43.0
+    """
+    hidden, heads = config.hidden_size, config.num_heads * config.head_size
+    shared = config.key_value_heads * config.head_size
+    attention = 2 * hidden * (heads + shared)
+    layer = attention + 3 * hidden * config.mlp_size
+    weights = config.num_layers * layer + hidden * config.vocabulary_size
+    scores = 12 * config.num_layers * heads * sequence_length_tokens
+    return 6.0 * weights + scores
+
+
+def peak_flops(peak_teraflops: float | None = None) -> float | None:
+    """Most FLOP/s of all devices together; None where that is not known.
+
+    Args:
+      peak_teraflops: of one device; None looks it up by the device's name.
+    """
+    kind = jax.devices()[0].device_kind
+    if peak_teraflops is None:
+        known = (peak for name, peak in _PEAK_TERAFLOPS.items() if name in kind)
+        peak_teraflops = next(known, None)
+    return (
+        None if peak_teraflops is None else peak_teraflops * 1e12 * len(jax.devices())
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Most memory in use at a time on the first device of this process so far.
+
+    On a CPU, whose device memory is the machine's, that of the process.
+    """
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return statistics["peak_bytes_in_use"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

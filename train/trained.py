@@ -1,0 +1,52 @@
+"""What a run has learned, read back from its directory."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from models import llama
+from train.checkpoint import restore_params
+from train.config import PretrainConfig
+from train.run import CONFIG_FILE, load_config
+from train.step import model_definition
+from train.tokenizer import Tokenizer
+
+
+class Trained(NamedTuple):
+    """A model with its tokenizer."""
+
+    config: PretrainConfig
+    step: int  # of the checkpoint
+    params: Any
+    tokenizer: Tokenizer
+
+    @property
+    def model(self) -> llama.Llama:
+        """The model with its parameters."""
+        return nnx.merge(model_definition(self.config.model), self.params)
+
+
+def load(directory: pathlib.Path) -> Trained:
+    """Reads the newest checkpoint of a run.
+
+    Raises:
+      ValueError: there is no run in the directory, or it is of another version.
+      CheckpointError: it has no checkpoint, or a damaged one.
+      OSError: a file cannot be read.
+    """
+    saved = directory / CONFIG_FILE
+    if not saved.exists():
+        raise ValueError(
+            f"--checkpoint {directory} is not the directory of a run: it has no "
+            f"{CONFIG_FILE}"
+        )
+    config = load_config(PretrainConfig, saved)
+    model = nnx.eval_shape(lambda: llama.Llama(config.model, rngs=nnx.Rngs(0)))
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+    )
+    step, params = restore_params(directory, abstract)
+    return Trained(config, step, params, Tokenizer.load(directory))
