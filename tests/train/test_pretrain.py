@@ -66,15 +66,8 @@ def test_the_seed_decides_the_run(tmp_path):
 
 def test_a_loss_that_is_not_finite_is_skipped_then_the_end(tmp_path):
     """A learning rate beyond all reason; what came before stays."""
-    flags = [
-        *SMALL,
-        "--steps",
-        40,
-        "--learning-rate",
-        1e30,
-        "--max-gradient-norm",
-        1e30,
-    ]
+    flags = [*SMALL, "--steps", 40, "--learning-rate", 1e30]
+    flags += ["--max-gradient-norm", 1e30]
     flags += ["--optimizer", "adamw", "--max-skipped-steps-in-a-row", 4]
     done = run(*flags, "--eval-tokens", 300, "--output-dir", tmp_path)
     assert done.returncode == 2
