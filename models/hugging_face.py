@@ -73,6 +73,17 @@ def _shapes(config: LlamaConfig) -> Any:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+def load_config(
+    directory: str | os.PathLike[str],
+    *,
+    dtype: Float | None = None,
+    param_dtype: Float | None = None,
+) -> LlamaConfig:
+    """Reads a LLaMA's config alone; arguments and errors are those of `load`."""
+    entries = safetensors_files.read_json(pathlib.Path(directory) / CONFIG_FILE)
+    return import_config(entries, dtype=dtype, param_dtype=param_dtype)
+
+
 def load(
     directory: str | os.PathLike[str],
     *,
@@ -102,8 +113,7 @@ def load(
       OSError: a file is missing.
     """
     directory = pathlib.Path(directory)
-    entries = safetensors_files.read_json(directory / CONFIG_FILE)
-    config = import_config(entries, dtype=dtype, param_dtype=param_dtype)
+    config = load_config(directory, dtype=dtype, param_dtype=param_dtype)
     params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _shapes(config))
     places = _places(config)
     missing = set(places)

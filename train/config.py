@@ -265,6 +265,8 @@ class PretrainConfig:
       model: the model's shape and arithmetic.
       preset: where all other values come from unless given. tiny: the default run;
         llama-*: the published shapes, optimizer settings and batches.
+      init_from: directory of a LLaMA in Hugging Face's layout, whose weights, shape
+        and tokenizer the run starts from. None: fresh weights.
       steps: optimizer steps.
       gradient_accumulation_steps: parts into which each step's batch is cut, to be
         computed one after another: less memory, the same result.
@@ -289,6 +291,7 @@ class PretrainConfig:
 
     model: LlamaConfig
     preset: PresetName = "tiny"
+    init_from: pathlib.Path | None = None
     steps: int = 300
     gradient_accumulation_steps: int = 1
     z_loss_weight: float = 0.0

@@ -1,6 +1,7 @@
 """Pre-trains a LLaMA on text: `python -m train.pretrain --help`."""
 
 import contextlib
+import dataclasses
 import io
 import math
 import sys
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import generation
+from models import generation, hugging_face
 from train import cli, data, optimizers
 from train import step as steps
 from train.checkpoint import CheckpointError, Checkpoints, quiet_orbax
@@ -56,7 +57,13 @@ def pretrain(config: PretrainConfig, text: data.Text, checkpoints: Checkpoints) 
 
     batches = text.train_batches()
     state = checkpoints.restore(jax.eval_shape(create), batches, report=_warn)
-    if state is None:
+    if state is None and config.init_from is not None:
+        with cli.user_errors(ValueError, OSError):
+            _, params = hugging_face.load(
+                config.init_from, param_dtype=config.model.param_dtype
+            )
+        state = steps.create_state_of(params, optimizer)
+    elif state is None:
         state = create()
     first = int(state.step)
     print(_summary(config, text, state))
@@ -163,9 +170,26 @@ def main() -> None:
         sys.exit(130)
 
 
+def _with_shape_of_weights(config: PretrainConfig) -> PretrainConfig:
+    """Of a run that starts from given weights, the shape and tokenizer are theirs."""
+    if config.init_from is None:
+        return config
+    given = config.model
+    theirs = hugging_face.load_config(
+        config.init_from, dtype=given.dtype, param_dtype=given.param_dtype
+    )
+    tokenizer = config.data.tokenizer or str(config.init_from)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(theirs, remat=given.remat),
+        data=dataclasses.replace(config.data, tokenizer=tokenizer),
+    )
+
+
 def _run(config: PretrainConfig) -> int:
     with contextlib.ExitStack() as stack:
         with cli.user_errors(ValueError, OSError):
+            config = _with_shape_of_weights(config)
             found = stack.enter_context(open_directory(config))
             text = data.open_text(
                 config.data,

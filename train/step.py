@@ -31,7 +31,13 @@ def create_state(
 ) -> TrainState:
     """Fresh parameters and optimizer state."""
     model = llama.Llama(config, rngs=nnx.Rngs(key))
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return create_state_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)), optimizer)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def create_state_of(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """Given parameters and a fresh optimizer state."""
+    params = jax.tree.map(jnp.asarray, params)
     return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -12,6 +13,8 @@ from tests.train.program import (
     read_values,
     run,
 )
+from train import cli, export
+from train.presets import PRESETS
 
 
 @pytest.mark.parametrize("optimizer", ["subtrack", "adamw"])
@@ -90,3 +93,23 @@ def test_a_loss_that_is_not_finite_is_skipped_then_the_end(tmp_path):
 )
 def test_bad_values_end_in_one_line_and_code_2(flags, message):
     assert_one_line_error(run(*flags), message)
+
+
+def test_starts_from_weights_of_another_program(tmp_path):
+    """Their shape and tokenizer; the first loss is the one they had."""
+    flags = ["--eval-tokens", 300, "--sequence-length-tokens", 32]
+    done = run(*SMALL, *flags, "--steps", 20, "--output-dir", tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    config = cli.parse(PRESETS, "tiny", "", ["--output-dir", str(tmp_path / "first")])
+    exported = export.export(export.ExportConfig(config.output_dir))
+    flags += ["--init-from", exported, "--rank", 8, "--steps", 1]
+    again = run(*flags, "--output-dir", tmp_path / "second")
+    assert again.returncode == 0, again.stderr
+    before = re.search(r"Before training, held-out loss (\S+):", again.stdout)[1]
+    last = read_metrics(tmp_path / "first")[-1]["eval_loss"]
+    assert float(before) == pytest.approx(last, abs=2e-3)
+    tokenizers = [
+        path.read_text() for path in tmp_path.glob("*/tokenizer.json") if path.is_file()
+    ]
+    assert len(tokenizers) == 2 and tokenizers[0] == tokenizers[1]
+    assert_one_line_error(run("--init-from", tmp_path), str(tmp_path / "config.json"))
