@@ -2,8 +2,12 @@
 
 import pathlib
 import re
+import shlex
 
 import jax
+
+from train import cli, export, generate
+from train.presets import PRESETS
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
@@ -19,9 +23,29 @@ def test_the_readmes_python_runs_and_prints_what_it_shows(capsys):
         assert capsys.readouterr().out == shown
 
 
-def test_each_readme_command_is_one_line_that_makes_its_own_environment():
-    commands = re.findall(r"```bash\n(.*?)```", README.read_text(), re.DOTALL)
+def _commands():
+    text = README.read_text()
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        yield from block.replace("\\\n", " ").splitlines()
+
+
+def test_the_newcomers_commands_are_one_line_that_makes_its_own_environment():
+    commands = [line for line in _commands() if line.startswith("python3 -m venv")]
     assert [command.split()[-1] for command in commands] == ["train.pretrain", "slow'"]
     for command in commands:
-        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -e")
-        assert command.count("\n") == 1
+        assert ".venv && .venv/bin/pip install -e" in command
+
+
+def test_the_programs_take_the_flags_that_the_readme_gives_them():
+    programs = {
+        "train.pretrain": lambda argv: cli.parse(PRESETS, "tiny", "", argv),
+        "train.generate": lambda argv: cli.read(generate.GenerateConfig, "", argv),
+        "train.export": lambda argv: cli.read(export.ExportConfig, "", argv),
+    }
+    seen = set()
+    for command in _commands():
+        words = shlex.split(command, comments=True)
+        if words[:2] == ["python", "-m"]:
+            programs[words[2]](words[3:])
+            seen.add(words[2])
+    assert seen == set(programs)
