@@ -177,9 +177,9 @@ def read_stream(stream: "datasets.IterableDataset", text_field: str) -> Generato
 class ShuffledStream(grain.IterDataset[str]):
     """The documents of a stream without end, in an order of its own in each epoch.
 
-    The files of the dataset are shuffled, and the documents within windows. The
-    processes share the files, where their number is a multiple of the processes';
-    else each takes every n-th document.
+    The files of the dataset are shuffled, then the documents within windows. Of n
+    processes each reads its own files where their number can be divided by n, else
+    every n-th document.
     """
 
     def __init__(
@@ -253,14 +253,19 @@ class _ShuffledStreamIterator(grain.DatasetIterator[str]):
             self._open_reader()
             self._read_window()
         if not self._window:
-            raise ValueError("the dataset has no text for each of the processes")
+            raise OSError("the dataset has no text for this process; use fewer of them")
 
     def _read_window(self) -> None:
-        texts = list(itertools.islice(self._reader, self._dataset.window_documents))
+        try:
+            window = list(
+                itertools.islice(self._reader, self._dataset.window_documents)
+            )
+        except OSError:
+            self._close_reader()  # asked again, it begins the window again
+            raise
         key = (self._dataset.seed, self._state["epoch"], self._state["window"])
-        self._window = [
-            texts[i] for i in np.random.default_rng(key).permutation(len(texts))
-        ]
+        order = np.random.default_rng(key).permutation(len(window))
+        self._window = [window[i] for i in order]
 
     def _open_reader(self) -> None:
         self._close_reader()

@@ -37,13 +37,32 @@ def parquet(tmp_path_factory):
     return directory
 
 
+C4_README = """---
+configs:
+- config_name: en
+  data_files:
+  - split: train
+    path: en/c4-train.*.json.gz
+dataset_info:
+- config_name: en
+  features:
+  - {name: text, dtype: string}
+  - {name: timestamp, dtype: string}
+  - {name: url, dtype: string}
+---
+"""
+
+
 @pytest.fixture(scope="module")
 def json_lines(tmp_path_factory):
-    """The same documents as C4 has them: JSON lines, compressed."""
-    directory = tmp_path_factory.mktemp("json")
+    """The same documents in the form of C4: compressed JSON lines, a configuration."""
+    directory = tmp_path_factory.mktemp("c4")
+    (directory / "README.md").write_text(C4_README)
+    (directory / "en").mkdir()
     for part, texts in enumerate(np.array_split(np.array(DOCUMENTS), 2)):
-        path = directory / f"train.{part}-of-2.json.gz"
-        write_lines(path, [{"text": str(text)} for text in texts])
+        path = directory / "en" / f"c4-train.0000{part}-of-00002.json.gz"
+        rows = [{"text": t, "timestamp": "2019", "url": "a"} for t in texts.tolist()]
+        write_lines(path, rows)
     return directory
 
 
@@ -53,7 +72,11 @@ def directory(request):
 
 
 def shuffled(directory, seed=0, window=7, index=0, count=1):
-    config = DataConfig(dataset=str(directory), shuffle_buffer_documents=window)
+    config = DataConfig(
+        dataset=str(directory),
+        dataset_config="en" if (directory / "README.md").exists() else None,
+        shuffle_buffer_documents=window,
+    )
     stream = sources.open_stream(config, "train", "--dataset-split")
     return iter(sources.ShuffledStream(stream, config, seed, index, count))
 
@@ -88,7 +111,12 @@ def test_embedded_text_is_moby_dick():
 BAD_FILES = [
     ("a.txt", b"ab\xff", ValueError, r"a.txt is not UTF-8 text: byte 0xff at .* 2;"),
     ("a.txt.gz", b"plain", OSError, r"cannot read .*a.txt.gz: Not a gzipped file"),
-    ("a.txt.gz", gzip.compress(b"text", mtime=0)[:-9], OSError, r"cannot read .*a.txt.gz: "),
+    (
+        "a.txt.gz",
+        gzip.compress(b"text", mtime=0)[:-9],
+        OSError,
+        r"cannot read .*a.txt.gz: ",
+    ),
     ("a.jsonl", b'{"text": "a"}\n\n{"te', ValueError, r"a.jsonl:3 is not JSON: "),
     ("a.jsonl", b'{"text": "a"}\n[1]', ValueError, r"a.jsonl:2 is no JSON .*\[1\]"),
     ("a.jsonl", b'{"text": "\xff"}', ValueError, r"a.jsonl:1 is not UTF-8.* 10;"),
@@ -212,7 +240,7 @@ def test_empty_and_broken_datasets_are_refused(tmp_path):
     blank = tmp_path / "blank"
     blank.mkdir()
     write_lines(blank / "train.jsonl", [{"text": " "}] * 3)
-    with pytest.raises(ValueError, match="no text for each of the processes"):
+    with pytest.raises(OSError, match="no text for this process"):
         next(shuffled(blank))
     rows = [{"text": "a"}, {"other": 3}, {"text": "b"}]
     broken = datasets.IterableDataset.from_generator(lambda: iter(rows))
@@ -220,3 +248,22 @@ def test_empty_and_broken_datasets_are_refused(tmp_path):
     assert next(documents) == "a"
     with pytest.raises(OSError, match=r"cannot read row 1 of the dataset: .*'text'"):
         next(documents)
+
+
+def test_a_stream_that_broke_off_can_be_asked_again(parquet, monkeypatch):
+    expected = take(shuffled(parquet), 40)
+    stream = shuffled(parquet)
+    read_stream = sources.read_stream
+    stops = iter([10, 3])  # in the second window, and when that is tried again
+
+    def break_off(*arguments):
+        yield from itertools.islice(read_stream(*arguments), next(stops))
+        raise OSError("connection reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "read_stream", break_off)
+        texts = take(stream, 7)
+        for _ in range(2):
+            with pytest.raises(OSError, match="connection reset"):
+                next(stream)
+    assert texts + take(stream, 33) == expected
