@@ -1,9 +1,11 @@
 """Checkpoints that can be trusted: asynchronous, whole or absent, checked on return."""
 
+import json
 import logging
 import pathlib
 import shutil
 import sys
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +79,7 @@ class Checkpoints:
         check = {
             "params": jax.device_get(_checksums(params)),
             "rest": jax.device_get(_checksums(rest)),
+            "data": _position(batches),
         }
         self._guard(
             lambda: self._manager.save(
@@ -154,6 +157,8 @@ class Checkpoints:
         )
         for name in ("params", "rest"):
             _compare(restored[name], restored["check"][name])
+        if _position(batches) != restored["check"]["data"]:
+            raise ValueError("the data's position is not what was saved")
         return TrainState(params=restored["params"], **restored["rest"])
 
     def _put_aside(self, step: int) -> pathlib.Path:
@@ -245,10 +250,16 @@ def _checksums(tree: Any) -> dict[str, jax.Array]:
     """
 
     def checksum(leaf):
+        if leaf.dtype == bool:
+            leaf = leaf.astype(jnp.uint8)
         bits = jax.lax.bitcast_convert_type(leaf, f"uint{leaf.dtype.itemsize * 8}")
-        bits = bits.astype(jnp.uint32).reshape(-1)
-        odd = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1
-        return jnp.sum(bits * (odd * np.uint32(2_654_435_761)), dtype=jnp.uint32)
+        # Mixed one by one (with MurmurHash3's constants), each with its position: of a
+        # plain sum two flipped signs, or two elements far apart, would cancel.
+        mixed = bits.astype(jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            mixed = _mix(mixed + index * np.uint32(2_654_435_761) + np.uint32(size))
+        return jnp.sum(mixed, dtype=jnp.uint32)
 
     return {
         jax.tree_util.keystr(path): checksum(leaf)
@@ -256,11 +267,22 @@ def _checksums(tree: Any) -> dict[str, jax.Array]:
     }
 
 
+def _mix(bits: jax.Array) -> jax.Array:
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
 def _compare(tree: Any, expected: dict[str, int]) -> None:
     found = jax.tree.map(int, jax.device_get(_checksums(tree)))
     for path, value in found.items():
         if expected.get(path) != value:
             raise ValueError(f"{path} is not what was saved")
+
+
+def _position(batches: grain.DatasetIterator) -> int:
+    """A number for where an iterator is."""
+    return zlib.crc32(json.dumps(batches.get_state(), sort_keys=True).encode())
 
 
 def _first_line(error: Exception) -> str:

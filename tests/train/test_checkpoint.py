@@ -1,0 +1,441 @@
+"""Checkpoints come back to the last bit, or are known to be damaged."""
+
+import gc
+import json
+import logging
+import pathlib
+import shutil
+import sys
+import types
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train import checkpoint
+from train.checkpoint import (
+    DAMAGED_DIRECTORY,
+    DIRECTORY,
+    CheckpointError,
+    Checkpoints,
+    restore_params,
+)
+from train.config import CheckpointConfig
+from train.step import TrainState
+
+# Coroutines that Orbax drops when a file is damaged.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def make_state(step=0):
+    """Leaves of every kind, with content that no compression makes small."""
+    keys = jax.random.split(jax.random.key(step), 4)
+    return TrainState(
+        step=jnp.int32(step),
+        skipped_steps=jnp.int32(step // 2),
+        params={
+            "embedding": {"embedding": jax.random.normal(keys[0], (30, 16))},
+            "head": {"kernel": jax.random.normal(keys[1], (16, 30), jnp.bfloat16)},
+        },
+        opt_state=(
+            {"count": jnp.int32(step), "mu": jax.random.normal(keys[2], (30, 16))},
+            {"key": jax.random.key_data(keys[3]), "empty": ()},
+        ),
+    )
+
+
+def make_batches():
+    dataset = grain.MapDataset.range(1000).shuffle(seed=3).repeat()
+    return iter(dataset.to_iter_dataset())
+
+
+def advance(batches, count):
+    return [int(next(batches)) for _ in range(count)]
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def assert_equal(tree, other):
+    """To the last bit, and of the same structure and dtypes."""
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for leaf, leaf_ in zip(*map(jax.tree.leaves, (tree, other)), strict=True):
+        assert leaf.dtype == leaf_.dtype
+        assert np.asarray(leaf).tobytes() == np.asarray(leaf_).tobytes()
+
+
+def save_steps(directory, steps, config=None):
+    with Checkpoints(directory, config or CheckpointConfig()) as checkpoints:
+        batches, position = make_batches(), 0
+        for step in steps:
+            advance(batches, step - position)
+            position = step
+            checkpoints.save(step, make_state(step), batches)
+
+
+def restore(directory):
+    """Returns what was restored, the iterator and the reports."""
+    reports = []
+    with Checkpoints(directory, CheckpointConfig()) as checkpoints:
+        batches = make_batches()
+        state = checkpoints.restore(abstract(make_state()), batches, reports.append)
+    return state, batches, reports
+
+
+def steps_in(directory):
+    return sorted(int(path.name) for path in (directory / DIRECTORY).iterdir())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs")
+    save_steps(directory, [7, 12])
+    return directory
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """Checkpoints of steps 7 and 12, to be broken."""
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def test_all_comes_back_to_the_last_bit(saved):
+    state, batches, reports = restore(saved)
+    assert_equal(state, make_state(12))
+    expected = make_batches()
+    advance(expected, 12)
+    assert advance(batches, 20) == advance(expected, 20)
+    assert reports == []
+
+
+def test_nothing_is_restored_where_nothing_is(tmp_path):
+    assert restore(tmp_path)[0] is None
+
+
+def test_a_state_that_is_given_away_at_once_is_written_as_it_was(tmp_path):
+    """The next step reuses the memory while the checkpoint is still being written."""
+
+    @jax.jit
+    def create():
+        return {"w": jnp.ones((1000, 500)), "b": jnp.ones(3000, jnp.bfloat16)}
+
+    grow = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    params = create()
+    rest = TrainState(jnp.int32(0), jnp.int32(0), None, ())
+    config = CheckpointConfig(keep_last_checkpoints=30)
+    batches = make_batches()
+    with Checkpoints(tmp_path, config) as checkpoints:
+        for step in range(1, 9):
+            checkpoints.save(step, rest._replace(params=params), batches)
+            next(batches)
+            for _ in range(3):
+                before, params = params, grow(params)
+            assert before["w"].is_deleted()
+    target = abstract(rest._replace(params=params))
+    with Checkpoints(tmp_path, config) as checkpoints:
+        assert checkpoints.steps == list(range(1, 9))
+        for step in reversed(checkpoints.steps):
+            batches = make_batches()
+            state = checkpoints.restore(target, batches, pytest.fail)
+            for leaf in jax.tree.leaves(state.params):
+                np.testing.assert_array_equal(leaf, np.full_like(leaf, 3 * step - 2))
+            expected = make_batches()
+            advance(expected, step - 1)
+            assert advance(batches, 3) == advance(expected, 3)
+            shutil.rmtree(tmp_path / DIRECTORY / str(step))
+            checkpoints._manager.reload()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, [50, 60]),
+        ({"keep_last_checkpoints": 3}, [40, 50, 60]),
+        ({"keep_last_checkpoints": 1, "keep_checkpoint_every_steps": 20}, [20, 40, 60]),
+        ({"keep_checkpoint_every_steps": 30}, [30, 50, 60]),
+    ],
+)
+def test_the_last_are_kept_and_some_for_good(tmp_path, settings, kept):
+    config = CheckpointConfig(**settings)
+    save_steps(tmp_path, range(10, 41, 10), config)
+    # A resumed run keeps what the first one did.
+    save_steps(tmp_path, [50, 60], config)
+    assert steps_in(tmp_path) == kept
+
+
+def test_a_step_that_has_a_checkpoint_is_not_written_again(copy):
+    with Checkpoints(copy, CheckpointConfig()) as checkpoints:
+        checkpoints.save(12, make_state(99), make_batches())
+    assert_equal(restore(copy)[0], make_state(12))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path, part=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(part * (len(content) - 1))] ^= 0x10
+    path.write_bytes(content)
+
+
+def flip_at_the_end(path):
+    flip(path, part=0.98)
+
+
+def assert_harmless_or_reported(directory):
+    """Returns whether it was reported."""
+    state, batches, reports = restore(directory)
+    step = 7 if reports else 12
+    assert_equal(state, make_state(step))
+    expected = make_batches()
+    advance(expected, step)
+    assert advance(batches, 3) == advance(expected, 3)
+    if reports:
+        (report,) = reports
+        aside = directory / DAMAGED_DIRECTORY / "12"
+        assert "the checkpoint of step 12 is damaged (" in report
+        assert f"now in {aside}, and the one of step 7 is used" in report
+        assert "\n" not in report
+        assert aside.is_dir()
+        assert steps_in(directory) == [7]
+    else:
+        assert steps_in(directory) == [7, 12]
+    return bool(reports)
+
+
+@pytest.mark.parametrize(
+    ("item", "damage"),
+    [
+        ("params", truncate),
+        ("params", flip),
+        ("params", pathlib.Path.unlink),
+        ("rest", flip_at_the_end),
+        ("data", truncate),
+        ("data", pathlib.Path.unlink),
+        ("check", truncate),
+        ("check", flip),
+    ],
+)
+def test_a_damaged_file_is_harmless_or_reported(copy, tmp_path, item, damage):
+    files = [
+        path.relative_to(copy)
+        for path in (copy / DIRECTORY / "12" / item).rglob("*")
+        if path.is_file() and (path.stat().st_size > 50 or item == "data")
+    ]
+    reported = 0
+    for number, file in enumerate(files):
+        broken = shutil.copytree(copy, tmp_path / str(number))
+        damage(broken / file)
+        reported += assert_harmless_or_reported(broken)
+    assert reported > 0
+
+
+def test_another_position_in_the_data_is_reported(copy, tmp_path):
+    """As if a digit had changed into another."""
+    (file,) = (copy / DIRECTORY / "12" / "data").glob("process_*.json")
+    content = file.read_bytes()
+    positions = [i for i in range(len(content)) if content[i : i + 1].isdigit()]
+    assert positions
+    for position in positions:
+        broken = shutil.copytree(copy, tmp_path / str(position))
+        digit = b"%d" % ((int(content[position : position + 1]) + 1) % 10)
+        changed = content[:position] + digit + content[position + 1 :]
+        (broken / file.relative_to(copy)).write_bytes(changed)
+        assert assert_harmless_or_reported(broken)
+
+
+@pytest.mark.parametrize("item", ["params", "rest", "data", "check"])
+def test_a_part_that_is_gone_is_reported(copy, item):
+    shutil.rmtree(copy / DIRECTORY / "12" / item)
+    assert assert_harmless_or_reported(copy)
+
+
+@pytest.mark.parametrize("item", ["params", "rest"])
+def test_another_state_than_was_saved_is_reported(copy, item):
+    """As if bits had flipped that no file's own checksum covers."""
+    path = copy / DIRECTORY / "12" / "check" / "metadata"
+    sums = json.loads(path.read_text())
+    name = min(sums[item])
+    sums[item][name] ^= 1
+    path.write_text(json.dumps(sums))
+    assert assert_harmless_or_reported(copy)
+    *_, reports = restore(copy)
+    assert reports == []
+
+
+def test_a_step_put_aside_is_saved_anew(copy):
+    truncate(copy / DIRECTORY / "12" / "check" / "metadata")
+    with Checkpoints(copy, CheckpointConfig()) as checkpoints:
+        batches = make_batches()
+        checkpoints.restore(abstract(make_state()), batches, lambda report: None)
+        advance(batches, 5)
+        checkpoints.save(12, make_state(12), batches)
+    assert steps_in(copy) == [7, 12]
+    assert not assert_harmless_or_reported(copy)
+
+
+def test_without_a_sound_checkpoint_nothing_is_moved(copy):
+    for step in (7, 12):
+        truncate(copy / DIRECTORY / str(step) / "check" / "metadata")
+    with pytest.raises(CheckpointError, match="To start over") as raised:
+        restore(copy)
+    message = str(raised.value)
+    assert f"no checkpoint in {copy / DIRECTORY} can be read; of step 12:" in message
+    assert "\n" not in message
+    assert steps_in(copy) == [7, 12]
+    assert not (copy / DAMAGED_DIRECTORY).exists()
+
+
+def test_a_state_of_other_shapes_is_not_restored(copy):
+    other = make_state()._replace(params={"head": {"kernel": jnp.zeros((3, 3))}})
+    with (
+        Checkpoints(copy, CheckpointConfig()) as checkpoints,
+        pytest.raises(CheckpointError, match="can be read"),
+    ):
+        checkpoints.restore(abstract(other), make_batches())
+
+
+def test_what_a_killed_process_left_is_cleared(copy):
+    newest = copy / DIRECTORY / "12"
+    unfinished = copy / DIRECTORY / "15.orbax-checkpoint-tmp"
+    shutil.copytree(newest, unfinished)
+    (unfinished / "params").rename(unfinished / "params.orbax-checkpoint-tmp")
+    assert_equal(restore(copy)[0], make_state(12))
+    assert steps_in(copy) == [7, 12]
+
+
+def full_disk(*args, **options):
+    raise OSError("No space left on device\n\nDetails.")
+
+
+@pytest.mark.parametrize("part", ["save", "wait_until_finished"])
+def test_a_write_that_fails_is_told_with_what_there_is(copy, monkeypatch, part):
+    with Checkpoints(copy, CheckpointConfig()) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, part, full_disk)
+            with pytest.raises(CheckpointError) as raised:
+                checkpoints.save(13, make_state(13), make_batches())
+                checkpoints.wait()
+        assert str(raised.value) == (
+            f"could not write a checkpoint to {copy / DIRECTORY}: No space left on "
+            "device. The last good checkpoint: step 12"
+        )
+
+
+def test_a_failed_write_does_not_hide_what_went_wrong_first(copy, monkeypatch):
+    checkpoints = Checkpoints(copy, CheckpointConfig())
+    monkeypatch.setattr(checkpoints, "wait", lambda: checkpoints._guard(full_disk))
+    with pytest.raises(ZeroDivisionError), checkpoints:
+        raise ZeroDivisionError
+    with pytest.raises(CheckpointError, match="No space"), checkpoints:
+        pass
+
+
+def test_parameters_come_back_alone(saved):
+    state = make_state(12)
+    step, params = restore_params(saved, abstract(state.params))
+    assert step == 12
+    assert_equal(params, state.params)
+
+
+def test_parameters_that_are_damaged_or_not_there_are_an_error(copy, tmp_path):
+    target = abstract(make_state().params)
+    for directory in (tmp_path / "none", tmp_path / "empty"):
+        if directory.name == "empty":
+            (directory / DIRECTORY).mkdir(parents=True)
+        with pytest.raises(CheckpointError, match="no checkpoints in "):
+            restore_params(directory, target)
+    truncate(copy / DIRECTORY / "12" / "params" / "manifest.ocdbt")
+    with pytest.raises(CheckpointError, match="cannot be read") as raised:
+        restore_params(copy, target)
+    assert "\n" not in str(raised.value)
+    assert steps_in(copy) == [7, 12]
+
+
+def flipped(array, *positions, bit):
+    bits = np.array(array)
+    view = bits.view(f"u{bits.itemsize}").reshape(-1)
+    for position in positions:
+        view[position] ^= view.dtype.type(1 << bit)
+    return bits
+
+
+def swapped(array, first, second):
+    array = np.array(array)
+    array[[first, second]] = array[[second, first]]
+    return array
+
+
+# As bfloat16 has it: the lower half of the bits is zero.
+_ROUNDED = np.asarray(
+    jax.random.normal(jax.random.key(0), (300, 512)).astype(jnp.bfloat16), np.float32
+)
+_HALF = _ROUNDED.reshape(-1).astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("array", "other"),
+    [
+        *((_ROUNDED, flipped(_ROUNDED, 40_000, bit=bit)) for bit in (0, 15, 30, 31)),
+        (_ROUNDED, flipped(_ROUNDED, 3, 77, bit=31)),
+        (_ROUNDED, flipped(_ROUNDED, 3, 131_075, bit=20)),
+        (_ROUNDED, swapped(_ROUNDED, 5, 6)),
+        (_ROUNDED, swapped(_ROUNDED, 5, 5 + 64)),
+        (_ROUNDED, swapped(_ROUNDED, 5, 5 + 256)),
+        (_ROUNDED[:, :300], _ROUNDED[:, :300].T),
+        (_ROUNDED, np.zeros_like(_ROUNDED)),
+        (_HALF, flipped(_HALF, 1, 2, bit=15)),
+        (_HALF, swapped(_HALF, 0, 2**16)),
+        (np.int32(5), np.int32(4)),
+        (np.arange(6, dtype=np.uint8), np.arange(1, 7, dtype=np.uint8)),
+        (np.array([True, False]), np.array([False, True])),
+    ],
+)
+def test_checksums_tell_arrays_apart(array, other):
+    first, second, again = (
+        checkpoint._checksums({"leaf": x})["['leaf']"] for x in (array, other, array)
+    )
+    assert int(first) == int(again) != int(second)
+
+
+def test_checksums_do_not_depend_on_the_sharding():
+    mesh = jax.make_mesh((4, 2), ("x", "y"))
+    for spec in [("x", "y"), (None, ("x", "y")), ("y", None)]:
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+        placed = jax.device_put(_ROUNDED, sharding)
+        assert checkpoint._checksums(placed) == checkpoint._checksums(_ROUNDED)
+
+
+@pytest.fixture
+def quieted(monkeypatch):
+    """Orbax kept quiet for one test; holds what gets through."""
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    level = logging.getLogger("absl").level
+    checkpoint.quiet_orbax()
+    yield shown
+    logging.getLogger("absl").setLevel(level)
+
+
+def test_only_what_orbax_leaves_behind_is_kept_quiet(quieted):
+    for message in ("Event loop is closed", "something is wrong"):
+        error = RuntimeError(message)
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert [str(report.exc_value) for report in quieted] == ["something is wrong"]
+
+
+@pytest.mark.parametrize("item", ["params", "rest"])
+def test_a_damaged_checkpoint_is_not_also_told_by_orbax(copy, item, quieted, capfd):
+    for path in (copy / DIRECTORY / "12" / item).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    assert assert_harmless_or_reported(copy)
+    gc.collect()
+    assert quieted == []
+    assert capfd.readouterr().err == ""
