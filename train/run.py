@@ -84,7 +84,7 @@ def load_config(kind: type[Config], path: pathlib.Path) -> Config:
         config = pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        where = ".".join(map(str, first["loc"])) or "all of it"
         raise ValueError(f"{path}: {where}: {first['msg']}") from error
     except ValueError as error:
         raise ValueError(f"{path} is not a saved config: {error}") from error
@@ -104,10 +104,13 @@ def load_config(kind: type[Config], path: pathlib.Path) -> Config:
 def differences(config: Any, other: Any) -> list[str]:
     """What makes two configs different runs, as "--flag 1 here, 2 there".
 
-    Where a run is kept, saved and watched makes no difference to its numbers.
+    Where a run is kept, saved and watched makes no difference to its numbers, nor
+    does how long it bears skipped steps.
     """
     values, others = (_flat(dataclasses.asdict(each)) for each in (config, other))
-    free = re.compile(r"output_dir|(checkpoint|report|sample|start)\..*")
+    free = re.compile(
+        r"output_dir|max_skipped_steps_in_a_row|(checkpoint|report|sample|start)\..*"
+    )
     return [
         f"{flag(name)} {values[name]} here, {others[name]} there"
         for name in values

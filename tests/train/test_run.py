@@ -1,0 +1,266 @@
+"""A directory is taken by one run at a time, and says what it was told."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import filelock
+import pytest
+
+from train.config import PretrainConfig
+from train.presets import PRESETS
+from train.run import (
+    CONFIG_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    differences,
+    load_config,
+    open_directory,
+    save_config,
+    write_whole,
+)
+
+TINY = PRESETS["tiny"]
+
+
+def changed(config=TINY, **values):
+    """`changed(optimizer={"rank": 4})` changes a field of a group."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            values[name] = dataclasses.replace(getattr(config, name), **value)
+    return dataclasses.replace(config, **values)
+
+
+def in_directory(path, **values):
+    return changed(output_dir=path, **values)
+
+
+def start_run(config, rows=1):
+    """Leaves what a run leaves after so many steps."""
+    with open_directory(config):
+        save_config(config, config.output_dir / CONFIG_FILE)
+        (config.output_dir / METRICS_FILE).write_text('{"step": 1}\n' * rows)
+
+
+def test_a_directory_is_made_where_none_is(tmp_path):
+    config = in_directory(tmp_path / "runs" / "mine")
+    with open_directory(config) as found:
+        assert not found
+        assert config.output_dir.is_dir()
+
+
+def test_other_files_do_not_make_a_run(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with open_directory(in_directory(tmp_path)) as found:
+        assert not found
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_of_the_same_config_is_found(tmp_path, resume):
+    config = in_directory(tmp_path)
+    start_run(config)
+    with open_directory(changed(config, start={"resume": resume})) as found:
+        assert found
+
+
+def test_a_run_that_died_before_its_first_step_is_no_loss(tmp_path):
+    config = in_directory(tmp_path)
+    start_run(config, rows=0)
+    with open_directory(changed(config, seed=5)) as found:
+        assert not found
+
+
+def test_a_run_of_another_config_is_told_apart(tmp_path):
+    config = in_directory(tmp_path)
+    start_run(config)
+    other = changed(config, seed=5, optimizer={"name": "galore", "rank": 4})
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="holds another run") as raised:
+        open_directory(other).__enter__()
+    message = str(raised.value)
+    assert str(tmp_path) in message
+    assert "--seed 5 here, 0 there" in message
+    assert "--optimizer galore here, subtrack there" in message
+    assert "--rank 4 here, 64 there" in message
+    assert "--steps" not in message
+    assert sorted(tmp_path.iterdir()) == before
+    with open_directory(config) as found:  # the lock is free again
+        assert found
+
+
+def test_nothing_to_resume(tmp_path):
+    config = in_directory(tmp_path / "typo", start={"resume": True})
+    with pytest.raises(ValueError, match="--resume: there is no run in --output-dir"):
+        open_directory(config).__enter__()
+    assert not config.output_dir.exists()
+
+
+def test_a_directory_in_use_is_not_shared(tmp_path):
+    config = in_directory(tmp_path)
+    start_run(config)
+    script = (
+        "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire();"
+        "print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / LOCK_FILE)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.readline()
+        with pytest.raises(ValueError, match=r"a run in --output-dir .* is going on"):
+            open_directory(config).__enter__()
+        process.kill()
+    with open_directory(config) as found:  # a killed process holds nothing
+        assert found
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(tmp_path / LOCK_FILE, blocking=False).acquire()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OSError, match="cannot write to --output-dir") as raised:
+            open_directory(in_directory(directory)).__enter__()
+        assert str(directory) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_comes_back(tmp_path, name):
+    save_config(PRESETS[name], tmp_path / CONFIG_FILE)
+    assert load_config(PretrainConfig, tmp_path / CONFIG_FILE) == PRESETS[name]
+
+
+def test_changed_values_come_back_with_their_types(tmp_path):
+    config = changed(
+        output_dir=pathlib.Path("an/other ∘ place"),
+        steps=7,
+        z_loss_weight=1e-4,
+        model={"tie_embeddings": True, "num_key_value_heads": 2, "dtype": "bfloat16"},
+        data={"data_glob": "ä/*.txt", "packing": "padded", "eval_tokens": 10**12},
+        optimizer={"learning_rate": 1 / 3, "step_size": 1e-30, "name": "grass-walk"},
+        checkpoint={"keep_checkpoint_every_steps": 1000},
+        report={"tensorboard": True, "peak_teraflops": 989.5},
+        sample={"sample_prompt": '"Ahab"\n\t'},
+    )
+    save_config(config, tmp_path / CONFIG_FILE)
+    loaded = load_config(PretrainConfig, tmp_path / CONFIG_FILE)
+    assert loaded == config
+    assert isinstance(loaded.output_dir, pathlib.Path)
+
+
+def test_how_a_process_began_is_not_saved(tmp_path):
+    start = {"resume": True, "config": pathlib.Path("other.json")}
+    save_config(changed(start=start), tmp_path / CONFIG_FILE)
+    assert load_config(PretrainConfig, tmp_path / CONFIG_FILE) == TINY
+
+
+def put(values, *path_and_value):
+    *path, name, value = path_and_value
+    for key in path:
+        values = values[key]
+    values[name] = value
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.pop("model"), "model: Field required"),
+        (lambda v: v["model"].pop("num_layers"), "model.num_layers"),
+        (lambda v: v["optimizer"].pop("rank"), "another version .* optimizer.rank"),
+        (lambda v: v.pop("sample"), "sample.sample_prompt"),
+        (lambda v: put(v, "optimizer", "momentum", 1), "differs in optimizer.momentum"),
+        (lambda v: put(v, "colour", {"hue": 1}), "differs in colour.hue"),
+        (lambda v: put(v, "steps", "many"), "steps: Input should be a valid integer"),
+        (lambda v: put(v, "steps", 1.5), "steps: Input should be a valid integer"),
+        (lambda v: put(v, "steps", 0), "--steps must be at least 1, got 0"),
+        (lambda v: put(v, "optimizer", "rank", None), "optimizer.rank: Input should"),
+        (lambda v: put(v, "optimizer", "name", "sgd"), "optimizer.name: Input should"),
+        (lambda v: put(v, "model", 3), "model: Input should"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_clear_error(tmp_path, change, message):
+    path = tmp_path / CONFIG_FILE
+    save_config(TINY, path)
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message) as raised:
+        load_config(PretrainConfig, path)
+    assert str(raised.value).startswith(str(path))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b"null", b"7"])
+def test_what_is_no_config_is_one_clear_error(tmp_path, content):
+    path = tmp_path / CONFIG_FILE
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=str(path)) as raised:
+        load_config(PretrainConfig, path)
+    assert "\n" not in str(raised.value)
+    assert ": :" not in str(raised.value)
+
+
+def test_only_what_changes_the_numbers_makes_a_difference():
+    other = changed(
+        output_dir=pathlib.Path("elsewhere"),
+        max_skipped_steps_in_a_row=99,
+        checkpoint={"checkpoint_every_steps": 7, "keep_last_checkpoints": 9},
+        report={"tensorboard": True, "wandb_project": "x", "peak_teraflops": 1.0},
+        sample={"sample_prompt": "Call me", "sample_length_tokens": 3},
+        start={"resume": True, "config": pathlib.Path("x.json")},
+    )
+    assert differences(TINY, other) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"seed": 3}, "--seed 3 here, 0 there"),
+        ({"steps": 301}, "--steps 301 here, 300 there"),
+        ({"data": {"packing": "padded"}}, "--packing padded here, packed there"),
+        ({"model": {"num_layers": 5}}, "--num-layers 5 here, 4 there"),
+        ({"optimizer": {"b2": 0.5}}, "--b2 0.5 here, 0.999 there"),
+        ({"data": {"tokenizer": "t.json"}}, "--tokenizer t.json here, None there"),
+    ],
+)
+def test_what_changes_the_numbers_is_told(change, told):
+    assert differences(changed(**change), TINY) == [told]
+
+
+def test_a_file_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    for text in ("old", "new ∘"):
+        write_whole(path, text)
+        assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("killed_in", ["write", "replace"])
+def test_a_write_that_is_cut_short_leaves_the_old_file(
+    tmp_path, monkeypatch, killed_in
+):
+    path = tmp_path / "file"
+    write_whole(path, "old")
+    write_text = pathlib.Path.write_text
+
+    def half(self, text):
+        write_text(self, text[: len(text) // 2])
+        raise OSError("No space left on device")
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    if killed_in == "write":
+        monkeypatch.setattr(pathlib.Path, "write_text", half)
+    else:
+        monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises((OSError, KeyboardInterrupt)):
+        write_whole(path, "something new")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    write_whole(path, "something new")
+    assert path.read_text() == "something new"
+    assert list(tmp_path.iterdir()) == [path]
