@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import pathlib
+import secrets
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +18,7 @@ from train.config import PretrainConfig
 from train.run import METRICS_FILE, write_whole
 
 CURVE_FILE = "curve.png"
+WANDB_ID_FILE = "wandb-id.txt"
 
 
 class MetricsWriter:
@@ -78,9 +79,12 @@ class _TensorBoard:
     def __init__(self, config: PretrainConfig, last_step: int):
         import tensorboardX  # only where it is asked for
 
-        # Whatever an earlier process wrote after this step is hidden.
+        # Whatever an earlier process wrote after this step is hidden. The suffix
+        # keeps its file, should that be of the same second.
         self._writer = tensorboardX.SummaryWriter(
-            str(config.output_dir / "tensorboard"), purge_step=last_step + 1
+            str(config.output_dir / "tensorboard"),
+            purge_step=last_step + 1,
+            filename_suffix=f".{last_step}",
         )
 
     def write(self, step: int, row: dict[str, Any]) -> None:
@@ -93,30 +97,43 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A run there, continued by its id when this one is."""
+    """A run there, continued by its id, which is in the directory, when this one is."""
 
     def __init__(self, config: PretrainConfig, last_step: int):
         del last_step
+        import wandb  # only where it is asked for
+
+        saved = config.output_dir / WANDB_ID_FILE
+        if not saved.exists():
+            write_whole(saved, secrets.token_hex(8))
         try:
-            import wandb
-        except ImportError as error:
-            raise ValueError(
-                "--wandb needs the package wandb: pip install -e '.[wandb]'"
-            ) from error
-        identity = str(config.output_dir.absolute())
-        self._run = wandb.init(
-            project=config.report.wandb_project,
-            id=hashlib.sha256(identity.encode()).hexdigest()[:16],
-            resume="allow",
-            name=config.output_dir.name,
-            config=dataclasses.asdict(config),
-        )
+            self._run = wandb.init(
+                project=config.report.wandb_project,
+                id=saved.read_text(),
+                resume="allow",
+                name=config.output_dir.name,
+                config=dataclasses.asdict(config),
+            )
+        except wandb.Error as error:  # nobody is logged in, or there is no network
+            raise OSError(f"--wandb: {error}") from error
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         self._run.log({k: v for k, v in row.items() if k != "step"}, step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def check_packages(config: PretrainConfig) -> None:
+    """Raises a ValueError if a package is missing that the config asks for."""
+    if not config.report.wandb:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "--wandb needs the package wandb: pip install -e '.[wandb]'"
+        ) from error
 
 
 def _watchers(config: PretrainConfig, last_step: int) -> list[Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models import generation, hugging_face
-from train import cli, data, optimizers
+from train import cli, data, metrics, optimizers
 from train import step as steps
 from train.checkpoint import CheckpointError, Checkpoints, quiet_orbax
 from train.config import PretrainConfig
@@ -189,6 +189,7 @@ def _with_shape_of_weights(config: PretrainConfig) -> PretrainConfig:
 def _run(config: PretrainConfig) -> int:
     with contextlib.ExitStack() as stack:
         with cli.user_errors(ValueError, OSError):
+            metrics.check_packages(config)
             config = _with_shape_of_weights(config)
             found = stack.enter_context(open_directory(config))
             text = data.open_text(

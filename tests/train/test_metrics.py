@@ -1,50 +1,225 @@
-"""The directory of a run and what is written there."""
+"""What is written of each step, and to whom."""
 
+import dataclasses
 import json
+import math
+import struct
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
 from train import metrics
+from train.config import ReportConfig
+from train.metrics import METRICS_FILE, MetricsWriter, read_rows
+from train.presets import PRESETS
 
 
-def test_a_directory_with_a_run_is_left_alone(tmp_path):
-    wanted = tmp_path / "runs" / "mine"
-    first = metrics.create_run_directory(wanted)
-    (first / metrics.METRICS_FILE).write_text("precious")
-    second = metrics.create_run_directory(wanted)
-    third = metrics.create_run_directory(wanted)
-    assert [path.name for path in (first, second, third)] == [
-        "mine",
-        "mine-2",
-        "mine-3",
-    ]
-    assert (first / metrics.METRICS_FILE).read_text() == "precious"
+@pytest.fixture
+def config(tmp_path):
+    return dataclasses.replace(PRESETS["tiny"], output_dir=tmp_path)
 
 
-def test_a_directory_without_a_run_is_used(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    assert metrics.create_run_directory(tmp_path) == tmp_path
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+def reporting(config, **settings):
+    return dataclasses.replace(config, report=ReportConfig(**settings))
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot write to --output-dir .*file/run"):
-        metrics.create_run_directory(tmp_path / "file" / "run")
+def write_steps(config, last_step, steps):
+    """A process that goes on after `last_step`."""
+    writer = MetricsWriter(config, last_step)
+    for step in steps:
+        writer.write(step, loss=np.float32(step / 2), eval_loss=1.5)
+    writer.close()
+    return writer.rows
 
 
-def test_a_line_is_on_disk_when_write_returns(tmp_path):
-    writer = metrics.MetricsWriter(tmp_path)
-    writer.write(step=1, loss=np.float32(2.5))
-    path = tmp_path / metrics.METRICS_FILE
-    assert json.loads(path.read_text()) == {"step": 1, "loss": 2.5}
-    writer.write(step=2, loss=np.float32(2.25), eval_loss=2.125)
+def test_a_line_is_on_disk_when_write_returns(config, tmp_path):
+    writer = MetricsWriter(config, 0)
+    row = writer.write(step=1, loss=np.float32(2.5))
+    path = tmp_path / METRICS_FILE
+    assert json.loads(path.read_text()) == row == {"step": 1, "loss": 2.5}
+    writer.write(step=2, loss=np.float32(2.25), eval_loss=2.125, count=np.int32(3))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == writer.rows
-    assert rows[1] == {"step": 2, "loss": 2.25, "eval_loss": 2.125}
+    assert rows[1] == {"step": 2, "loss": 2.25, "eval_loss": 2.125, "count": 3}
     assert isinstance(rows[1]["step"], int)
+    assert isinstance(rows[1]["count"], int)
+
+
+def test_rows_after_the_step_gone_on_from_are_dropped(config, tmp_path):
+    write_steps(config, 0, range(1, 9))
+    rows = write_steps(config, 5, range(6, 8))
+    assert [row["step"] for row in rows] == list(range(1, 8))
+    assert read_rows(tmp_path / METRICS_FILE) == rows
+    assert list(tmp_path.iterdir()) == [tmp_path / METRICS_FILE]
+
+
+def test_a_new_run_begins_with_no_rows(config, tmp_path):
+    write_steps(config, 0, [1, 2])
+    assert MetricsWriter(config, 0).rows == []
+    assert (tmp_path / METRICS_FILE).read_text() == ""
+
+
+@pytest.mark.parametrize("kept", [1, 10, -1])
+def test_a_last_line_that_was_cut_short_is_dropped(config, tmp_path, kept):
+    """Also where only its end of line is missing, which it gets then."""
+    write_steps(config, 0, [1, 2, 3])
+    path = tmp_path / METRICS_FILE
+    *lines, last = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines) + last[:kept])
+    rows = write_steps(config, 3, [4])
+    assert [row["step"] for row in rows] == ([1, 2, 3, 4] if kept < 0 else [1, 2, 4])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_json_does_not_know_is_null_there_and_nan_again(config, tmp_path, value):
+    MetricsWriter(config, 0).write(1, loss=np.float32(value), norm=2.0)
+    path = tmp_path / METRICS_FILE
+    assert path.read_text() == '{"step": 1, "loss": null, "norm": 2.0}\n'
+    (row,) = MetricsWriter(config, 1).rows
+    assert math.isnan(row["loss"]) and row["norm"] == 2.0
+    assert path.read_text() == '{"step": 1, "loss": null, "norm": 2.0}\n'
+
+
+def fields_of(message):
+    """The fields of a protocol buffer: (number, value)."""
+    position = 0
+
+    def varint():
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = message[position]
+            position += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while position < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+            continue
+        size = {1: 8, 5: 4}.get(kind) or varint()
+        yield number, message[position : position + size]
+        position += size
+
+
+def read_events(path):
+    """TensorBoard's rows: (step, {tag: value}), or (step, None) where steps start."""
+    content, position = path.read_bytes(), 0
+    while position < len(content):
+        (size,) = struct.unpack_from("<Q", content, position)
+        event = dict(fields_of(content[position + 12 : position + 12 + size]))
+        position += size + 16
+        step = event.get(2, 0)
+        if 7 in event:  # a session's log, whose status START hides what came before
+            assert dict(fields_of(event[7]))[1] == 1
+            yield step, None
+        for _, value in fields_of(event.get(5, b"")):
+            parts = dict(fields_of(value))
+            yield step, {parts[1].decode(): struct.unpack("<f", parts[2])[0]}
+
+
+def test_tensorboard_gets_every_number_and_hides_steps_taken_again(config, tmp_path):
+    config = reporting(config, tensorboard=True)
+    write_steps(config, 0, [1, 2, 3])
+    write_steps(config, 2, [3, 4])
+    first, resumed = (
+        list(read_events(path)) for path in sorted((tmp_path / "tensorboard").iterdir())
+    )
+    assert first == [
+        (1, None),
+        *[(1, {"loss": 0.5}), (1, {"eval_loss": 1.5})],
+        *[(2, {"loss": 1.0}), (2, {"eval_loss": 1.5})],
+        *[(3, {"loss": 1.5}), (3, {"eval_loss": 1.5})],
+    ]
+    assert resumed == [
+        (3, None),
+        *[(3, {"loss": 1.5}), (3, {"eval_loss": 1.5})],
+        *[(4, {"loss": 2.0}), (4, {"eval_loss": 1.5})],
+    ]
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """Stands in for the package; holds what it was told."""
+    fake = types.ModuleType("wandb")
+    fake.begun, fake.logged, fake.finished = [], [], 0
+    fake.Error = type("Error", (Exception,), {})
+
+    class Run:
+        def log(self, values, step):
+            fake.logged.append((step, values))
+
+        def finish(self):
+            fake.finished += 1
+
+    def init(**settings):
+        fake.begun.append(settings)
+        return Run()
+
+    fake.init = init
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_weights_and_biases_gets_every_row(config, wandb):
+    config = reporting(config, wandb=True, wandb_project="whales")
+    metrics.check_packages(config)
+    write_steps(config, 0, [1, 2])
+    (begun,) = wandb.begun
+    assert begun["project"] == "whales"
+    assert begun["name"] == config.output_dir.name
+    assert begun["config"]["optimizer"]["rank"] == config.optimizer.rank
+    assert wandb.logged == [
+        (1, {"loss": 0.5, "eval_loss": 1.5}),
+        (2, {"loss": 1.0, "eval_loss": 1.5}),
+    ]
+    assert wandb.finished == 1
+
+
+def test_weights_and_biases_goes_on_with_a_run_and_mixes_no_two(
+    config, wandb, tmp_path
+):
+    config = reporting(config, wandb=True)
+    write_steps(config, 0, [1, 2])
+    write_steps(config, 2, [3])
+    # Another run in a directory of the same name, after the first is thrown away.
+    for path in tmp_path.iterdir():
+        path.unlink()
+    write_steps(config, 0, [1])
+    first, resumed, other = (begun["id"] for begun in wandb.begun)
+    assert first == resumed != other
+    assert len(first) >= 8
+    assert all(begun["resume"] == "allow" for begun in wandb.begun)
+
+
+def test_weights_and_biases_that_refuses_is_an_error_of_its_own(config, wandb):
+    def init(**settings):
+        raise wandb.Error("api_key not configured")
+
+    wandb.init = init
+    with pytest.raises(OSError, match="--wandb: api_key not configured"):
+        MetricsWriter(reporting(config, wandb=True), 0)
+
+
+def test_weights_and_biases_is_an_extra_that_is_named(config, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    metrics.check_packages(config)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[wandb\]'"):
+        metrics.check_packages(reporting(config, wandb=True))
+
+
+def test_nobody_is_told_unless_asked(config, monkeypatch, tmp_path):
+    for package in ("wandb", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, package, None)
+    write_steps(config, 0, [1])
+    assert list(tmp_path.iterdir()) == [tmp_path / METRICS_FILE]
 
 
 def test_pauses_do_not_count(monkeypatch):
@@ -59,7 +234,8 @@ def test_pauses_do_not_count(monkeypatch):
 
 def test_curve_is_a_picture_even_of_a_run_cut_short(tmp_path):
     rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0, "eval_loss": 2.5}]
-    for count in range(3):
+    rows += [{"step": 3, "loss": math.nan, "eval_loss": math.nan}]
+    for count in range(4):
         path = tmp_path / f"{count}.png"
         metrics.plot_curve(rows[:count], "a run", path)
         assert path.read_bytes().startswith(b"\x89PNG")
