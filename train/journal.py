@@ -27,6 +27,8 @@ class Journal:
             total=config.steps, initial=first, unit="step", dynamic_ncols=True
         )
         self._skipped = [0, 0]  # so far, and the last of them in a row
+        for row in self.rows:
+            self._count_skipped(row["skipped_steps"])
         self.watch = metrics.Stopwatch()
 
     @property
@@ -53,11 +55,15 @@ class Journal:
             self._bar.write(f"step {step}: held-out loss {row['eval_loss']:.3f}")
         self._check_skipped(step, row["skipped_steps"])
 
-    def _check_skipped(self, step: int, skipped: int) -> None:
+    def _count_skipped(self, skipped: int) -> int:
+        """Returns how many steps in a row were skipped, up to this one."""
         before, in_a_row = self._skipped
         self._skipped = [skipped, in_a_row + 1 if skipped > before else 0]
+        return self._skipped[1]
+
+    def _check_skipped(self, step: int, skipped: int) -> None:
         limit = self._config.max_skipped_steps_in_a_row
-        if self._skipped[1] >= limit:
+        if self._count_skipped(skipped) >= limit:
             raise DivergedError(
                 f"the last {limit} steps, to step {step}, had a loss or a gradient "
                 "that is not finite and were skipped: lower --learning-rate or "

@@ -1,0 +1,148 @@
+"""A run is written down step by step, and ends where it has to."""
+
+import dataclasses
+import json
+import math
+import os
+
+import jax.numpy as jnp
+import pytest
+
+from train import metrics
+from train.journal import DivergedError, Journal
+from train.metrics import CURVE_FILE, METRICS_FILE
+from train.presets import PRESETS
+
+
+@pytest.fixture
+def config(tmp_path):
+    return dataclasses.replace(
+        PRESETS["tiny"], output_dir=tmp_path, max_skipped_steps_in_a_row=3
+    )
+
+
+def values(skipped_steps=0, loss=2.0, **more):
+    return {"loss": jnp.float32(loss), "skipped_steps": jnp.int32(skipped_steps)} | more
+
+
+def record_all(journal, skipped, first=1):
+    """`skipped` tells for each step whether it was; returns the last one recorded."""
+    total = journal.rows[-1]["skipped_steps"] if journal.rows else 0
+    for step, is_skipped in enumerate(skipped, first):
+        total += is_skipped
+        loss = math.nan if is_skipped else 2.0
+        journal.record(step, values(total, loss))
+
+
+def read_steps(config):
+    lines = (config.output_dir / METRICS_FILE).read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_a_step_is_written_down_with_its_rates(config, capsys):
+    config = dataclasses.replace(
+        config, report=dataclasses.replace(config.report, peak_teraflops=1.0)
+    )
+    with Journal(config, 0) as journal:
+        journal.record(1, values(eval_loss=1.25, gradient_norm=jnp.float32(0.5)))
+        (row,) = journal.rows
+    assert row["step"] == 1
+    assert (row["loss"], row["eval_loss"], row["gradient_norm"]) == (2.0, 1.25, 0.5)
+    assert row["tokens_per_second"] > 0
+    assert 0 < row["mfu"] < 1
+    assert row["peak_memory_bytes"] > 2**20
+    shown = capsys.readouterr()
+    assert "step 1: held-out loss 1.250" in shown.out + shown.err
+    assert f"1/{config.steps}" in shown.err
+    assert "loss=2.000" in shown.err
+    assert (config.output_dir / CURVE_FILE).exists()
+
+
+def test_a_device_of_unknown_speed_has_no_mfu(config):
+    with Journal(config, 0) as journal:
+        journal.record(1, values())
+    assert "mfu" not in journal.rows[0]
+
+
+def test_as_many_skipped_steps_in_a_row_as_allowed_end_a_run(config):
+    with Journal(config, 0) as journal:
+        record_all(journal, [0, 1, 1])
+        with pytest.raises(DivergedError, match="the last 3 steps, to step 4,"):
+            record_all(journal, [1], first=4)
+    assert read_steps(config) == [1, 2, 3, 4]
+
+
+def test_a_good_step_between_skipped_ones_begins_the_count_anew(config):
+    with Journal(config, 0) as journal:
+        record_all(journal, [1, 1, 0, 1, 1, 0, 0, 1, 1, 0])
+        assert journal.rows[-1]["skipped_steps"] == 6
+        with pytest.raises(DivergedError):
+            record_all(journal, [1, 1, 1], first=11)
+
+
+@pytest.mark.parametrize(
+    ("before", "bearable"),
+    [([1, 1, 0], 2), ([0, 1, 1], 0), ([1, 0, 1], 1), ([0, 0, 0], 2)],
+)
+def test_a_resumed_run_counts_on(config, before, bearable):
+    with Journal(config, 0) as journal:
+        record_all(journal, before)
+    with Journal(config, 3) as journal:
+        record_all(journal, [1] * bearable, first=4)
+        with pytest.raises(DivergedError):
+            record_all(journal, [1], first=4 + bearable)
+
+
+def test_steps_skipped_long_ago_do_not_end_a_resumed_run(config):
+    config = dataclasses.replace(config, max_skipped_steps_in_a_row=1)
+    patient = dataclasses.replace(config, max_skipped_steps_in_a_row=9)
+    with Journal(patient, 0) as journal:
+        record_all(journal, [1, 1, 0])
+    with Journal(config, 3) as journal:
+        record_all(journal, [0, 0], first=4)
+
+
+def full_disk(*args, **options):
+    raise OSError("No space left on device")
+
+
+def test_rows_are_kept_when_a_later_one_cannot_be_written(config, monkeypatch):
+    class Watcher:
+        closed = False
+
+        def write(self, step, row):
+            if step == 3:
+                full_disk()
+
+        def close(self):
+            self.closed = True
+
+    watcher = Watcher()
+    monkeypatch.setattr(metrics, "_watchers", lambda *args: [watcher])
+    with pytest.raises(OSError, match="No space left"), Journal(config, 0) as journal:
+        record_all(journal, [0] * 5)
+    assert read_steps(config) == [1, 2, 3]
+    assert watcher.closed
+    assert (config.output_dir / CURVE_FILE).exists()
+
+
+def test_a_disk_that_is_full_at_the_end_is_told(config, monkeypatch):
+    monkeypatch.setattr(metrics, "plot_curve", full_disk)
+    with pytest.raises(OSError, match="No space left"), Journal(config, 0) as journal:
+        record_all(journal, [0])
+    assert read_steps(config) == [1]
+
+
+def test_what_went_wrong_first_is_what_is_told(config, monkeypatch):
+    monkeypatch.setattr(metrics, "plot_curve", full_disk)
+    with pytest.raises(DivergedError), Journal(config, 0) as journal:
+        record_all(journal, [1, 1, 1])
+
+
+def test_a_broken_terminal_is_left_whole(config, capfd):
+    """The bar is closed also where the run breaks off."""
+    with pytest.raises(ZeroDivisionError), Journal(config, 0) as journal:
+        record_all(journal, [0])
+        raise ZeroDivisionError
+    assert capfd.readouterr().err.endswith("\n")
+    assert os.path.exists(config.output_dir / CURVE_FILE)
