@@ -36,7 +36,8 @@ def parse(
     """
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--preset", "--config", "--output-dir"):
-        chooser.add_argument(name, nargs="?")
+        # tyro takes underscores, too.
+        chooser.add_argument(name, name[:3] + name[3:].replace("-", "_"), nargs="?")
     chooser.add_argument("--resume", action="store_true")
     given = chooser.parse_known_args(argv)[0]
     # A name that is no preset is reported by tyro, which knows the choices.

@@ -1,0 +1,197 @@
+"""Where the values of a run come from, and what help says about them."""
+
+import dataclasses
+import json
+import pathlib
+import re
+
+import pytest
+
+from train import cli
+from train import config as config_module
+from train.config import PretrainConfig
+from train.export import ExportConfig
+from train.export import main as export_main
+from train.generate import GenerateConfig
+from train.generate import main as generate_main
+from train.presets import PRESETS
+from train.run import CONFIG_FILE, save_config
+
+
+def parse(*argv):
+    return cli.parse(PRESETS, "tiny", "pretrain", [str(arg) for arg in argv])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run of llama-60m with values of its own."""
+    preset = PRESETS["llama-60m"]
+    config = dataclasses.replace(
+        preset,
+        steps=77,
+        output_dir=tmp_path / "run",
+        optimizer=dataclasses.replace(preset.optimizer, rank=5, b1=0.5),
+    )
+    config.output_dir.mkdir()
+    save_config(config, config.output_dir / CONFIG_FILE)
+    return config
+
+
+def without_start(config):
+    return dataclasses.replace(config, start=PRESETS["tiny"].start)
+
+
+def test_a_config_file_replaces_the_preset(saved):
+    path = saved.output_dir / CONFIG_FILE
+    config = parse("--config", path)
+    assert config.start.config == path
+    assert without_start(config) == saved
+
+
+def test_flags_count_more_than_the_config_file(saved):
+    path = saved.output_dir / CONFIG_FILE
+    config = parse("--rank", 9, "--config", path, "--output-dir", "other")
+    assert without_start(config) == dataclasses.replace(
+        saved,
+        output_dir=pathlib.Path("other"),
+        optimizer=dataclasses.replace(saved.optimizer, rank=9),
+    )
+
+
+@pytest.mark.parametrize("flag", ["--output-dir", "--output_dir"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_resuming_takes_the_values_saved_there(saved, flag, joined):
+    place = [f"{flag}={saved.output_dir}"] if joined else [flag, saved.output_dir]
+    config = parse("--resume", *place)
+    assert config.start.resume
+    assert without_start(config) == saved
+
+
+def test_flags_count_more_than_the_values_resumed(saved):
+    config = parse("--resume", "--output-dir", saved.output_dir, "--steps", 80)
+    assert without_start(config) == dataclasses.replace(saved, steps=80)
+
+
+def test_resuming_in_the_directory_of_the_default(saved, monkeypatch):
+    place = saved.output_dir.parent / PRESETS["tiny"].output_dir
+    place.mkdir(parents=True)
+    save_config(saved, place / CONFIG_FILE)
+    monkeypatch.chdir(saved.output_dir.parent)
+    assert parse("--resume").steps == saved.steps
+
+
+def test_resuming_where_nothing_is_is_left_to_who_opens_it(tmp_path):
+    config = parse("--resume", "--output-dir", tmp_path / "none")
+    assert config.start.resume
+    assert config.output_dir == tmp_path / "none"
+
+
+def assert_error(capsys, argv, *messages):
+    with pytest.raises(SystemExit) as stop:
+        parse(*argv)
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    for message in messages:
+        assert message in err
+
+
+@pytest.mark.parametrize("other", [["--preset", "llama-60m"], ["--resume"]])
+def test_values_from_two_places_are_refused(capsys, saved, other):
+    argv = ["--config", saved.output_dir / CONFIG_FILE, *other]
+    assert_error(capsys, argv, "--config has the values of --preset and --resume")
+
+
+def test_a_config_that_is_not_there_is_named(capsys, tmp_path):
+    argv = ["--config", tmp_path / "none.json"]
+    assert_error(capsys, argv, str(tmp_path / "none.json"), "No such file")
+    assert_error(capsys, ["--config", tmp_path], "Is a directory")
+
+
+@pytest.mark.parametrize("how", ["--config", "--resume"])
+def test_a_config_of_another_version_is_named(capsys, saved, how):
+    path = saved.output_dir / CONFIG_FILE
+    values = json.loads(path.read_text())
+    del values["optimizer"]["rank"]
+    path.write_text(json.dumps(values))
+    argv = [how, path] if how == "--config" else [how, "--output-dir", path.parent]
+    assert_error(capsys, argv, str(path), "optimizer.rank")
+
+
+def test_a_config_with_a_bad_value_is_named(capsys, saved):
+    path = saved.output_dir / CONFIG_FILE
+    path.write_text(path.read_text().replace('"steps": 77', '"steps": -77'))
+    assert_error(capsys, ["--config", path], str(path), "--steps must be at least 1")
+
+
+def flags_of(kind, default=None):
+    """All fields that become flags: (group, name, value shown, MISSING if none)."""
+    for field in dataclasses.fields(kind):
+        value = getattr(default, field.name, field.default)
+        if dataclasses.is_dataclass(value):
+            yield from flags_of(type(value), value)
+        else:
+            yield kind, field.name, value
+
+
+def described(kind):
+    """The description of each field in a docstring."""
+    text = re.split(r"Attributes:\n", kind.__doc__)[1].split("\n\n")[0]
+    entries = re.split(r"\n? {6}(?=\w+: )", "\n" + text.rstrip())[1:]
+    return {
+        name: " ".join(description.split())
+        for name, description in (entry.split(":", 1) for entry in entries)
+    }
+
+
+def help_of(capsys, monkeypatch, call):
+    monkeypatch.setenv("COLUMNS", "100")  # one column
+    with pytest.raises(SystemExit) as stop:
+        call()
+    assert stop.value.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return re.sub(r"\x1b\[[0-9;]*m", "", out)
+
+
+def assert_helps(help_text, kind, default=None):
+    lines = [" ".join(line.strip("│ ").split()) for line in help_text.splitlines()]
+    words = " ".join(filter(None, lines))
+    for group, name, value in flags_of(kind, default):
+        group_name = group.__name__.removesuffix("Config").lower()
+        flag = config_module.flag(f"{group_name}.{name}")
+        (line,) = [line for line in lines if re.match(rf"{flag}(?![\w-])", line)]
+        description = described(group)[name]
+        assert description
+        entry = words[words.index(line) :]
+        usage, found, rest = entry.partition(description)
+        assert found, f"{flag} is not described"
+        assert " --" not in usage.replace(", --no-", "")
+        shown = re.match(r" \((?:default: ([^)]*)|required)\)", rest)
+        assert shown, f"{flag} does not show its value: {rest[:40]}"
+        told = shown[1] and shown[1].strip("'\"")
+        assert told == (None if value is dataclasses.MISSING else str(value)), flag
+
+
+@pytest.mark.parametrize("preset", ["tiny", "llama-1b"])
+def test_help_shows_every_flag_with_its_value(capsys, monkeypatch, preset):
+    text = help_of(capsys, monkeypatch, lambda: parse("--preset", preset, "--help"))
+    assert_helps(text, PretrainConfig, PRESETS[preset])
+
+
+def test_help_shows_the_values_of_a_config_file(capsys, monkeypatch, saved):
+    argv = ["--config", saved.output_dir / CONFIG_FILE]
+    text = help_of(capsys, monkeypatch, lambda: parse(*argv, "--help"))
+    assert "(default: 77)" in text
+    assert "(default: 0.5)" in text
+
+
+@pytest.mark.parametrize(
+    ("main", "kind"),
+    [(generate_main, GenerateConfig), (export_main, ExportConfig)],
+    ids=["generate", "export"],
+)
+def test_help_of_the_other_programs(capsys, monkeypatch, main, kind):
+    text = help_of(capsys, monkeypatch, lambda: main(["--help"]))
+    assert_helps(text, kind)
