@@ -1,10 +1,13 @@
 """The layers of a LLaMA: attention and MLP, each behind a norm."""
 
+import math
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.core import spmd
+from jax.sharding import PartitionSpec
 
 from models.config import LlamaConfig
 from models.rotary import Rotary, apply_rotary
@@ -29,6 +32,28 @@ def named_axes(*axes: str) -> dict[str, Any]:
     """Metadata by which a parameter carries the logical names of its axes."""
     # Not eager: the names are logical, only a trainer with a mesh can place them.
     return {"out_sharding": axes, "eager_sharding": False}
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Splits an activation by the logical names of its axes.
+
+    Without a mesh (`jax.set_mesh`) or rules for the names
+    (`flax.core.spmd.logical_axis_rules`) it is left to the compiler, as is an axis
+    that does not divide.
+    """
+    rules = dict(spmd.get_logical_axis_rules() or ())
+    mesh = jax.sharding.get_abstract_mesh()
+    if not rules or mesh.empty:
+        return x
+
+    def fitting(size, name):
+        split = rules.get(name) or ()
+        split = (split,) if isinstance(split, str) else split
+        pieces = math.prod(mesh.shape[axis] for axis in split)
+        return split if size % pieces == 0 else None
+
+    spec = PartitionSpec(*map(fitting, x.shape, axes))
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def linear(

@@ -17,7 +17,15 @@ from flax import nnx
 from optax.contrib import MuonDimensionNumbers
 
 from models.config import PRESETS, LlamaConfig
-from models.layers import Cache, KeyValueCache, Layer, linear, named_axes, norm
+from models.layers import (
+    Cache,
+    KeyValueCache,
+    Layer,
+    constrain,
+    linear,
+    named_axes,
+    norm,
+)
 from models.loss import TokenLoss, token_loss
 from models.rotary import apply_rotary, rotary_angles
 
@@ -133,6 +141,7 @@ class Llama(nnx.Module):
 
         def layer(x, inputs):
             parameters, cache = inputs
+            x = constrain(x, "batch", None, None)
             return nnx.merge(layer_def, parameters)(x, positions, rotary, cache)
 
         if config.remat != "none":

@@ -34,6 +34,7 @@ from subtrack_jax.optimizers import (
 from subtrack_jax.record import LowRankLeaf
 from subtrack_jax.recovery import RecoverAndScaleState, recover_and_scale
 from subtrack_jax.rotation import DenseRotation, RankOneRotation, Rotation
+from subtrack_jax.sharding import state_sharding
 from subtrack_jax.trackers import Tracker, geodesic, random_jump, random_walk, svd
 from subtrack_jax.tracking import TrackSubspaceState, track_subspace
 
@@ -63,6 +64,7 @@ __all__ = [
     "recover_and_scale",
     "scale_by_projection_aware_adam",
     "state_bytes",
+    "state_sharding",
     "subtrack",
     "subtrack_grad",
     "svd",

@@ -37,7 +37,8 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
         del extra_args
 
         def add_coordinates(record):
-            coordinates = record.view.project(record.basis, record.gradient)
+            basis = sharding.whole_basis(record.basis, record.view)
+            coordinates = record.view.project(basis, record.gradient)
             return record.replace(coordinates=coordinates)
 
         return map_records(add_coordinates, lambda g: g, updates), state

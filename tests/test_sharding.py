@@ -112,8 +112,9 @@ def test_no_device_keeps_a_copy():
     assert jax.typeof(optax.tree.get(state, "basis")["wide"]).sharding.spec == P(
         ("data", "model"), None
     )
+    # First the axes that split the same side of the gradient.
     assert jax.typeof(optax.tree.get(state, "mu")["wide"]).sharding.spec == P(
-        None, ("data", "model")
+        None, ("model", "data")
     )
 
 

@@ -52,6 +52,7 @@ def make_train_step(
     schedule: optax.Schedule,
     gradient_accumulation_steps: int = 1,
     z_loss_weight: float = 0.0,
+    state_shardings: TrainState | None = None,
 ) -> TrainStep:
     """Compiles the step; it consumes the state it is given.
 
@@ -65,6 +66,8 @@ def make_train_step(
       gradient_accumulation_steps: parts of a batch that are computed one after
         another; the batch size must be a multiple of it.
       z_loss_weight: weight of the squared log-partition in what is minimised.
+      state_shardings: where the new state belongs; None: wherever the compiler puts
+        it.
 
     Returns:
       The step: (state, batch) -> (new state, metrics). The metrics are scalars:
@@ -104,7 +107,7 @@ def make_train_step(
         (gradients, loss), _ = jax.lax.scan(add, (zeros, jnp.float32(0)), split)
         return jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params), loss
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None))
     def train_step(state: TrainState, batch: Batch):
         gradients, loss = mean_gradient(state.params, batch)
         norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
