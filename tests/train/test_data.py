@@ -173,18 +173,62 @@ def test_packed_files_are_joined_by_an_end_of_text_each(lines):
 def test_padded_documents_are_rows_cut_to_length(source, tokenizer_directory):
     config = describe("padded", **source)
     text = open_text(config, tokenizer_directory=tokenizer_directory)
-    batches = take(text.train_batches(), 40)
+    batches = take(text.train_batches(), 90)  # two epochs at most
     check_form(batches)
     rows = rows_of(batches)
-    assert len(rows) == 160
+    assert len(rows) == 360
     sizes = [40, 30, 50] if "dataset" in source else [200]
     wanted = set()
     for document in itertools.chain(*(random_documents(size, 10) for size in sizes)):
         ids = [*text.tokenizer.encode(document), text.tokenizer.end_of_text]
         wanted.add(tuple(ids[: LENGTH + 1]))
-    # The text may be cut within a document where the held-out part begins.
-    assert len(set(rows) - wanted) <= 1
-    assert {len(row) for row in rows} == set(range(min(map(len, rows)), LENGTH + 2))
+    assert {len(row) for row in wanted} == set(range(2, LENGTH + 2))
+    if "dataset" in source:
+        assert set(rows) == wanted
+    else:  # the held-out part may begin within a document
+        assert len(set(rows) - wanted) <= 1
+        held_out = set(rows_of(text.held_out_batches()))
+        assert len(wanted - set(rows) - held_out) <= 1
+
+
+def test_a_document_that_is_cut_off_has_no_end(tmp_path, tokenizer_directory):
+    lines = [json.dumps({"text": "how never mind"})] * 40
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    config = describe("padded", data_glob=f"{tmp_path}/*.jsonl")
+    config = dataclasses.replace(config, held_out_fraction=0.11)
+    text = open_text(config, tokenizer_directory=tokenizer_directory)
+    rows = set(rows_of(take(text.train_batches(), 9)))
+    (cut,) = (row for row in rows if text.tokenizer.end_of_text not in row)
+    assert "how never mind".startswith(text.tokenizer.decode(cut))
+    assert len(rows) == 2
+
+
+def test_documents_without_tokens_make_no_rows(tmp_path):
+    """As control characters in the eyes of BERT's tokenizer."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps({
+        "version": "1.0",
+        "model": {"type": "WordLevel", "vocab": {"[SEP]": 0, "me": 1}, "unk_token": ""},
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "lowercase": True,
+                       "handle_chinese_chars": False, "strip_accents": False},
+    }))  # fmt: skip
+    for split in ("train", "validation"):
+        lines = '{"text": "\\u0001"}\n{"text": "me"}\n' * 20
+        (tmp_path / f"{split}.jsonl").write_text(lines)
+    tokenizer = str(tmp_path / "tokenizer.json")
+    for place in ({"data_glob": f"{tmp_path}/t*.jsonl"}, {"dataset": str(tmp_path)}):
+        text = open_text(describe("padded", tokenizer=tokenizer, **place))
+        batches = take(text.train_batches(), 4)
+        assert rows_of(batches) == [(1, 0)] * 4 * ROWS
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 10, 17])
+def test_packed_rows_predict_every_token_but_the_first(count):
+    documents = [np.arange(count)[:5], np.arange(count)[5:]]
+    rows = packing.Rows.cut(documents, describe())
+    assert rows.predicted.sum() == max(0, count - 1)
+    assert (rows.predicted > 0).all()
+    if count > 1:
+        assert joined([tuple(rows[i]) for i in range(len(rows))]) == list(range(count))
 
 
 def test_a_packed_stream_joins_the_documents_of_its_order(dataset, tokenizer_directory):

@@ -43,12 +43,16 @@ configs:
   data_files:
   - split: train
     path: en/c4-train.*.json.gz
+- config_name: en.noblocklist
+  data_files: en/*.json.gz
 dataset_info:
 - config_name: en
-  features:
+  features: &fields
   - {name: text, dtype: string}
   - {name: timestamp, dtype: string}
   - {name: url, dtype: string}
+- config_name: en.noblocklist
+  features: *fields
 ---
 """
 
@@ -167,6 +171,13 @@ def test_the_seed_alone_decides_the_order_of_a_stream(parquet):
     assert len(first_files) == 4
 
 
+def test_the_seed_decides_the_order_within_a_window(tmp_path):
+    write_lines(tmp_path / "train.jsonl", [{"text": text} for text in DOCUMENTS])
+    one, other = (take(shuffled(tmp_path, seed, window=60)) for seed in (3, 4))
+    assert sorted(one) == sorted(other)
+    assert one != other
+
+
 @pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 2), (2, 3)])
 def test_a_stream_goes_on_exactly(directory, index, count):
     """Also at ends of windows, files and epochs; 7 divides none of their sizes."""
@@ -174,12 +185,12 @@ def test_a_stream_goes_on_exactly(directory, index, count):
     stream = shuffled(directory, **options)
     states, texts = [], []
     for _ in range(2 * len(DOCUMENTS)):
-        states.append(json.dumps(stream.get_state()))
+        states.append(stream.get_state())
         texts.append(next(stream))
     fresh = shuffled(directory, **options)
     for position in range(0, len(texts), 1 if count == 1 else 5):
-        fresh.set_state(json.loads(states[position]))
-        assert json.dumps(fresh.get_state()) == states[position]
+        fresh.set_state(json.loads(json.dumps(states[position])))
+        assert fresh.get_state() == states[position]
         expected = texts[position : position + 20]
         assert take(fresh, len(expected)) == expected
 
@@ -214,6 +225,13 @@ def test_wrong_datasets_are_refused(parquet, options, split, kind, message):
     config = DataConfig(**{"dataset": str(parquet), **options})
     with pytest.raises(kind, match=message) as raised:
         sources.open_stream(config, split, "--dataset-split")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_configuration_is_named(json_lines):
+    config = DataConfig(dataset=str(json_lines))
+    with pytest.raises(ValueError, match=r"'en', 'en.noblocklist'") as raised:
+        sources.open_stream(config, "train", "--dataset-split")
     assert "\n" not in str(raised.value)
 
 

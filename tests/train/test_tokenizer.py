@@ -144,6 +144,7 @@ def test_pieces_are_encoded_as_the_whole_is(wide, monkeypatch):
 def test_text_without_spaces_is_cut_all_the_same(monkeypatch):
     monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 10)
     assert [p for p, _ in split_documents(["鯨" * 25])] == ["鯨" * 10] * 2 + ["鯨" * 5]
+    assert [p for p, _ in split_documents(["鯨鯨鯨\n" * 4])] == ["鯨鯨鯨\n" * 2] * 2
 
 
 def test_training_reads_only_the_first_stretch(monkeypatch):
