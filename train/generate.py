@@ -60,7 +60,9 @@ def generate(config: GenerateConfig) -> list[str]:
         length=config.length_tokens,
         temperature=config.temperature,
     )
-    return [config.prompt + model.tokenizer.decode(row) for row in tokens.tolist()]
+    return [
+        model.tokenizer.continue_text(config.prompt, row) for row in tokens.tolist()
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

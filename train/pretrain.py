@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import math
 import sys
@@ -9,10 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from models import generation, hugging_face
-from train import cli, data, metrics, optimizers
+from train import cli, data, distributed, metrics, optimizers
+from train import mesh as meshes
 from train import step as steps
 from train.checkpoint import CheckpointError, Checkpoints, quiet_orbax
 from train.config import PretrainConfig
@@ -24,8 +28,16 @@ from train.run import CONFIG_FILE, open_directory, save_config
 PROGRAM = "python -m train.pretrain"
 
 
-def pretrain(config: PretrainConfig, text: data.Text, checkpoints: Checkpoints) -> int:
+def pretrain(
+    config: PretrainConfig, text: data.Text, checkpoints: Checkpoints, mesh: Mesh
+) -> int:
     """Trains from the newest checkpoint, or from the start, to the last step.
+
+    Args:
+      config: the run.
+      text: what it trains on.
+      checkpoints: where it continues and saves.
+      mesh: the devices, in a context that has them as JAX' mesh.
 
     Returns:
       The exit code: 0, or that of a signal which stopped the run.
@@ -38,33 +50,30 @@ def pretrain(config: PretrainConfig, text: data.Text, checkpoints: Checkpoints) 
     schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, config.seed)
     definition = steps.model_definition(config.model)
+    placed = meshes.abstract_state(config.model, optimizer, mesh)
     train_step = steps.make_train_step(
         definition,
         optimizer,
         schedule,
         config.gradient_accumulation_steps,
         config.z_loss_weight,
+        meshes.shardings_of(placed),
     )
 
-    def create() -> steps.TrainState:
-        return steps.create_state(config.model, optimizer, jax.random.key(config.seed))
+    def place(batch: data.Batch) -> Any:
+        return meshes.place_batch(batch, mesh)
 
     def evaluate() -> float:
-        return steps.evaluate(definition, state.params, text.held_out_batches())
+        held_out = map(place, text.held_out_batches())
+        return steps.evaluate(definition, state.params, held_out)
 
     def sample() -> str:
-        return _sample(nnx.merge(definition, state.params), text, config)
+        return _sample(nnx.merge(definition, state.params), text, config, mesh)
 
     batches = text.train_batches()
-    state = checkpoints.restore(jax.eval_shape(create), batches, report=_warn)
-    if state is None and config.init_from is not None:
-        with cli.user_errors(ValueError, OSError):
-            _, params = hugging_face.load(
-                config.init_from, param_dtype=config.model.param_dtype
-            )
-        state = steps.create_state_of(params, optimizer)
-    elif state is None:
-        state = create()
+    state = checkpoints.restore(placed, batches, report=_warn)
+    if state is None:
+        state = _create_state(config, optimizer, placed)
     first = int(state.step)
     print(_summary(config, text, state))
     if first == 0:
@@ -77,11 +86,11 @@ def pretrain(config: PretrainConfig, text: data.Text, checkpoints: Checkpoints) 
         previous = None
         for step in range(first + 1, config.steps + 1):
             # Only dispatched: while it runs, the step before is written down.
-            state, values = train_step(state, next(batches))
+            state, values = train_step(state, place(next(batches)))
             if previous is not None:
                 journal.record(*previous)
             previous = (step, values)
-            is_last = step == config.steps or interruption.received is not None
+            is_last = interruption.reached(step) or step == config.steps
             if step % config.eval_every_steps == 0 or step == config.steps:
                 jax.block_until_ready(values)
                 with journal.watch.pause():
@@ -110,7 +119,26 @@ def pretrain(config: PretrainConfig, text: data.Text, checkpoints: Checkpoints) 
     return 0
 
 
-def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
+def _create_state(
+    config: PretrainConfig,
+    optimizer: optax.GradientTransformation,
+    placed: steps.TrainState,
+) -> steps.TrainState:
+    shardings = meshes.shardings_of(placed)
+    if config.init_from is None:
+        create = functools.partial(steps.create_state, config.model, optimizer)
+        seed = jax.random.key(config.seed)
+        return jax.jit(create, out_shardings=shardings)(seed)
+    with cli.user_errors(ValueError, OSError):
+        _, params = hugging_face.load(
+            config.init_from, param_dtype=config.model.param_dtype
+        )
+    create = functools.partial(steps.create_state_of, optimizer=optimizer)
+    params = jax.device_put(params, shardings.params)
+    return jax.jit(create, out_shardings=shardings)(params)
+
+
+def _sample(model: Any, text: data.Text, config: PretrainConfig, mesh: Mesh) -> str:
     prompt = config.sample.sample_prompt
     tokens = generation.generate(
         model,
@@ -119,7 +147,8 @@ def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
         length=config.sample.sample_length_tokens,
         temperature=config.sample.sample_temperature,
     )
-    return prompt + text.tokenizer.decode(tokens[0].tolist())
+    tokens = meshes.on_all_devices(tokens, mesh)
+    return text.tokenizer.continue_text(prompt, tokens[0].tolist())
 
 
 def _summary(config: PretrainConfig, text: data.Text, state: steps.TrainState) -> str:
@@ -191,21 +220,36 @@ def _run(config: PretrainConfig) -> int:
         with cli.user_errors(ValueError, OSError):
             metrics.check_packages(config)
             config = _with_shape_of_weights(config)
-            found = stack.enter_context(open_directory(config))
+            distributed.initialize(config.start)
+            stack.enter_context(distributed.silence_all_but_first())
+            mesh = meshes.make_mesh(config.mesh)
+            meshes.check_batch(
+                config.data.batch_size_sequences,
+                config.gradient_accumulation_steps,
+                mesh,
+            )
+            is_first = distributed.is_first()
+            found = is_first and stack.enter_context(open_directory(config))
+            found = distributed.agree(found)
             text = data.open_text(
                 config.data,
                 config.model.vocabulary_size,
                 seed=config.seed,
                 tokenizer_directory=config.output_dir if found else None,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
             )
-            text.tokenizer.save(config.output_dir)
-            save_config(config, config.output_dir / CONFIG_FILE)
+            if is_first:
+                text.tokenizer.save(config.output_dir)
+                save_config(config, config.output_dir / CONFIG_FILE)
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(meshes.rules())
         # From here on a ValueError is a fault of the program, not of its user.
         with (
             cli.user_errors(OSError, CheckpointError, DivergedError),
             Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
         ):
-            return pretrain(config, text, checkpoints)
+            return pretrain(config, text, checkpoints, mesh)
 
 
 if __name__ == "__main__":
