@@ -7,7 +7,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import tokenizers
 
@@ -59,21 +59,47 @@ def export(config: ExportConfig) -> pathlib.Path:
 def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None:
     end_of_text = model.tokenizer.end_of_text
     length = model.config.data.sequence_length_tokens
+    model.tokenizer.save(directory)
+    settings = _tokenizer_settings(directory, end_of_text)
+    settings |= {"model_max_length": length}
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps(settings, indent=2) + "\n")
     hugging_face.save(
         directory,
         model.config.model,
         model.params,
         extra_config={"eos_token_id": end_of_text, "max_position_embeddings": length},
     )
-    model.tokenizer.save(directory)
-    # By its file: tokenizer.json is complete, a SentencePiece model is LLaMA's.
-    values = {"tokenizer_class": "LlamaTokenizer", "model_max_length": length}
+
+
+def _tokenizer_settings(directory: pathlib.Path, end_of_text: int) -> dict[str, Any]:
+    """What transformers has to know beside the tokenizer's file."""
     fast = directory / "tokenizer.json"
     if fast.exists():
         token = tokenizers.Tokenizer.from_file(str(fast)).id_to_token(end_of_text)
-        values |= {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": token}
-    path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps(values, indent=2) + "\n")
+        return {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": token}
+    from sentencepiece import sentencepiece_model_pb2  # only where there is a model
+
+    content = (directory / "tokenizer.model").read_bytes()
+    model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    normalizer = model.normalizer_spec
+    if (
+        model.trainer_spec.model_type != model.trainer_spec.BPE
+        or normalizer.name != "identity"
+        or normalizer.remove_extra_whitespaces
+        or not normalizer.add_dummy_prefix
+    ):
+        raise ValueError(
+            "the run's SentencePiece model is not of LLaMA's kind (BPE of unchanged "
+            "text), and transformers would cut text into other tokens: put the same "
+            "tokenizer into the run's directory as tokenizer.json"
+        )
+    token = model.pieces[end_of_text].piece
+    return {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": False,
+        "eos_token": token,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,265 @@
+"""The model of a run in Hugging Face's form, as other programs read it."""
+
+import dataclasses
+import json
+import logging
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+import sentencepiece
+from flax import nnx
+
+from models import hugging_face, llama
+from tests.train.finished import MODEL, damage, make_run
+from tests.train.test_tokenizer import BOOK, TEXT
+from train import export, trained
+from train.checkpoint import DIRECTORY
+from train.tokenizer import END_OF_TEXT, Tokenizer
+
+WORDS = BOOK[1000:1500] + " – 鯨 ∘\n\n  Ahab"  # noqa: RUF001
+
+
+@pytest.fixture(autouse=True)
+def loud_orbax(monkeypatch):
+    """Undoes what the program does to its whole process."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    level = logging.getLogger("absl").level
+    yield
+    logging.getLogger("absl").setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    make_run(directory, Tokenizer.train([TEXT], 300))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory):
+    target = tmp_path_factory.mktemp("exports") / "whale"
+    return export.export(export.ExportConfig(finished, output_dir=target))
+
+
+def assert_same_tree(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for leaf, leaf_ in zip(*map(jax.tree.leaves, (tree, other)), strict=True):
+        assert leaf.dtype == leaf_.dtype
+        assert np.asarray(leaf).tobytes() == np.asarray(leaf_).tobytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_embeddings": True},
+        {"dtype": "bfloat16", "param_dtype": "bfloat16"},
+    ],
+    ids=["plain", "tied", "bfloat16"],
+)
+def test_an_export_is_read_back_to_the_last_bit(tmp_path, capsys, changes):
+    directory = tmp_path / "run"
+    model = dataclasses.replace(MODEL, **changes)
+    _, params = make_run(directory, Tokenizer.train([TEXT], 300), model)
+    export.main(["--checkpoint", str(directory)])
+    out, err = capsys.readouterr()
+    target = directory / "hf"
+    assert (out, err) == (f"Written to {target}\n", "")
+    assert {path.name for path in target.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    config, loaded = hugging_face.load(target)
+    assert dataclasses.replace(config, init_std=model.init_std) == model
+    assert_same_tree(loaded, params)
+
+
+def test_others_may_read_what_they_may_read_beside_it(exported):
+    beside = exported.parent / "beside"
+    beside.mkdir()
+    assert exported.stat().st_mode == beside.stat().st_mode
+    beside.rmdir()
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    pytest.importorskip("torch")
+    return pytest.importorskip("transformers")
+
+
+def test_transformers_computes_the_same_logits(transformers, finished, exported):
+    import torch
+
+    ours = trained.load(finished)
+    tokens = np.array([ours.tokenizer.encode(WORDS)[:100]])
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported)
+    assert isinstance(model, transformers.LlamaForCausalLM)
+    assert model.config.eos_token_id == ours.tokenizer.end_of_text
+    length = ours.config.data.sequence_length_tokens
+    assert model.config.max_position_embeddings == length
+    with torch.no_grad():
+        found = model(torch.tensor(tokens)).logits.numpy()
+    expected = nnx.jit(llama.Llama.__call__)(ours.model, tokens)
+    assert np.std(expected) > 0.3
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_transformers_generates_from_it(transformers, exported):
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    prompt = tokenizer("The whale", return_tensors="pt")
+    tokens = model.generate(**prompt, max_new_tokens=5, do_sample=False)
+    assert tokenizer.decode(tokens[0]).startswith("The whale")
+
+
+def test_transformers_reads_the_tokenizer(transformers, finished, exported):
+    ours = Tokenizer.load(finished)
+    theirs = transformers.AutoTokenizer.from_pretrained(exported)
+    assert theirs.encode(WORDS, add_special_tokens=False) == ours.encode(WORDS)
+    assert theirs.encode(WORDS) == ours.encode(WORDS)
+    assert theirs.decode(ours.encode(WORDS)) == WORDS
+    assert theirs.eos_token == END_OF_TEXT
+    assert theirs.eos_token_id == ours.end_of_text
+    with_end = [*ours.encode("whale"), ours.end_of_text]
+    assert theirs.decode(with_end, skip_special_tokens=True) == ours.decode(with_end)
+    assert len(theirs) == ours.vocabulary_size
+
+
+# As LLaMA's own is made.
+LLAMAS = {
+    "model_type": "bpe",
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "byte_fallback": True,
+    "vocab_size": 360,
+}
+
+
+def with_sentencepiece(finished, tmp_path, **options):
+    """The finished run, but with a tokenizer of the other library."""
+    directory = shutil.copytree(finished, tmp_path / "run")
+    (directory / "tokenizer.json").unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.splitlines()),
+        model_prefix=str(directory / "tokenizer"),
+        minloglevel=2,
+        **LLAMAS | options,
+    )
+    (directory / "tokenizer.vocab").unlink()
+    return directory
+
+
+def test_a_sentencepiece_model_is_exported_too(transformers, finished, tmp_path):
+    directory = with_sentencepiece(finished, tmp_path)
+    target = export.export(export.ExportConfig(directory))
+    content = (directory / "tokenizer.model").read_bytes()
+    assert (target / "tokenizer.model").read_bytes() == content
+    ours = Tokenizer.load(target)
+    settings = json.loads((target / "config.json").read_text())
+    assert settings["eos_token_id"] == ours.end_of_text
+    theirs = transformers.AutoTokenizer.from_pretrained(target)
+    assert theirs.encode(WORDS) == ours.encode(WORDS)
+    assert theirs.decode(ours.encode(WORDS)) == WORDS
+    assert theirs.eos_token_id == ours.end_of_text
+    ids = [*ours.encode("whale"), ours.end_of_text]
+    assert theirs.decode(ids, skip_special_tokens=True) == "whale"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_type": "unigram"},
+        {"normalization_rule_name": "nmt_nfkc"},
+        {"remove_extra_whitespaces": True},
+        {"add_dummy_prefix": False},
+    ],
+    ids=str,
+)
+def test_a_tokenizer_that_would_be_read_as_another_is_refused(
+    finished, tmp_path, capsys, options
+):
+    directory = with_sentencepiece(finished, tmp_path, **options)
+    before = sorted(directory.iterdir())
+    assert_error(capsys, ["--checkpoint", directory], "not of LLaMA's kind")
+    assert sorted(directory.iterdir()) == before
+
+
+def test_the_same_tokenizer_as_json_is_the_way_out(finished, tmp_path):
+    directory = with_sentencepiece(finished, tmp_path, model_type="unigram")
+    Tokenizer.train([TEXT], 300).save(directory)
+    target = export.export(export.ExportConfig(directory))
+    assert not (target / "tokenizer.model").exists()
+
+
+def assert_error(capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        export.main([str(arg) for arg in argv])
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+def test_a_target_that_holds_something_is_left_as_it_is(finished, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    file = tmp_path / "full" / "notes.txt"
+    file.write_text("mine")
+    for target in (file.parent, file):
+        argv = ["--checkpoint", finished, "--output-dir", target]
+        assert_error(capsys, argv, f"--output-dir {target} is not empty")
+    assert list(tmp_path.iterdir()) == [file.parent]
+    assert list(file.parent.iterdir()) == [file]
+    assert file.read_text() == "mine"
+
+
+def test_a_second_export_is_refused(exported, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in exported.iterdir()}
+    argv = ["--checkpoint", finished, "--output-dir", exported]
+    assert_error(capsys, argv, "is not empty")
+    assert {path: path.stat().st_mtime_ns for path in exported.iterdir()} == before
+
+
+def test_an_empty_directory_and_one_below_none_will_do(finished, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for target in (tmp_path / "empty", tmp_path / "some" / "where"):
+        export.export(export.ExportConfig(finished, output_dir=target))
+        assert (target / "model.safetensors").exists()
+        assert not list(target.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_an_export_that_fails_half_way_leaves_nothing(
+    finished, tmp_path, capsys, monkeypatch, part
+):
+    def full_disk(*args, **options):
+        raise OSError("No space left on device")
+
+    if part == "model":
+        monkeypatch.setattr(hugging_face.safetensors_files, "write_json", full_disk)
+    else:
+        monkeypatch.setattr(Tokenizer, "save", full_disk)
+    argv = ["--checkpoint", finished, "--output-dir", tmp_path / "hf"]
+    assert_error(capsys, argv, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_read_is_one_line_and_leaves_nothing(finished, tmp_path, capsys):
+    target = tmp_path / "hf"
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    argv = ["--output-dir", target, "--checkpoint"]
+    assert_error(capsys, [*argv, tmp_path], "is not the directory of a run")
+    damage(copy)
+    assert_error(capsys, [*argv, copy], "the checkpoint of step 10 in")
+    shutil.rmtree(copy / DIRECTORY)
+    assert_error(capsys, [*argv, copy], f"there are no checkpoints in {copy}")
+    assert list(tmp_path.iterdir()) == [copy]
+
+
+def test_other_forms_are_not_known(finished, capsys):
+    assert_error(capsys, ["--checkpoint", finished, "--to", "gguf"], "gguf")
