@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from train import distributed
 from train.config import CheckpointConfig
 from train.step import TrainState
 
@@ -76,10 +77,11 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         params, rest = _parts(state)
+        positions = distributed.gather(batches.get_state())
         check = {
             "params": jax.device_get(_checksums(params)),
             "rest": jax.device_get(_checksums(rest)),
-            "data": _position(batches),
+            "data": _digest(positions),
         }
         self._guard(
             lambda: self._manager.save(
@@ -87,7 +89,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(params),
                     rest=ocp.args.StandardSave(rest),
-                    data=grain.checkpoint.CheckpointSave(batches),
+                    data=ocp.args.JsonSave({"positions": positions}),
                     check=ocp.args.JsonSave(jax.tree.map(int, check)),
                 ),
             )
@@ -126,12 +128,15 @@ class Checkpoints:
             except Exception as error:  # there are as many kinds as kinds of damage
                 damaged[step] = _first_line(error)
                 continue
-            for broken, reason in damaged.items():
-                aside = self._put_aside(broken)
-                report(
-                    f"the checkpoint of step {broken} is damaged ({reason}); it is now "
-                    f"in {aside}, and the one of step {step} is used"
-                )
+            if distributed.is_first():
+                for broken, reason in damaged.items():
+                    aside = self._put_aside(broken)
+                    report(
+                        f"the checkpoint of step {broken} is damaged ({reason}); it is "
+                        f"now in {aside}, and the one of step {step} is used"
+                    )
+            distributed.agree(True)  # all wait for what the first one moves
+            self._manager.reload()
             return state
         if damaged:
             newest = max(damaged)
@@ -152,13 +157,15 @@ class Checkpoints:
                 params=ocp.args.StandardRestore(params),
                 rest=ocp.args.StandardRestore(rest),
                 check=ocp.args.JsonRestore(),
-                data=grain.checkpoint.CheckpointRestore(batches),
+                data=ocp.args.JsonRestore(),
             ),
         )
         for name in ("params", "rest"):
             _compare(restored[name], restored["check"][name])
-        if _position(batches) != restored["check"]["data"]:
+        positions = restored["data"]["positions"]
+        if _digest(positions) != restored["check"]["data"]:
             raise ValueError("the data's position is not what was saved")
+        batches.set_state(_own_position(positions))
         return TrainState(params=restored["params"], **restored["rest"])
 
     def _put_aside(self, step: int) -> pathlib.Path:
@@ -167,7 +174,6 @@ class Checkpoints:
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
         source.rename(target)
-        self._manager.reload()
         return target
 
     def _guard(self, action: Callable[[], Any]) -> None:
@@ -280,9 +286,22 @@ def _compare(tree: Any, expected: dict[str, int]) -> None:
             raise ValueError(f"{path} is not what was saved")
 
 
-def _position(batches: grain.DatasetIterator) -> int:
-    """A number for where an iterator is."""
-    return zlib.crc32(json.dumps(batches.get_state(), sort_keys=True).encode())
+def _digest(positions: list[Any]) -> int:
+    """A number for where the iterators of all processes are."""
+    return zlib.crc32(json.dumps(positions, sort_keys=True).encode())
+
+
+def _own_position(positions: list[Any]) -> Any:
+    """Where this process goes on, of as many as there were when it was saved."""
+    if len(positions) == jax.process_count():
+        return positions[jax.process_index()]
+    # Of files all processes read the same rows, each its share of a batch.
+    if all(position == positions[0] for position in positions):
+        return positions[0]
+    raise ValueError(
+        f"{len(positions)} processes shared the dataset, which {jax.process_count()} "
+        "cannot go on with"
+    )
 
 
 def _first_line(error: Exception) -> str:

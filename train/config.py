@@ -248,10 +248,23 @@ class StartConfig:
         nothing else but --output-dir the run is repeated exactly.
       resume: continue the run in --output-dir, with its own values. Without it, a run
         found there is continued as well if all values agree.
+      coordinator_address: host:port of the first of several processes. Slurm, Open
+        MPI and TPU slices need neither this nor the next two.
+      num_processes: number of processes, usually one for each host.
+      process_id: which of them this is, from 0.
     """
 
     config: pathlib.Path | None = None
     resume: Switch = False
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self):
+        if self.num_processes is not None:
+            check(self, at_least_1, "num_processes")
+        if self.process_id is not None:
+            check(self, not_negative, "process_id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +290,10 @@ class PretrainConfig:
       eval_every_steps: steps between two evaluations on the held-out text; the last
         step has one too.
       seed: decides initial parameters, order of the data, random subspaces, samples.
+      mesh: how devices share the work, as sizes of data (copies of the model), fsdp
+        (parameters and state in pieces) and tensor (matrices in pieces), e.g.
+        fsdp=4,tensor=2; -1 takes all devices that are left. It does not change what is
+        computed, and may differ when a run is resumed.
       output_dir: directory of the run: config.json, tokenizer, metrics.jsonl,
         curve.png and checkpoints.
       data: the text and its batches.
@@ -298,6 +315,7 @@ class PretrainConfig:
     max_skipped_steps_in_a_row: int = 10
     eval_every_steps: int = 50
     seed: int = 0
+    mesh: str = "fsdp=-1"
     output_dir: pathlib.Path = pathlib.Path("runs/pretrain")
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

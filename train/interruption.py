@@ -4,12 +4,15 @@ import signal
 from types import TracebackType
 from typing import Self
 
+import jax
+from jax.experimental import multihost_utils
+
 
 class Interruption:
     """A context in which SIGTERM and the first Ctrl-C are noted, not obeyed.
 
     Attributes:
-      received: the signal that came, or None. Whoever runs the loop looks at it
+      received: the signal that came, or None. Whoever runs the loop asks `reached`
         after each step, saves and leaves.
     """
 
@@ -22,8 +25,18 @@ class Interruption:
         """0 for SIGTERM, which a scheduler sends, 130 for Ctrl-C."""
         return 130 if self.received == signal.SIGINT else 0
 
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step; several processes stop after the same."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(
+            step
+        ):
+            self.received = signal.SIGTERM
+        return self.received is not None
+
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # One process alone cannot stop: JAX tells the others of its SIGTERM.
+        is_alone = jax.process_count() == 1
+        for number in (signal.SIGTERM, signal.SIGINT) if is_alone else ():
             # A process in the background ignores Ctrl-C, and goes on to.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import tqdm
 
-from train import metrics, throughput
+from train import distributed, metrics, throughput
 from train.config import PretrainConfig
 
 
@@ -24,7 +24,11 @@ class Journal:
         )
         self._peak_flops = throughput.peak_flops(config.report.peak_teraflops)
         self._bar = tqdm.tqdm(
-            total=config.steps, initial=first, unit="step", dynamic_ncols=True
+            total=config.steps,
+            initial=first,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not distributed.is_first(),
         )
         self._skipped = [0, 0]  # so far, and the last of them in a row
         for row in self.rows:

@@ -1,5 +1,6 @@
 """Devices as a mesh, and what is split over which of its axes."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,12 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import subtrack_jax as stj
 from models import llama
-from train.step import TrainState
+from train.data import Batch
+from train.step import TrainState, create_state
 
 AXES = ("data", "fsdp", "tensor")
 # From the names that a model gives the axes of its arrays to those of the mesh.
 RULES = {
     "batch": ("data", "fsdp"),
+    "layers": None,
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -79,11 +82,12 @@ def param_shardings(config: llama.LlamaConfig, mesh: Mesh) -> Any:
 
     An axis that its size does not divide (the MLP of llama-1b has 5461) is whole.
     """
-    model = nnx.eval_shape(lambda: llama.Llama(config, rngs=nnx.Rngs(0)))
-    params = nnx.state(model, nnx.Param)
+    with rules():  # names are translated, in whatever context we are called
+        model = nnx.eval_shape(lambda: llama.Llama(config, rngs=nnx.Rngs(0)))
+        params = nnx.state(model, nnx.Param)
+        specs = nnx.get_partition_spec(params)
 
-    def place(leaf: Any, names: PartitionSpec) -> NamedSharding:
-        axes = [RULES.get(name) for name in names]
+    def place(leaf: Any, axes: PartitionSpec) -> NamedSharding:
         fitting = [
             axis if axis and size % mesh.shape[axis] == 0 else None
             for size, axis in zip(leaf.shape, axes, strict=True)
@@ -93,7 +97,7 @@ def param_shardings(config: llama.LlamaConfig, mesh: Mesh) -> Any:
     return jax.tree.map(
         place,
         nnx.to_pure_dict(params),
-        nnx.to_pure_dict(nnx.get_partition_spec(params)),
+        nnx.to_pure_dict(specs),
     )
 
 
@@ -112,6 +116,49 @@ def state_shardings(
         params=params,
         opt_state=stj.state_sharding(optimizer, abstract.params, params),
     )
+
+
+def abstract_state(
+    config: llama.LlamaConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """All that a step changes, as shapes with dtypes and shardings."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    abstract = jax.eval_shape(functools.partial(create_state, config, optimizer), key)
+    return jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding),
+        abstract,
+        state_shardings(config, optimizer, abstract, mesh),
+    )
+
+
+def shardings_of(tree: Any) -> Any:
+    """The shardings of arrays or of their shapes."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def place_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    """One global batch, of which each process has its rows."""
+    place = functools.partial(
+        jax.make_array_from_process_local_data, batch_sharding(mesh)
+    )
+    return {name: place(rows) for name, rows in batch.items()}
+
+
+def on_all_devices(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """Whole on every device, so that every process can read it."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(lambda x: x, out_shardings=whole)(x)
+
+
+def check_batch(batch_size_sequences: int, parts: int, mesh: Mesh) -> None:
+    """Raises a ValueError if a part of a batch cannot be split over the mesh."""
+    pieces = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    if batch_size_sequences % (parts * pieces):
+        raise ValueError(
+            f"--batch-size-sequences {batch_size_sequences} must be a multiple of "
+            f"{parts * pieces}: --gradient-accumulation-steps {parts} times the "
+            f"{pieces} devices of the mesh's axes data and fsdp"
+        )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

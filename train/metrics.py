@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib import figure
 
+from train import distributed
 from train.config import PretrainConfig
 from train.run import METRICS_FILE, write_whole
 
@@ -35,15 +36,20 @@ class MetricsWriter:
     def __init__(self, config: PretrainConfig, last_step: int):
         self._path = config.output_dir / METRICS_FILE
         self.rows = [r for r in read_rows(self._path) if r["step"] <= last_step]
-        write_whole(self._path, "".join(map(_line, self.rows)))
-        self._watchers = _watchers(config, last_step)
+        # Of several processes all keep the rows and the first writes them.
+        self._is_first = distributed.is_first()
+        self._watchers = []
+        if self._is_first:
+            write_whole(self._path, "".join(map(_line, self.rows)))
+            self._watchers = _watchers(config, last_step)
 
     def write(self, step: int, **values: Any) -> dict[str, Any]:
         """Adds a line; arrays of one element become numbers. Returns the row."""
         numbers = {name: np.asarray(value).item() for name, value in values.items()}
         row = {"step": step} | numbers
-        with self._path.open("a") as file:
-            file.write(_line(row))
+        if self._is_first:
+            with self._path.open("a") as file:
+                file.write(_line(row))
         self.rows.append(row)
         for watcher in self._watchers:
             watcher.write(step, row)

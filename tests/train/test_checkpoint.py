@@ -238,7 +238,7 @@ def test_a_damaged_file_is_harmless_or_reported(copy, tmp_path, item, damage):
 
 def test_another_position_in_the_data_is_reported(copy, tmp_path):
     """As if a digit had changed into another."""
-    (file,) = (copy / DIRECTORY / "12" / "data").glob("process_*.json")
+    file = copy / DIRECTORY / "12" / "data" / "metadata"
     content = file.read_bytes()
     positions = [i for i in range(len(content)) if content[i : i + 1].isdigit()]
     assert positions

@@ -1,0 +1,131 @@
+"""Meshes by name, and where a model's parameters and state belong on them."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from models.llama import LlamaConfig
+from train import mesh, optimizers, step
+from train.config import OptimizerConfig
+
+MODEL = LlamaConfig(64, 16, 30, num_layers=2, num_heads=2)
+
+
+def spec(tree, *path):
+    for key in path:
+        tree = tree[key]
+    return tree.spec
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("fsdp=-1", (1, 8, 1)),
+        ("fsdp=4,tensor=2,data=1", (1, 4, 2)),
+        ("data=-1, tensor=2", (4, 1, 2)),
+        ("data=2,fsdp=2,tensor=2", (2, 2, 2)),
+    ],
+)
+def test_make_mesh(text, shape):
+    made = mesh.make_mesh(text)
+    assert tuple(made.shape.values()) == shape
+    assert made.axis_names == ("data", "fsdp", "tensor")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fsdp=3", "does not fit 8 devices"),
+        ("fsdp=3,data=-1", "does not fit 8 devices"),
+        ("rows=8", "'rows' is not one of data, fsdp, tensor"),
+        ("fsdp=2,fsdp=4", "each once"),
+        ("fsdp=0", "fsdp needs a size of at least 1"),
+        ("fsdp=x", "fsdp needs a size of at least 1"),
+        ("fsdp", "fsdp needs a size of at least 1"),
+        ("fsdp=-1,data=-1", "only one axis can be -1"),
+        ("", "'' is not one of"),
+    ],
+)
+def test_bad_meshes(text, message):
+    with pytest.raises(ValueError, match=message):
+        mesh.make_mesh(text)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_param_shardings(inside):
+    """The same within the context that training runs in; 30 is not split by 4."""
+    made = mesh.make_mesh("fsdp=2,tensor=4")
+    if inside:
+        with jax.set_mesh(made), mesh.rules():
+            shardings = mesh.param_shardings(MODEL, made)
+    else:
+        shardings = mesh.param_shardings(MODEL, made)
+    layers = shardings["layers"]
+    assert spec(layers, "attention", "query", "kernel") == P(None, "fsdp", "tensor")
+    assert spec(layers, "attention", "output", "kernel") == P(None, "tensor", "fsdp")
+    assert spec(layers, "mlp", "down", "kernel") == P(None, None, "fsdp")
+    assert spec(layers, "mlp_norm", "scale") == P(None, "fsdp")
+    assert spec(shardings, "embedding", "embedding") == P("tensor", "fsdp")
+    assert spec(shardings, "head", "kernel") == P("fsdp", "tensor")
+
+
+def test_a_batch_that_does_not_divide():
+    made = mesh.make_mesh("data=2,fsdp=2,tensor=2")
+    mesh.check_batch(8, 2, made)
+    with pytest.raises(
+        ValueError, match="--batch-size-sequences 12 must be a multiple"
+    ):
+        mesh.check_batch(12, 2, made)
+
+
+@pytest.mark.parametrize(
+    "text", ["fsdp=4,tensor=2", pytest.param("data=2,tensor=4", marks=pytest.mark.slow)]
+)
+def test_a_step_on_a_mesh_equals_one_device(text):
+    """Loss, gradient and parameters, over a move of the subspace, in parts too."""
+    config = OptimizerConfig(name="subtrack", rank=4, update_interval=2)
+    optimizer = optimizers.make_optimizer(config, 1e-2, seed=0)
+    model = LlamaConfig(64, 16, 32, num_layers=2, num_heads=2, init_std=0.2)
+    definition = step.model_definition(model)
+    rng = np.random.default_rng(0)
+    batches = [
+        {
+            "inputs": rng.integers(0, 64, (16, 8), np.int32),
+            "targets": rng.integers(0, 64, (16, 8), np.int32),
+            "mask": rng.random((16, 8)) < 0.8,
+        }
+        for _ in range(4)
+    ]
+
+    def train(train_step, state, place):
+        rows = []
+        for batch in batches:
+            state, metrics = train_step(state, place(batch))
+            rows.append(jax.device_get(metrics))
+        return jax.device_get(state), rows
+
+    create = lambda: step.create_state(model, optimizer, jax.random.key(0))
+    alone = step.make_train_step(definition, optimizer, lambda _: 1e-2)
+    want, want_rows = train(alone, create(), lambda batch: batch)
+    made = mesh.make_mesh(text)
+    with jax.set_mesh(made), mesh.rules():
+        shardings = mesh.shardings_of(mesh.abstract_state(model, optimizer, made))
+        together = step.make_train_step(
+            definition, optimizer, lambda _: 1e-2, 2, 0.0, shardings
+        )
+        got, rows = train(
+            together,
+            jax.jit(create, out_shardings=shardings)(),
+            lambda batch: mesh.place_batch(batch, made),
+        )
+        assert together._cache_size() == 1
+    for row, want_row in zip(rows, want_rows, strict=True):
+        for name, value in want_row.items():
+            assert row[name] == pytest.approx(value, rel=2e-4), name
+    change = optax.tree.norm(
+        optax.tree.sub(want.params, jax.device_get(create().params))
+    )
+    error = optax.tree.norm(optax.tree.sub(got.params, want.params))
+    assert error < 1e-3 * change

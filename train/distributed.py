@@ -1,0 +1,83 @@
+"""Several processes that train one model: finding and agreeing with each other."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from train.config import StartConfig
+
+
+def initialize(config: StartConfig) -> None:
+    """Connects this process to the others, if there are any.
+
+    They are told by flags, or found in the environment of Slurm (`srun`), Open MPI, or
+    a TPU slice of several hosts. To be called before JAX looks for devices.
+
+    Raises:
+      ValueError: the flags are incomplete, or the others are not reached.
+    """
+    flags = (config.coordinator_address, config.num_processes, config.process_id)
+    if all(flag is None for flag in flags) and not _in_a_cluster():
+        return
+    if any(flag is None for flag in flags) and any(flag is not None for flag in flags):
+        raise ValueError(
+            "--coordinator-address, --num-processes and --process-id are given "
+            "together or not at all"
+        )
+    try:
+        jax.distributed.initialize(*flags)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"cannot connect to the other processes: {error}. Check "
+            "--coordinator-address, and that all processes are started"
+        ) from error
+
+
+def _in_a_cluster() -> bool:
+    sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    several = any(int(os.environ.get(name) or 1) > 1 for name in sizes)
+    return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def agree(value: bool) -> bool:
+    """What the first process says, in all of them; waits until all ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON values of all processes, in each of them."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(data.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def silence_all_but_first() -> Iterator[None]:
+    """Lets only the first process write to stdout; errors are every process' own."""
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            null = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(null))
+        yield
+        sys.stdout.flush()
