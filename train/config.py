@@ -248,10 +248,13 @@ class StartConfig:
         nothing else but --output-dir the run is repeated exactly.
       resume: continue the run in --output-dir, with its own values. Without it, a run
         found there is continued as well if all values agree.
-      coordinator_address: host:port of the first of several processes. Slurm, Open
-        MPI and TPU slices need neither this nor the next two.
+      coordinator_address: host:port of the first of several processes; Slurm, Open MPI
+        and TPU slices need neither this nor the next two.
       num_processes: number of processes, usually one for each host.
       process_id: which of them this is, from 0.
+      distributed: find the other processes in the environment. Under Slurm's srun,
+        mpirun and on GKE's TPU slices it is done without being told; on TPU VMs of
+        several hosts it has to be.
     """
 
     config: pathlib.Path | None = None
@@ -259,6 +262,7 @@ class StartConfig:
     coordinator_address: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+    distributed: Switch = False
 
     def __post_init__(self):
         if self.num_processes is not None:

@@ -18,13 +18,14 @@ def initialize(config: StartConfig) -> None:
     """Connects this process to the others, if there are any.
 
     They are told by flags, or found in the environment of Slurm (`srun`), Open MPI, or
-    a TPU slice of several hosts. To be called before JAX looks for devices.
+    a TPU slice of several hosts. Once, before JAX looks for devices.
 
     Raises:
       ValueError: the flags are incomplete, or the others are not reached.
     """
     flags = (config.coordinator_address, config.num_processes, config.process_id)
-    if all(flag is None for flag in flags) and not _in_a_cluster():
+    is_wanted = config.distributed or _in_a_cluster()
+    if all(flag is None for flag in flags) and not is_wanted:
         return
     if any(flag is None for flag in flags) and any(flag is not None for flag in flags):
         raise ValueError(
