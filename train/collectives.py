@@ -1,0 +1,201 @@
+"""What devices send each other in a step, read from a compiled program's text."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+# The subspaces keep still, move, or start: the branches of a step's conditionals,
+# in the order in which they are written.
+PHASES = ("steady", "refresh", "start")
+
+_OPERATION = re.compile(
+    rf" ({'|'.join(KINDS)}|while|conditional|call|fusion|async)(-start)?\("
+)
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*-> .*\{$")
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"\b(?:body|calls|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+
+
+class Traffic(NamedTuple):
+    """Collectives of one kind, and what each device sends for them over rings."""
+
+    count: int = 0
+    sent_bytes: int = 0
+
+
+Kinds = Mapping[str, Traffic]
+
+
+class _Instruction(NamedTuple):
+    operation: str
+    traffic: Traffic | None  # of a collective
+    called: tuple[str, ...]
+    times: int
+
+
+def step_traffic(text: str, devices: int) -> dict[str, Kinds]:
+    """Collectives of one step, by phase and kind.
+
+    Those in a loop count as often as it turns, at most, where that depends on data.
+    Which branch a conditional takes is known by the phase for those of the step
+    itself; of those deeper inside the one that sends the most counts.
+
+    Args:
+      text: `as_text()` of a compiled program.
+      devices: that run it; the group of a collective that names none.
+
+    Returns:
+      The phases that differ; only the first if the program has no branches.
+    """
+    program, entry = _parse(text, devices)
+    known: dict[str, Kinds] = {}
+
+    def of(name: str) -> Kinds:
+        if name not in known:
+            known[name] = _total(
+                (part, each.times)
+                for each in program[name]
+                for part in inside(each, costliest)
+            )
+        return known[name]
+
+    def inside(each: _Instruction, choose) -> list[Kinds]:
+        if each.traffic is not None:
+            return [{each.operation: each.traffic}]
+        parts = [of(name) for name in each.called]
+        return [choose(parts)] if each.operation == "conditional" else parts
+
+    def costliest(parts: list[Kinds]) -> Kinds:
+        return max(parts, key=lambda kinds: sum(t.sent_bytes for t in kinds.values()))
+
+    def of_phase(index: int) -> Kinds:
+        # The moments' conditional has two branches: a start finds none to move.
+        return _total(
+            (part, each.times)
+            for each in program[entry]
+            for part in inside(
+                each, lambda parts: parts[index if index < len(parts) else 0]
+            )
+        )
+
+    phases = {name: of_phase(index) for index, name in enumerate(PHASES)}
+    steady = phases[PHASES[0]]
+    return {
+        name: kinds
+        for name, kinds in phases.items()
+        if name == PHASES[0] or kinds != steady
+    }
+
+
+def sent_bytes(kind: str, result_bytes: int, group_size: int) -> int:
+    """What each device of a group sends for a result of so many bytes, over a ring.
+
+    >>> sent_bytes("all-gather", 64, 4), sent_bytes("all-reduce", 64, 4)
+    (48, 96)
+    """
+    if kind in ("collective-permute", "collective-broadcast"):
+        return result_bytes
+    if kind == "reduce-scatter":  # the result is a piece
+        return result_bytes * (group_size - 1)
+    passes = 2 if kind == "all-reduce" else 1
+    return passes * result_bytes * (group_size - 1) // group_size
+
+
+def _total(parts: Iterable[tuple[Kinds, int]]) -> Kinds:
+    total: dict[str, Traffic] = {}
+    for kinds, times in parts:
+        for kind, (count, sent) in kinds.items():
+            before = total.get(kind, Traffic())
+            total[kind] = Traffic(
+                before.count + times * count, before.sent_bytes + times * sent
+            )
+    return {kind: total[kind] for kind in KINDS if kind in total}
+
+
+def _parse(text: str, devices: int) -> tuple[dict[str, list[_Instruction]], str]:
+    """Instructions that communicate or call, by computation; the entry's name."""
+    lines: dict[str, list[str]] = {}
+    entry, current = "", []
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            current = lines[header[2]] = []
+            entry = header[2] if header[1] else entry
+        else:
+            current.append(line)
+    program = {}
+    for name, body in lines.items():
+        found = ((line, _OPERATION.search(line)) for line in body)
+        program[name] = [
+            _instruction(line, match, lines, devices) for line, match in found if match
+        ]
+    return program, entry
+
+
+def _instruction(
+    line: str, match: re.Match, lines: Mapping[str, list[str]], devices: int
+) -> _Instruction:
+    operation, is_start = match[1], match[2] is not None
+    if operation not in KINDS:
+        names = tuple(re.findall(r"[\w.\-]+", ",".join(_CALLED.findall(line))))
+        if "true_computation" in line:  # printed before the false one
+            names = names[::-1]
+        times = _trips(line, lines) if operation == "while" else 1
+        return _Instruction(operation, None, names, times)
+    group = 2 if operation == "collective-permute" else _group_size(line, devices)
+    size = _array_bytes(line[: match.start()].partition(" = ")[2])
+    if is_start and operation == "collective-permute":
+        size //= 2  # operands are listed, too
+    elif is_start and operation == "all-gather":
+        size = size * group // (group + 1)
+    times = int(group > 1)  # one device has nobody to talk to
+    sent = sent_bytes(operation, size, group)
+    return _Instruction(operation, Traffic(1, sent), (), times)
+
+
+def _array_bytes(types: str) -> int:
+    """Of all arrays in a type but the scalars, which are flags or next to nothing."""
+    total = 0
+    for name, bits, sizes in _ARRAY.findall(types):
+        count = math.prod(map(int, sizes.split(","))) if sizes else 0
+        total += count * int(8 if name == "pred" else bits)
+    return total // 8
+
+
+def _group_size(line: str, devices: int) -> int:
+    groups = line.partition("replica_groups=")[2]
+    if match := re.match(r"\{\{([\d,]+)\}", groups):
+        return len(match[1].split(","))
+    if match := re.match(r"\[\d+,(\d+)\]", groups):
+        return int(match[1])
+    if match := re.match(r"(?:@\w+|mesh)\[(.*?)\][^{]*\{(.*?)\}", groups):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        # An axis may lend a part of itself: 'x':(before)size.
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    return devices
+
+
+def _trips(line: str, lines: Mapping[str, list[str]]) -> int:
+    """How often a loop turns: as XLA notes it, or the bound of its counter."""
+    if known := re.search(r"known_trip_count\W+n\W+(\d+)", line):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
+    bounds = [
+        int(bound)
+        for each in lines[condition]
+        for bound in re.findall(r" = [su]32\[\]\S* constant\((\d+)\)", each)
+    ]
+    return max(bounds, default=1)
