@@ -256,14 +256,17 @@ def test_a_part_that_is_gone_is_reported(copy, item):
     assert assert_harmless_or_reported(copy)
 
 
+def spoil_checksum(directory, item):
+    """As if bits had flipped that no file's own checksum covers."""
+    path = directory / DIRECTORY / "12" / "check" / "metadata"
+    sums = json.loads(path.read_text())
+    sums[item][min(sums[item])] ^= 1
+    path.write_text(json.dumps(sums))
+
+
 @pytest.mark.parametrize("item", ["params", "rest"])
 def test_another_state_than_was_saved_is_reported(copy, item):
-    """As if bits had flipped that no file's own checksum covers."""
-    path = copy / DIRECTORY / "12" / "check" / "metadata"
-    sums = json.loads(path.read_text())
-    name = min(sums[item])
-    sums[item][name] ^= 1
-    path.write_text(json.dumps(sums))
+    spoil_checksum(copy, item)
     assert assert_harmless_or_reported(copy)
     *_, reports = restore(copy)
     assert reports == []
@@ -356,6 +359,12 @@ def test_parameters_that_are_damaged_or_not_there_are_an_error(copy, tmp_path):
         restore_params(copy, target)
     assert "\n" not in str(raised.value)
     assert steps_in(copy) == [7, 12]
+
+
+def test_other_parameters_than_were_saved_are_an_error(copy):
+    spoil_checksum(copy, "params")
+    with pytest.raises(CheckpointError, match="is not what was saved"):
+        restore_params(copy, abstract(make_state().params))
 
 
 def flipped(array, *positions, bit):

@@ -8,7 +8,7 @@ import os
 import jax.numpy as jnp
 import pytest
 
-from train import metrics
+from train import metrics, throughput
 from train.journal import DivergedError, Journal
 from train.metrics import CURVE_FILE, METRICS_FILE
 from train.presets import PRESETS
@@ -49,7 +49,8 @@ def test_a_step_is_written_down_with_its_rates(config, capsys):
     assert row["step"] == 1
     assert (row["loss"], row["eval_loss"], row["gradient_norm"]) == (2.0, 1.25, 0.5)
     assert row["tokens_per_second"] > 0
-    assert 0 < row["mfu"] < 1
+    flops = row["tokens_per_second"] * throughput.flops_per_token(config.model, 128)
+    assert row["mfu"] == pytest.approx(flops / throughput.peak_flops(1.0))
     assert row["peak_memory_bytes"] > 2**20
     shown = capsys.readouterr()
     assert "step 1: held-out loss 1.250" in shown.out + shown.err
