@@ -33,15 +33,15 @@ def command(*argv, program="train.pretrain"):
     return [sys.executable, "-m", program, *map(str, argv)]
 
 
-def run(*argv, program="train.pretrain", **options):
+def run(*argv, program="train.pretrain", devices=1, **options):
     """Waits for the program; its output is in the result."""
     return subprocess.run(
         command(*argv, program=program),
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
         **options,
     )
 

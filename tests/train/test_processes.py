@@ -1,0 +1,108 @@
+"""Two processes of four devices each, on this machine, against one with eight."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests.train.program import ENVIRONMENT, ROOT, SMALL, command, read_metrics, run
+
+pytestmark = pytest.mark.slow
+
+STEPS = 40
+FLAGS = [*SMALL, "--steps", STEPS, "--eval-every-steps", 20, "--eval-tokens", 500]
+FLAGS += ["--batch-size-sequences", 8, "--checkpoint-every-steps", 10]
+FLAGS += ["--mesh", "fsdp=4,tensor=2"]
+
+
+def start_two(directory):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = ["--coordinator-address", f"localhost:{port}", "--num-processes", 2]
+    return [
+        subprocess.Popen(
+            command(*FLAGS, *flags, "--process-id", index, "--output-dir", directory),
+            cwd=ROOT,
+            env=ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": "4"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def wait_for_rows(count, processes, directory):
+    metrics = directory / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < count:
+        assert all(process.poll() is None for process in processes), [
+            process.communicate() for process in processes
+        ]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def finish(processes):
+    results = [process.communicate(timeout=400) for process in processes]
+    for process, (_, err) in zip(processes, results, strict=True):
+        assert process.returncode == 0, err[-3000:]
+    return [out for out, _ in results]
+
+
+def assert_same_numbers(directory, want):
+    rows, want_rows = read_metrics(directory), read_metrics(want)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for name in ("loss", "gradient_norm", "learning_rate", "captured_energy"):
+        got, expected = ([row[name] for row in each] for each in (rows, want_rows))
+        np.testing.assert_allclose(got, expected, rtol=2e-3, err_msg=name)
+    assert rows[-1]["eval_loss"] == pytest.approx(want_rows[-1]["eval_loss"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("one") / "run"
+    done = run(*FLAGS, "--output-dir", directory, devices=8)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def test_two_processes_killed_and_started_again(one_process, tmp_path):
+    processes = start_two(tmp_path)
+    wait_for_rows(15, processes, tmp_path)
+    processes[1].kill()
+    time.sleep(1)
+    processes[0].kill()  # it would wait for the other for a while
+    for process in processes:
+        process.communicate()
+    out, silent = finish(start_two(tmp_path))
+    assert "Continued after step 10." in out
+    assert "held-out loss" in out and "held-out loss" not in silent
+    assert_same_numbers(tmp_path, one_process)
+
+
+def test_sigterm_for_one_stops_both_after_the_same_step(one_process, tmp_path):
+    processes = start_two(tmp_path)
+    wait_for_rows(5, processes, tmp_path)
+    processes[1].send_signal(signal.SIGTERM)
+    out, _ = finish(processes)
+    stopped = len(read_metrics(tmp_path))
+    assert f"Stopped by SIGTERM after step {stopped}" in out
+    assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("count", "mesh"), [(4, "fsdp=4"), (1, "fsdp=1"), (8, "data=2,fsdp=2,tensor=2")]
+)
+def test_a_checkpoint_resumes_on_another_mesh(one_process, tmp_path, count, mesh):
+    copy = shutil.copytree(one_process, tmp_path / "copy")
+    shutil.rmtree(copy / "checkpoints" / str(STEPS))
+    done = run("--resume", "--output-dir", copy, "--mesh", mesh, devices=count)
+    assert done.returncode == 0, done.stderr
+    assert f"Continued after step {STEPS - 10}." in done.stdout
+    assert_same_numbers(copy, one_process)
