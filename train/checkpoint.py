@@ -18,9 +18,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from train import distributed
 from train.config import CheckpointConfig
+from train.run import CHECKPOINTS
 from train.step import TrainState
 
-DIRECTORY = "checkpoints"
 DAMAGED_DIRECTORY = "damaged-checkpoints"
 
 
@@ -41,7 +41,7 @@ class Checkpoints:
             every = config.keep_checkpoint_every_steps
             keep.append(checkpoint_managers.EveryNSteps(every))
         self._manager = ocp.CheckpointManager(
-            self._run_directory / DIRECTORY,
+            self._run_directory / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
                 # What a killed process left half-written.
@@ -141,7 +141,7 @@ class Checkpoints:
         if damaged:
             newest = max(damaged)
             raise CheckpointError(
-                f"no checkpoint in {self._run_directory / DIRECTORY} can be read; of "
+                f"no checkpoint in {self._run_directory / CHECKPOINTS} can be read; of "
                 f"step {newest}: {damaged[newest]}. To start over give another "
                 "--output-dir"
             )
@@ -169,7 +169,7 @@ class Checkpoints:
         return TrainState(params=restored["params"], **restored["rest"])
 
     def _put_aside(self, step: int) -> pathlib.Path:
-        source = self._run_directory / DIRECTORY / str(step)
+        source = self._run_directory / CHECKPOINTS / str(step)
         target = self._run_directory / DAMAGED_DIRECTORY / str(step)
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(exist_ok=True)
@@ -182,7 +182,8 @@ class Checkpoints:
         except Exception as error:  # OSError, or whatever tensorstore makes of it
             good = f"step {self.steps[-1]}" if self.steps else "none"
             raise CheckpointError(
-                f"could not write a checkpoint to {self._run_directory / DIRECTORY}: "
+                "could not write a checkpoint to "
+                f"{self._run_directory / CHECKPOINTS}: "
                 f"{_first_line(error)}. The last good checkpoint: {good}"
             ) from error
 
@@ -200,7 +201,7 @@ def restore_params(run_directory: pathlib.Path, abstract: Any) -> tuple[int, Any
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
     """
-    directory = run_directory.absolute() / DIRECTORY
+    directory = run_directory.absolute() / CHECKPOINTS
     if not directory.is_dir():
         raise CheckpointError(f"there are no checkpoints in {run_directory}")
     with ocp.CheckpointManager(

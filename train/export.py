@@ -41,7 +41,7 @@ def export(config: ExportConfig) -> pathlib.Path:
     Raises:
       ValueError, CheckpointError, OSError: the model cannot be read or written.
     """
-    target = config.output_dir or config.checkpoint / config.to
+    target = (config.output_dir or config.checkpoint / config.to).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(
             f"--output-dir {target} is not empty: give a directory of its own"

@@ -16,6 +16,7 @@ from train.config import PretrainConfig, flag
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 LOCK_FILE = ".lock"
 
 Config = TypeVar("Config")
@@ -53,7 +54,10 @@ def open_directory(config: PretrainConfig) -> Iterator[bool]:
         raise OSError(f"cannot write to --output-dir {directory}: {error}") from error
     with held:
         # A run that died before its first step is nobody's loss.
-        found = saved.exists() and metrics.exists() and metrics.stat().st_size > 0
+        has_steps = metrics.exists() and metrics.stat().st_size > 0
+        checkpoints = directory / CHECKPOINTS
+        has_checkpoints = checkpoints.exists() and any(checkpoints.iterdir())
+        found = saved.exists() and (has_steps or has_checkpoints)
         if found:
             changed = differences(config, load_config(PretrainConfig, saved))
             if changed:

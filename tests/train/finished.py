@@ -8,7 +8,7 @@ import jax
 
 from models.llama import LlamaConfig
 from train import optimizers, step
-from train.checkpoint import DIRECTORY, Checkpoints
+from train.checkpoint import CHECKPOINTS, Checkpoints
 from train.config import CheckpointConfig
 from train.presets import PRESETS
 from train.run import CONFIG_FILE, save_config
@@ -37,6 +37,6 @@ def make_run(directory: pathlib.Path, tokenizer: Tokenizer, model=MODEL):
 
 def damage(directory: pathlib.Path) -> None:
     """Truncates the parameters."""
-    for path in (directory / DIRECTORY / str(STEP) / "params").rglob("*"):
+    for path in (directory / CHECKPOINTS / str(STEP) / "params").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

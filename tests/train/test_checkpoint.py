@@ -16,8 +16,8 @@ import pytest
 
 from train import checkpoint
 from train.checkpoint import (
+    CHECKPOINTS,
     DAMAGED_DIRECTORY,
-    DIRECTORY,
     CheckpointError,
     Checkpoints,
     restore_params,
@@ -88,7 +88,7 @@ def restore(directory):
 
 
 def steps_in(directory):
-    return sorted(int(path.name) for path in (directory / DIRECTORY).iterdir())
+    return sorted(int(path.name) for path in (directory / CHECKPOINTS).iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_a_state_that_is_given_away_at_once_is_written_as_it_was(tmp_path):
             expected = make_batches()
             advance(expected, step - 1)
             assert advance(batches, 3) == advance(expected, 3)
-            shutil.rmtree(tmp_path / DIRECTORY / str(step))
+            shutil.rmtree(tmp_path / CHECKPOINTS / str(step))
             checkpoints._manager.reload()
 
 
@@ -225,7 +225,7 @@ def assert_harmless_or_reported(directory):
 def test_a_damaged_file_is_harmless_or_reported(copy, tmp_path, item, damage):
     files = [
         path.relative_to(copy)
-        for path in (copy / DIRECTORY / "12" / item).rglob("*")
+        for path in (copy / CHECKPOINTS / "12" / item).rglob("*")
         if path.is_file() and (path.stat().st_size > 50 or item == "data")
     ]
     reported = 0
@@ -238,7 +238,7 @@ def test_a_damaged_file_is_harmless_or_reported(copy, tmp_path, item, damage):
 
 def test_another_position_in_the_data_is_reported(copy, tmp_path):
     """As if a digit had changed into another."""
-    file = copy / DIRECTORY / "12" / "data" / "metadata"
+    file = copy / CHECKPOINTS / "12" / "data" / "metadata"
     content = file.read_bytes()
     positions = [i for i in range(len(content)) if content[i : i + 1].isdigit()]
     assert positions
@@ -252,13 +252,13 @@ def test_another_position_in_the_data_is_reported(copy, tmp_path):
 
 @pytest.mark.parametrize("item", ["params", "rest", "data", "check"])
 def test_a_part_that_is_gone_is_reported(copy, item):
-    shutil.rmtree(copy / DIRECTORY / "12" / item)
+    shutil.rmtree(copy / CHECKPOINTS / "12" / item)
     assert assert_harmless_or_reported(copy)
 
 
 def spoil_checksum(directory, item):
     """As if bits had flipped that no file's own checksum covers."""
-    path = directory / DIRECTORY / "12" / "check" / "metadata"
+    path = directory / CHECKPOINTS / "12" / "check" / "metadata"
     sums = json.loads(path.read_text())
     sums[item][min(sums[item])] ^= 1
     path.write_text(json.dumps(sums))
@@ -273,7 +273,7 @@ def test_another_state_than_was_saved_is_reported(copy, item):
 
 
 def test_a_step_put_aside_is_saved_anew(copy):
-    truncate(copy / DIRECTORY / "12" / "check" / "metadata")
+    truncate(copy / CHECKPOINTS / "12" / "check" / "metadata")
     with Checkpoints(copy, CheckpointConfig()) as checkpoints:
         batches = make_batches()
         checkpoints.restore(abstract(make_state()), batches, lambda report: None)
@@ -285,11 +285,11 @@ def test_a_step_put_aside_is_saved_anew(copy):
 
 def test_without_a_sound_checkpoint_nothing_is_moved(copy):
     for step in (7, 12):
-        truncate(copy / DIRECTORY / str(step) / "check" / "metadata")
+        truncate(copy / CHECKPOINTS / str(step) / "check" / "metadata")
     with pytest.raises(CheckpointError, match="To start over") as raised:
         restore(copy)
     message = str(raised.value)
-    assert f"no checkpoint in {copy / DIRECTORY} can be read; of step 12:" in message
+    assert f"no checkpoint in {copy / CHECKPOINTS} can be read; of step 12:" in message
     assert "\n" not in message
     assert steps_in(copy) == [7, 12]
     assert not (copy / DAMAGED_DIRECTORY).exists()
@@ -305,8 +305,8 @@ def test_a_state_of_other_shapes_is_not_restored(copy):
 
 
 def test_what_a_killed_process_left_is_cleared(copy):
-    newest = copy / DIRECTORY / "12"
-    unfinished = copy / DIRECTORY / "15.orbax-checkpoint-tmp"
+    newest = copy / CHECKPOINTS / "12"
+    unfinished = copy / CHECKPOINTS / "15.orbax-checkpoint-tmp"
     shutil.copytree(newest, unfinished)
     (unfinished / "params").rename(unfinished / "params.orbax-checkpoint-tmp")
     assert_equal(restore(copy)[0], make_state(12))
@@ -326,7 +326,7 @@ def test_a_write_that_fails_is_told_with_what_there_is(copy, monkeypatch, part):
                 checkpoints.save(13, make_state(13), make_batches())
                 checkpoints.wait()
         assert str(raised.value) == (
-            f"could not write a checkpoint to {copy / DIRECTORY}: No space left on "
+            f"could not write a checkpoint to {copy / CHECKPOINTS}: No space left on "
             "device. The last good checkpoint: step 12"
         )
 
@@ -351,10 +351,10 @@ def test_parameters_that_are_damaged_or_not_there_are_an_error(copy, tmp_path):
     target = abstract(make_state().params)
     for directory in (tmp_path / "none", tmp_path / "empty"):
         if directory.name == "empty":
-            (directory / DIRECTORY).mkdir(parents=True)
+            (directory / CHECKPOINTS).mkdir(parents=True)
         with pytest.raises(CheckpointError, match="no checkpoints in "):
             restore_params(directory, target)
-    truncate(copy / DIRECTORY / "12" / "params" / "manifest.ocdbt")
+    truncate(copy / CHECKPOINTS / "12" / "params" / "manifest.ocdbt")
     with pytest.raises(CheckpointError, match="cannot be read") as raised:
         restore_params(copy, target)
     assert "\n" not in str(raised.value)
@@ -441,7 +441,7 @@ def test_only_what_orbax_leaves_behind_is_kept_quiet(quieted):
 
 @pytest.mark.parametrize("item", ["params", "rest"])
 def test_a_damaged_checkpoint_is_not_also_told_by_orbax(copy, item, quieted, capfd):
-    for path in (copy / DIRECTORY / "12" / item).rglob("*"):
+    for path in (copy / CHECKPOINTS / "12" / item).rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     assert assert_harmless_or_reported(copy)

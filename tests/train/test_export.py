@@ -16,7 +16,7 @@ from models import hugging_face, llama
 from tests.train.finished import MODEL, damage, make_run
 from tests.train.test_tokenizer import BOOK, TEXT
 from train import export, trained
-from train.checkpoint import DIRECTORY
+from train.checkpoint import CHECKPOINTS
 from train.tokenizer import END_OF_TEXT, Tokenizer
 
 WORDS = BOOK[1000:1500] + " – 鯨 ∘\n\n  Ahab"  # noqa: RUF001
@@ -256,7 +256,7 @@ def test_what_cannot_be_read_is_one_line_and_leaves_nothing(finished, tmp_path, 
     assert_error(capsys, [*argv, tmp_path], "is not the directory of a run")
     damage(copy)
     assert_error(capsys, [*argv, copy], "the checkpoint of step 10 in")
-    shutil.rmtree(copy / DIRECTORY)
+    shutil.rmtree(copy / CHECKPOINTS)
     assert_error(capsys, [*argv, copy], f"there are no checkpoints in {copy}")
     assert list(tmp_path.iterdir()) == [copy]
 

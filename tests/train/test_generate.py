@@ -9,7 +9,7 @@ import pytest
 from tests.train.finished import damage, make_run
 from tests.train.test_tokenizer import TEXT, train_sentencepiece
 from train import generate
-from train.checkpoint import DIRECTORY
+from train.checkpoint import CHECKPOINTS
 from train.run import CONFIG_FILE
 from train.tokenizer import Tokenizer
 
@@ -106,15 +106,15 @@ def test_no_run_is_one_line(tmp_path, capsys):
 
 
 def test_no_checkpoint_yet_is_one_line(copy, capsys):
-    shutil.rmtree(copy / DIRECTORY)
+    shutil.rmtree(copy / CHECKPOINTS)
     message = f"there are no checkpoints in {copy}"
     assert_error(capsys, ["--checkpoint", copy], message)
-    assert not (copy / DIRECTORY).exists()
+    assert not (copy / CHECKPOINTS).exists()
 
 
 def test_a_damaged_checkpoint_is_one_line(copy, capsys):
     damage(copy)
-    message = f"the checkpoint of step 10 in {copy / DIRECTORY} cannot be read"
+    message = f"the checkpoint of step 10 in {copy / CHECKPOINTS} cannot be read"
     assert_error(capsys, ["--checkpoint", copy], message)
 
 

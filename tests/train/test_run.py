@@ -13,6 +13,7 @@ import pytest
 from train.config import PretrainConfig
 from train.presets import PRESETS
 from train.run import (
+    CHECKPOINTS,
     CONFIG_FILE,
     LOCK_FILE,
     METRICS_FILE,
@@ -264,3 +265,15 @@ def test_a_write_that_is_cut_short_leaves_the_old_file(
     write_whole(path, "something new")
     assert path.read_text() == "something new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_whose_metrics_are_gone_is_known_by_its_checkpoints(tmp_path):
+    start_run(in_directory(tmp_path), rows=0)
+    (tmp_path / CHECKPOINTS / "20").mkdir(parents=True)
+    with open_directory(in_directory(tmp_path)) as found:
+        assert found
+    with (
+        pytest.raises(ValueError, match="--seed 1 here, 0 there"),
+        open_directory(in_directory(tmp_path, seed=1)),
+    ):
+        pass
