@@ -15,7 +15,7 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
-from subtrack_jax.low_rank import LowRank, state_dtype
+from subtrack_jax.low_rank import LowRank, is_box, map_leaves, state_dtype
 from subtrack_jax.record import Pair, expect_records, is_record, map_records, unzip
 from subtrack_jax.rotation import Rotation
 
@@ -39,7 +39,7 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
         def add_coordinates(record):
             basis = sharding.whole_basis(record.basis, record.view)
             coordinates = record.view.project(basis, record.gradient)
-            return record.replace(coordinates=coordinates)
+            return record.replace(coordinates=sharding.whole_rank(coordinates))
 
         return map_records(add_coordinates, lambda g: g, updates), state
 
@@ -88,20 +88,28 @@ def on_coordinates(
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
-        def template(leaf, view):
+        def coordinates(leaf, view):
+            return sharding.coordinates_like(leaf, view, state_dtype(leaf.dtype))
+
+        def plain(leaf):
             dtype = state_dtype(leaf.dtype)
-            if view is not None:
-                return sharding.coordinates_like(leaf, view, dtype)
             if isinstance(leaf, jax.ShapeDtypeStruct):
                 return leaf.update(dtype=dtype)
             return leaf.astype(dtype)
 
-        return inner.init(jax.tree.map(template, params, low_rank.views(params)))
+        return inner.init(
+            map_leaves(
+                coordinates,
+                functools.partial(jax.tree.map, plain),
+                params,
+                low_rank.views(params),
+            )
+        )
 
     def update_fn(updates, state, **extra_args):
         values = map_records(
             lambda record: record.coordinates,
-            lambda gradient: gradient.astype(state_dtype(gradient.dtype)),
+            functools.partial(jax.tree.map, lambda g: g.astype(state_dtype(g.dtype))),
             updates,
         )
         run = functools.partial(inner.update, **extra_args)
@@ -129,7 +137,7 @@ def on_coordinates(
             state = _merge(low_state, plain_state)
         return map_records(
             lambda record, direction: record.replace(direction=direction),
-            lambda gradient, direction: direction.astype(gradient.dtype),
+            functools.partial(jax.tree.map, lambda g, x: x.astype(g.dtype)),
             updates,
             directions,
         ), state
@@ -181,9 +189,18 @@ def scale_by_projection_aware_adam(
             "a floating-point dtype",
         )
     check("eps", eps, lambda x: 0 <= x < float("inf"), "0 or a small positive number")
+
+    def adam():
+        return optax.scale_by_adam(
+            *map(sharding.local, (b1, b2, eps)), mu_dtype=mu_dtype
+        )
+
     return on_coordinates(
         low_rank,
-        optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
+        optax.GradientTransformation(
+            lambda params: adam().init(params),
+            lambda *arguments: adam().update(*arguments),
+        ),
         functools.partial(transport_adam, b1=b1, b2=b2) if transport else None,
     )
 
@@ -214,7 +231,7 @@ def transport_adam(
     """
 
     def weight(decay, dtype):
-        weight = 1 - jnp.asarray(decay, dtype) ** state.count
+        weight = 1 - jnp.asarray(sharding.local(decay), dtype) ** state.count
         return jnp.where(weight > 0, weight, 1)  # moments are 0 before step 1
 
     def rotate(rotation, mu, nu):
@@ -240,8 +257,8 @@ def _restrict(
         return leaf if kept else optax.MaskedNode()
 
     return (
-        jax.tree.map(mask, values, keep),
-        optax.tree.map_params(inner, mask, state, keep),
+        jax.tree.map(mask, values, keep, is_leaf=is_box),
+        optax.tree.map_params(inner, mask, state, keep, is_leaf=is_box),
     )
 
 

@@ -186,7 +186,7 @@ class LowRank:
 
         Returns:
           The same tree with a `MatrixView` at every low-rank leaf and None at
-          every other one.
+          every other one, in place of the box (`is_box`) of those that have one.
 
         Raises:
           ValueError: if nothing matches, or dimension numbers do not fit a leaf.
@@ -198,9 +198,11 @@ class LowRank:
         specs = self._specs(tree)
         if all(spec is None for spec in specs):
             self._check_intended(tree)
-        named_leaves, structure = jax.tree.flatten_with_path(tree)
+        named_leaves, structure = jax.tree.flatten_with_path(tree, is_leaf=is_box)
         views = [
-            None if spec is None else self._view(path_name(path), leaf.shape, spec)
+            None
+            if spec is None
+            else self._view(path_name(path), content(leaf).shape, spec)
             for (path, leaf), spec in zip(named_leaves, specs, strict=True)
         ]
         return jax.tree.unflatten(structure, views)
@@ -224,7 +226,7 @@ class LowRank:
         lines, total, total_adam = [header], 0, 0
         views = jax.tree.leaves(self.views(params), is_leaf=lambda x: x is None)
         for (path, leaf), spec, view in zip(
-            jax.tree.leaves_with_path(params), self._specs(params), views, strict=True
+            _named_leaves(params), self._specs(params), views, strict=True
         ):
             itemsize = state_dtype(leaf.dtype).itemsize
             adam = state = 2 * math.prod(leaf.shape) * itemsize
@@ -275,7 +277,7 @@ class LowRank:
             ) from error
 
     def _check_intended(self, tree: Any) -> None:
-        leaves = jax.tree.leaves_with_path(tree)
+        leaves = _named_leaves(tree)
         # A tree of vectors and scalars has no matrix that could be forgotten.
         if self.dimension_numbers is None and all(leaf.ndim < 2 for _, leaf in leaves):
             return
@@ -368,14 +370,57 @@ class _ByPath:
         return jax.tree.map_with_path(
             lambda path, leaf: (
                 self.spec
-                if leaf.ndim >= 2 and re.search(self.pattern, path_name(path))
+                if content(leaf).ndim >= 2 and re.search(self.pattern, path_name(path))
                 else None
             ),
             params,
+            is_leaf=is_box,
         )
 
     def __repr__(self) -> str:
         return f"by_path({self.pattern!r})"
+
+
+def is_box(node: Any) -> bool:
+    """Whether a node of a tree is one array with metadata around it.
+
+    As in Flax: `nnx.Variable` and `nn.Partitioned`, which name the parameter's axes.
+    A basis and coordinates have axes of their own, so that their state is kept
+    without the box. Told by their methods: Flax is not needed here.
+    """
+    kind = type(node)
+    has_metadata = hasattr(kind, "get_metadata") or hasattr(kind, "replace_boxed")
+    return has_metadata and len(jax.tree.leaves(node)) == 1
+
+
+def content(node: Any) -> Any:
+    """The leaf, without its box if it has one."""
+    (leaf,) = jax.tree.leaves(node)
+    return leaf
+
+
+def map_leaves(
+    low_rank: Callable[[Any, MatrixView], Any],
+    plain: Callable[[Any], Any],
+    params: optax.Params,
+    views: Any,
+) -> Any:
+    """Maps one function over the low-rank leaves of a tree, another over the rest.
+
+    Args:
+      low_rank: from an array, without its box, and its view.
+      plain: from a leaf, in its box.
+      params: the tree.
+      views: of `LowRank.views`.
+
+    Returns:
+      The tree of results, which take the place of boxes as well.
+    """
+
+    def function(leaf, view):
+        return plain(leaf) if view is None else low_rank(content(leaf), view)
+
+    return jax.tree.map(function, params, views, is_leaf=is_box)
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -386,6 +431,14 @@ def path_name(path: tuple[Any, ...]) -> str:
 def state_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Dtype of bases and moments: the parameter's, float32 at least."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def _named_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """Paths and arrays; metadata around an array does not show in its path."""
+    return [
+        (path, content(leaf))
+        for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_box)
+    ]
 
 
 def _axes(axes: Any) -> tuple[int, ...]:

@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from subtrack_jax import sharding
-from subtrack_jax.low_rank import LowRank, state_dtype
+from subtrack_jax.low_rank import LowRank, map_leaves, state_dtype
 from subtrack_jax.record import Pair, expect_records, map_records, unzip
 
 
@@ -47,15 +46,17 @@ def monitor_energy(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
     """
 
     def init_fn(params):
-        def zeros(leaf, view):
-            if view is None:
-                return optax.MaskedNode()
-            return sharding.norms_like(leaf, view, state_dtype(leaf.dtype))
+        def zeros():
+            return map_leaves(
+                lambda leaf, view: sharding.norms_like(
+                    leaf, view, state_dtype(leaf.dtype)
+                ),
+                lambda _: optax.MaskedNode(),
+                params,
+                low_rank.views(params),
+            )
 
-        views = low_rank.views(params)
-        return MonitorEnergyState(
-            jax.tree.map(zeros, params, views), jax.tree.map(zeros, params, views)
-        )
+        return MonitorEnergyState(zeros(), zeros())
 
     def update_fn(updates, state, **extra_args):
         del state, extra_args

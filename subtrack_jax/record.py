@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self, TypeGuard
 import jax
 import optax
 
-from subtrack_jax.low_rank import LowRank, MatrixView, path_name
+from subtrack_jax.low_rank import LowRank, MatrixView, is_box, path_name
 from subtrack_jax.rotation import DenseRotation, RankOneRotation, Rotation
 
 
@@ -31,6 +31,7 @@ class LowRankLeaf:
       direction: N, the inner rule's answer to A, of the same shape; set by
         `on_coordinates` and `scale_by_projection_aware_adam`.
       view: how the leaf is seen as a matrix; static.
+      box: structure of the metadata that the gradient came in, if any; static.
     """
 
     gradient: jax.Array
@@ -41,6 +42,7 @@ class LowRankLeaf:
     coordinates: Any
     direction: Any
     view: MatrixView = dataclasses.field(metadata={"static": True})
+    box: Any = dataclasses.field(metadata={"static": True})
 
     @property
     def rotation(self) -> Rotation:
@@ -48,6 +50,10 @@ class LowRankLeaf:
         if self.rank_one is None:
             return DenseRotation(self.basis, self.previous_basis)
         return self.rank_one
+
+    def boxed(self, update: Any) -> Any:
+        """An update as the gradient came: with the metadata it had, if any."""
+        return jax.tree.unflatten(self.box, [update])
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
@@ -65,12 +71,15 @@ def map_records(
     updates: optax.Updates,
     *rest: Any,
 ) -> Any:
-    """Maps one function over the records of a tree and another over the rest."""
+    """Maps one function over the records of a tree and another over the rest.
+
+    The rest are arrays, or boxes (`low_rank.is_box`) around them.
+    """
     return jax.tree.map(
         lambda leaf, *others: (low_rank if is_record(leaf) else plain)(leaf, *others),
         updates,
         *rest,
-        is_leaf=is_record,
+        is_leaf=lambda node: is_record(node) or is_box(node),
     )
 
 
@@ -129,6 +138,8 @@ def expect_records(
     def check_updates(updates):
         gradients = map_records(lambda record: record.gradient, lambda g: g, updates)
         views = low_rank.views(gradients)
-        jax.tree.map_with_path(check, updates, views, is_leaf=is_record)
+        jax.tree.map_with_path(
+            check, updates, views, is_leaf=lambda node: is_record(node) or is_box(node)
+        )
 
     return check_updates

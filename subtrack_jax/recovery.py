@@ -8,7 +8,7 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
-from subtrack_jax.low_rank import LowRank, state_dtype
+from subtrack_jax.low_rank import LowRank, map_leaves, state_dtype
 from subtrack_jax.record import (
     LowRankLeaf,
     Pair,
@@ -80,12 +80,11 @@ def recover_and_scale(
         if not is_limited:
             return optax.EmptyState()
         return RecoverAndScaleState(
-            jax.tree.map(
-                lambda leaf, view: (
-                    optax.MaskedNode()
-                    if view is None
-                    else sharding.norms_like(leaf, view, state_dtype(leaf.dtype))
+            map_leaves(
+                lambda leaf, view: sharding.norms_like(
+                    leaf, view, state_dtype(leaf.dtype)
                 ),
+                lambda _: optax.MaskedNode(),
                 params,
                 low_rank.views(params),
             )
@@ -94,7 +93,9 @@ def recover_and_scale(
     def update_fn(updates, state, **extra_args):
         del extra_args
         if recovery == "none":
-            lift = lambda record: _lift(record, scale * record.direction)
+            lift = lambda record: _lift(
+                record, sharding.local(scale) * sharding.whole_rank(record.direction)
+            )
             return map_records(lift, lambda g: g, updates), state
         if not is_limited:
             recover = lambda record: _recover(record, None).first
@@ -109,7 +110,8 @@ def recover_and_scale(
         return new_updates, RecoverAndScaleState(norms)
 
     def _recover(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
-        view, coordinates, direction = record.view, record.coordinates, record.direction
+        view, coordinates = record.view, sharding.whole_rank(record.coordinates)
+        direction = sharding.whole_rank(record.direction)
         gradient = record.gradient.astype(coordinates.dtype)
         energy = jnp.sum(coordinates * coordinates, axis=-2)
         phi = jnp.where(
@@ -125,19 +127,22 @@ def recover_and_scale(
         if last_norm is None:
             gamma = jnp.ones_like(norm)
         else:
-            limit = last_norm * zeta
+            limit = last_norm * sharding.local(zeta)
             gamma = jnp.where((limit > 0) & (norm > limit), limit / norm, 1)
-        factors = jnp.multiply(recovery_scale, gamma)[..., None] * phi
+        factors = jnp.multiply(sharding.local(recovery_scale), gamma)[..., None] * phi
         inside = view.lift(
-            record.basis, scale * direction - factors[..., None, :] * coordinates
+            record.basis,
+            sharding.local(scale) * direction - factors[..., None, :] * coordinates,
         )
         update = inside + view.scale_columns(gradient, factors)
         return Pair(
-            update.astype(record.gradient.dtype), (gamma * norm).astype(norm.dtype)
+            record.boxed(update.astype(record.gradient.dtype)),
+            (gamma * norm).astype(norm.dtype),
         )
 
     def _lift(record: LowRankLeaf, direction: jax.Array):
-        return record.view.lift(record.basis, direction).astype(record.gradient.dtype)
+        update = record.view.lift(record.basis, direction)
+        return record.boxed(update.astype(record.gradient.dtype))
 
     return sharding.stage(
         init_fn, update_fn, expect_records("recover_and_scale", low_rank, "direction")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from subtrack_jax.low_rank import MatrixView, path_name
+from subtrack_jax.low_rank import MatrixView, content, is_box, path_name
 from subtrack_jax.record import LowRankLeaf, is_record, map_records
 
 
@@ -66,30 +66,36 @@ def state_sharding(
       (None, 'fsdp')
     """
     if param_shardings is None:
-        param_shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
-    for path, sharding in jax.tree.leaves_with_path(param_shardings):
+        param_shardings = jax.tree.map(
+            lambda leaf: getattr(content(leaf), "sharding", None),
+            params,
+            is_leaf=is_box,
+        )
+
+    def typed(path, leaf, sharding):
+        if is_box(sharding):
+            sharding = content(sharding)
         if not isinstance(sharding, NamedSharding):
             raise ValueError(
                 f"{path_name(path)} has the sharding {sharding}: give every parameter"
                 " a NamedSharding, PartitionSpec() where it is on all devices."
             )
-    mesh = jax.tree.leaves(param_shardings)[0].mesh
+        own_type = NamedSharding(_explicit(sharding.mesh), sharding.spec)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=own_type
+            ),
+            leaf,
+        )
+
     # On explicit axes shardings are part of types, and types can be had of shapes:
     # whatever `init` does, and whoever wrapped it, its results say where they are.
-    explicit = AbstractMesh(
-        mesh.axis_sizes,
-        mesh.axis_names,
-        axis_types=(AxisType.Explicit,) * len(mesh.axis_names),
+    typed_params = jax.tree.map_with_path(
+        typed, params, param_shardings, is_leaf=is_box
     )
-    typed = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=NamedSharding(explicit, sharding.spec)
-        ),
-        params,
-        param_shardings,
-    )
-    with jax.sharding.use_abstract_mesh(explicit):
-        state = jax.eval_shape(optimizer.init, typed)
+    mesh = jax.tree.leaves(param_shardings)[0].mesh
+    with jax.sharding.use_abstract_mesh(_explicit(mesh)):
+        state = jax.eval_shape(optimizer.init, typed_params)
     return jax.tree.map(
         lambda leaf: NamedSharding(
             mesh, PartitionSpec() if leaf.sharding is None else leaf.sharding.spec
@@ -151,6 +157,20 @@ def norms_like(leaf: Any, view: MatrixView, dtype: Any) -> jax.Array:
     return _place(zeros, leaf, lambda spec, _: _batch_spec(view, spec))
 
 
+def local(value: Any) -> Any:
+    """A hyper-parameter as the stage that uses it needs it.
+
+    `optax.inject_hyperparams` traces it outside of the stage, where axes may be
+    explicit; with the values inside it would not mix.
+    """
+    if not isinstance(value, jax.Array):
+        return value
+    mesh, own_mesh = jax.sharding.get_abstract_mesh(), jax.typeof(value).sharding.mesh
+    if mesh.empty or own_mesh.empty or own_mesh == mesh:
+        return value
+    return jax.sharding.reshard(value, PartitionSpec())
+
+
 def whole_basis(basis: jax.Array, view: MatrixView) -> jax.Array:
     """Asks for a basis whole on every device, where that saves communication.
 
@@ -166,6 +186,28 @@ def whole_basis(basis: jax.Array, view: MatrixView) -> jax.Array:
     batch = (PartitionSpec.UNCONSTRAINED,) * (basis.ndim - 2)
     whole = NamedSharding(mesh, PartitionSpec(*batch, None, None))
     return jax.lax.with_sharding_constraint(basis, whole)
+
+
+def whole_rank(coordinates: jax.Array) -> jax.Array:
+    """Asks for coordinates that are not split along their rank, for products.
+
+    Moments are where no mesh axis divides their columns. A product with them would
+    have the compiler gather a gradient of m n numbers; coordinates have r n.
+    """
+    mesh = jax.typeof(coordinates).sharding.mesh
+    if AxisType.Auto not in mesh.axis_types or mesh.size == 1:
+        return coordinates
+    free = PartitionSpec.UNCONSTRAINED
+    spec = PartitionSpec(*(free,) * (coordinates.ndim - 2), None, free)
+    return jax.lax.with_sharding_constraint(coordinates, NamedSharding(mesh, spec))
+
+
+def _explicit(mesh: Any) -> AbstractMesh:
+    return AbstractMesh(
+        mesh.axis_sizes,
+        mesh.axis_names,
+        axis_types=(AxisType.Explicit,) * len(mesh.axis_names),
+    )
 
 
 def _explicit_sharding(leaf: Any) -> NamedSharding | None:
@@ -215,7 +257,7 @@ def _result_shardings(new_updates, new_state, updates, state, mesh) -> Any:
         return named(PartitionSpec()) if sharding is None else sharding
 
     def of_record(record: LowRankLeaf, before):
-        gradient = before.gradient if is_record(before) else before
+        gradient = before.gradient if is_record(before) else content(before)
         view, sharding = record.view, own(gradient)
         spec = _padded(sharding.spec, len(view.shape))
         basis = named(_basis_spec(view, spec, mesh))
@@ -231,8 +273,9 @@ def _result_shardings(new_updates, new_state, updates, state, mesh) -> Any:
             direction=record.direction and coordinates,
         )
 
-    def of_plain(_, before):
-        return own(before.gradient if is_record(before) else before)
+    def of_plain(leaf, before):
+        sharding = own(before.gradient if is_record(before) else content(before))
+        return jax.tree.map(lambda _: sharding, leaf)
 
     return map_records(of_record, of_plain, new_updates, updates), jax.tree.map(
         own, state

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subtrack_jax import grassmann
+from subtrack_jax import grassmann, sharding
 from subtrack_jax._validation import check
 from subtrack_jax.rotation import RankOneRotation
 
@@ -78,9 +78,11 @@ def geodesic(
         tangent = grassmann.tangent(basis, gradient, scale)
         sigma, u, v = grassmann.leading_triple(tangent, basis)
         if step_size is None:
-            angle = damping * grassmann.line_search(basis, gradient, u, v)
+            angle = sharding.local(damping) * grassmann.line_search(
+                basis, gradient, u, v
+            )
         else:
-            angle = 2 * step_size * scale * scale * sigma
+            angle = 2 * sharding.local(step_size) * scale * scale * sigma
         angle = jnp.asarray(angle, basis.dtype)
         # Nothing to turn towards: u is zero, and a turn would shrink S v.
         angle = jnp.where(sigma > 0, angle, 0)
@@ -128,7 +130,7 @@ def random_walk(
 
     def move(key, gradient, basis):
         del gradient
-        tangent = angle * grassmann.random_tangent(key, basis)
+        tangent = sharding.local(angle) * grassmann.random_tangent(key, basis)
         new_basis = grassmann.exponential_map(basis, tangent.astype(basis.dtype))
         return grassmann.orthonormalize(new_basis), None
 

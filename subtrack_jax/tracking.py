@@ -8,7 +8,14 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
-from subtrack_jax.low_rank import LowRank, MatrixView, state_dtype
+from subtrack_jax.low_rank import (
+    LowRank,
+    MatrixView,
+    content,
+    is_box,
+    map_leaves,
+    state_dtype,
+)
 from subtrack_jax.record import LowRankLeaf, is_record
 from subtrack_jax.rotation import RankOneRotation
 from subtrack_jax.trackers import Tracker
@@ -73,14 +80,11 @@ def track_subspace(
     def init_fn(params):
         return TrackSubspaceState(
             count=jnp.zeros([], jnp.int32),
-            basis=jax.tree.map(
-                lambda leaf, view: (
-                    optax.MaskedNode()
-                    if view is None
-                    else sharding.basis_like(
-                        leaf, view, jnp.dtype(basis_dtype or state_dtype(leaf.dtype))
-                    )
+            basis=map_leaves(
+                lambda leaf, view: sharding.basis_like(
+                    leaf, view, jnp.dtype(basis_dtype or state_dtype(leaf.dtype))
                 ),
+                lambda _: optax.MaskedNode(),
                 params,
                 low_rank.views(params),
             ),
@@ -88,13 +92,14 @@ def track_subspace(
 
     def update_fn(updates, state, **extra_args):
         del extra_args
-        gradients, structure = jax.tree.flatten(updates)
+        leaves, structure = jax.tree.flatten(updates, is_leaf=is_box)
         views = structure.flatten_up_to(low_rank.views(updates))
         chosen = [k for k, view in enumerate(views) if view is not None]
         stored = [structure.flatten_up_to(state.basis)[k] for k in chosen]
         bases = [basis.astype(state_dtype(basis.dtype)) for basis in stored]
+        gradients = {k: content(leaves[k]) for k in chosen}
         matrices = [views[k].wide(gradients[k]) for k in chosen]
-        key = jax.random.fold_in(jax.random.key(seed), state.count)
+        key = jax.random.fold_in(jax.random.key(sharding.local(seed)), state.count)
 
         def moves():
             return [
@@ -120,18 +125,18 @@ def track_subspace(
             ]
 
         is_start = state.count == 0
-        moved = ~is_start & (state.count % update_interval == 0)
+        moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
         # One conditional for the whole tree, and outside of any vmap, which
         # would make a select of it and pay for a refresh on every step.
         tracked = jax.lax.switch(
             jnp.where(is_start, 2, moved.astype(jnp.int32)),
             [lambda: list(zip(bases, still, strict=True)), moves, starts],
         )
-        leaves, new_bases = list(gradients), [optax.MaskedNode()] * len(gradients)
+        new_updates, new_bases = list(leaves), [optax.MaskedNode()] * len(leaves)
         for j, k in enumerate(chosen):
             old, (new, rotation) = bases[j], tracked[j]
             new_bases[k] = new.astype(stored[j].dtype)
-            leaves[k] = LowRankLeaf(
+            new_updates[k] = LowRankLeaf(
                 gradient=gradients[k],
                 basis=new_bases[k].astype(new.dtype),
                 previous_basis=old,
@@ -140,8 +145,9 @@ def track_subspace(
                 coordinates=None,
                 direction=None,
                 view=views[k],
+                box=jax.tree.structure(leaves[k]),
             )
-        return structure.unflatten(leaves), TrackSubspaceState(
+        return structure.unflatten(new_updates), TrackSubspaceState(
             count=optax.safe_increment(state.count),
             basis=structure.unflatten(new_bases),
         )
