@@ -233,7 +233,8 @@ def quiet_orbax() -> None:
     It logs them with their tracebacks. It also closes its event loop at the first
     one, and each array that tensorstore finishes after that ends in another.
     """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     show = sys.unraisablehook
 
     def hook(report):

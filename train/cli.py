@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import itertools
 import pathlib
@@ -92,7 +93,10 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        fail(str(error))
+        advice = ""
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            advice = ": free some space and run the same command again"
+        fail(str(error) + advice)
 
 
 def fail(message: str) -> NoReturn:

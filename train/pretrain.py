@@ -240,7 +240,8 @@ def _run(config: PretrainConfig) -> int:
                 process_count=jax.process_count(),
             )
             if is_first:
-                text.tokenizer.save(config.output_dir)
+                if not found:
+                    text.tokenizer.save(config.output_dir)
                 save_config(config, config.output_dir / CONFIG_FILE)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(meshes.rules())

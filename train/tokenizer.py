@@ -156,7 +156,7 @@ class _JsonTokenizer(Tokenizer):
         return self._tokenizer.decode([int(i) for i in ids])
 
     def _write(self, path: pathlib.Path) -> None:
-        self._tokenizer.save(str(path))
+        path.write_text(self._tokenizer.to_str(pretty=True))  # save hides OSErrors
 
 
 class _SentencePieceTokenizer(Tokenizer):
