@@ -98,8 +98,8 @@ def test_a_truncated_newest_checkpoint_is_reported_and_the_one_before_used(
     uninterrupted, copy
 ):
     newest = copy / "checkpoints" / str(STEPS)
-    largest = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    for path in newest.glob("*/ocdbt.process_0/d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     done = run("--resume", "--output-dir", copy)
     assert done.returncode == 0, done.stderr
     assert f"the checkpoint of step {STEPS} is damaged" in done.stderr
