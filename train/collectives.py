@@ -160,9 +160,9 @@ def _instruction(
         size //= 2  # operands are listed, too
     elif is_start and operation == "all-gather":
         size = size * group // (group + 1)
+    traffic = Traffic(1, sent_bytes(operation, size, group))
     times = int(group > 1)  # one device has nobody to talk to
-    sent = sent_bytes(operation, size, group)
-    return _Instruction(operation, Traffic(1, sent), (), times)
+    return _Instruction(operation, traffic, (), times)
 
 
 def _array_bytes(types: str) -> int:

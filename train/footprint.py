@@ -73,7 +73,7 @@ def measure(run: PretrainConfig, mesh: Mesh) -> Footprint:
     with jax.set_mesh(mesh), meshes.rules():
         lowered = train_step.lower(state, _batch(run, mesh))
     lowered_at = time.perf_counter()
-    compiled, needed = _compile(lowered)
+    compiled, needed = compile_step(lowered)
     compiled_at = time.perf_counter()
 
     parameters = shard_bytes(state.params)
@@ -123,7 +123,7 @@ def _batch(run: PretrainConfig, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
+def compile_step(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
     """The program and the bytes it needs; no program if it needs too many."""
     try:
         compiled = lowered.compile()

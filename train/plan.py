@@ -197,7 +197,7 @@ def _heading(target: str, mesh: Mesh, run: PretrainConfig) -> str:
     )
 
 
-def _read(argv: Sequence[str]) -> PlanConfig:
+def read(argv: Sequence[str]) -> PlanConfig:
     """The command line, on top of a preset of train.pretrain."""
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--preset", nargs="?")
@@ -221,7 +221,7 @@ def _of_run(run: PretrainConfig) -> PlanConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
-    config = _read(sys.argv[1:] if argv is None else argv)
+    config = read(sys.argv[1:] if argv is None else argv)
     with cli.user_errors(ValueError):
         target = open_target(config.target)
         mesh = meshes.make_mesh(config.mesh, target.devices)
