@@ -36,8 +36,9 @@ def state_sharding(
     their columns (or along the rank, where those do not divide), over all mesh axes
     that split the parameter: no device keeps a copy of what its parameter's sharding
     would split. State of the parameter's own shape is placed like it, scalars are on
-    all devices. Sharding names that the parameters carry as metadata (Flax) are of
-    no consequence.
+    all devices. Names of axes that parameters carry as metadata (Flax's `Param` and
+    `Partitioned`) are of no consequence, and low-rank state carries none: what Flax
+    reads from metadata, `nnx.get_partition_spec`, calls it whole. Use this instead.
 
     Args:
       optimizer: any transformation of this library or of optax, in any wrapper.
