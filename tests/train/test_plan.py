@@ -2,13 +2,14 @@ import dataclasses
 import json
 import math
 import re
+import shlex
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.train.program import assert_one_line_error, run
+from tests.train.program import ROOT, assert_one_line_error, run
 from train import footprint, optimizers, plan, targets
 from train import mesh as meshes
 from train import step as steps
@@ -306,3 +307,12 @@ def test_a_slice_that_does_not_exist():
     pytest.importorskip("libtpu")
     done = run("--target", "tpu-v5e:3x5", program="train.plan")
     assert_one_line_error(done, "--target tpu-v5e:3x5 is not a slice")
+
+
+def test_the_readmes_command_is_one():
+    readme = (ROOT / "README.md").read_text()
+    commands = re.findall(r"\$ python -m train\.plan ((?:[^\\\n]|\\\n)*)", readme)
+    assert commands
+    for command in commands:
+        config = plan.read(shlex.split(command.replace("\\\n", " ")))
+        assert config.optimizer_names == ["subtrack", "adamw"]
