@@ -1,5 +1,6 @@
 """Checkpoints that can be trusted: asynchronous, whole or absent, checked on return."""
 
+import inspect
 import json
 import logging
 import pathlib
@@ -231,14 +232,16 @@ def quiet_orbax() -> None:
     """Keeps Orbax' own reports from the user's terminal; errors still arrive here.
 
     It logs them with their tracebacks. It also closes its event loop at the first
-    one, and each array that tensorstore finishes after that ends in another.
+    one; each array that tensorstore finishes after that, and each coroutine that
+    nobody waits for any longer, ends in another.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     show = sys.unraisablehook
 
     def hook(report):
-        if str(report.exc_value) != "Event loop is closed":
+        is_late = str(report.exc_value) == "Event loop is closed"
+        if not is_late and not inspect.iscoroutine(report.object):
             show(report)
 
     sys.unraisablehook = hook

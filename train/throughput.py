@@ -33,7 +33,7 @@ def flops_per_token(config: LlamaConfig, sequence_length_tokens: int) -> float:
 
     >>> from models.llama import PRESETS
     >>> round(flops_per_token(PRESETS["llama-7b"], 2048) / 1e9, 1)
-    43.0
+    42.9
     """
     hidden, heads = config.hidden_size, config.num_heads * config.head_size
     shared = config.key_value_heads * config.head_size

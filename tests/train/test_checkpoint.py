@@ -435,7 +435,7 @@ def quieted(monkeypatch):
 def test_only_what_orbax_leaves_behind_is_kept_quiet(quieted):
     for message in ("Event loop is closed", "something is wrong"):
         error = RuntimeError(message)
-        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error, object=None))
     assert [str(report.exc_value) for report in quieted] == ["something is wrong"]
 
 
