@@ -175,6 +175,7 @@ def _farewell(config: PretrainConfig) -> str:
     saved = directory / CONFIG_FILE
     return (
         f"Metrics, curve, tokenizer, config and checkpoints are in {directory}\n"
+        f"Resume     {_resume(config)}\n"
         f"Repeat     {PROGRAM} --config {saved} --output-dir ANOTHER\n"
         f"Sample     python -m train.generate --checkpoint {directory}\n"
         f"Export     python -m train.export --checkpoint {directory} --to hf"

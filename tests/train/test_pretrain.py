@@ -54,7 +54,9 @@ def test_a_short_run_learns_and_leaves_its_files(tmp_path, optimizer):
     assert "42/42" in done.stderr
     assert "MFU=" in done.stderr
     assert f"perplexity {math.exp(evaluations[42]):.2f}" in done.stdout
-    assert f"train.generate --checkpoint {directory}" in done.stdout
+    assert f"train.pretrain --resume --output-dir {directory}\n" in done.stdout
+    assert f"train.generate --checkpoint {directory}\n" in done.stdout
+    assert f"train.export --checkpoint {directory} --to hf\n" in done.stdout
 
 
 def test_the_seed_decides_the_run(tmp_path):
