@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import pathlib
+import re
 import shutil
 import sys
 import zlib
@@ -312,5 +313,8 @@ def _own_position(positions: list[Any]) -> Any:
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     line = text.splitlines()[0]
-    # The reason is at the end, behind one path after another.
-    return line if len(line) < 200 else "..." + line[-200:]
+    if len(line) < 200:
+        return line
+    # Tensorstore wraps the reason in one path after another, and its whole request.
+    reason = re.search(r"([^:]+?) \[os_error_code", text)
+    return reason[1].strip() if reason else "..." + line[-200:]
