@@ -21,7 +21,8 @@ from subtrack_jax.coordinates import (
     scale_by_projection_aware_adam,
     transport_adam,
 )
-from subtrack_jax.low_rank import LowRank, MatrixView, by_path
+from subtrack_jax.low_rank import LowRank, by_path
+from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.memory import state_bytes
 from subtrack_jax.monitoring import MonitorEnergyState, monitor_energy
 from subtrack_jax.optimizers import (

@@ -15,7 +15,8 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
-from subtrack_jax.low_rank import LowRank, is_box, map_leaves, state_dtype
+from subtrack_jax.leaves import is_box, map_leaves, state_dtype
+from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import Pair, expect_records, is_record, map_records, unzip
 from subtrack_jax.rotation import Rotation
 

@@ -15,12 +15,16 @@ manifold handbook"; Halko, Martinsson & Tropp 2011, "Finding structure with
 randomness"; SubTrack++, arXiv 2502.01586.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+from subtrack_jax.linear_algebra import (
+    dot,
+    orthonormal_columns,
+    power_of_two,
+    safe_norm,
+    unit_scale,
+)
 
 
 def tangent(
@@ -36,7 +40,7 @@ def tangent(
       basis: orthonormal, of shape (m, r).
       gradient: of shape (m, n).
       scale: takes the tangent at `gradient / scale` without dividing the
-        gradient; see `power_of_two`.
+        gradient; see `linear_algebra.power_of_two`.
 
     Returns:
       X = (I - S S^T) G A^T, of shape (m, r), orthogonal to the basis.
@@ -79,7 +83,7 @@ def leading_eigenvector(gram: jax.Array) -> jax.Array:
     for _ in range(3):  # 1e-4 squared three times is below any rounding
         power = squared(power)
     column = power[:, jnp.argmax(jnp.diagonal(power))]
-    return column / _safe_norm(column)
+    return column / safe_norm(column)
 
 
 def leading_triple(
@@ -96,11 +100,11 @@ def leading_triple(
       shapes (m,) and (r,). For X = 0 all three are zero.
     """
     v = leading_eigenvector(tangent.T @ tangent)
-    image = _dot(tangent, v)
+    image = dot(tangent, v)
     for _ in range(2):  # X is orthogonal to S up to rounding, u has to be
-        image -= _dot(basis, _dot(basis.T, image))
+        image -= dot(basis, dot(basis.T, image))
     sigma = jnp.linalg.norm(image)
-    return sigma, image / _safe_norm(image), v
+    return sigma, image / safe_norm(image), v
 
 
 def geodesic(
@@ -128,7 +132,7 @@ def geodesic(
       >>> [round(float(x), 6) + 0.0 for x in turned[:, 0]]
       [0.0, 0.0, 1.0]
     """
-    turned = _dot(basis, v) * (jnp.cos(angle) - 1) + u * jnp.sin(angle)
+    turned = dot(basis, v) * (jnp.cos(angle) - 1) + u * jnp.sin(angle)
     return basis + jnp.outer(turned, v)
 
 
@@ -151,7 +155,7 @@ def line_search(
     Returns:
       The angle in radians, a scalar; 0 when there is nothing to gain.
     """
-    pair = jnp.stack([_dot(basis, v), u]) @ gradient
+    pair = jnp.stack([dot(basis, v), u]) @ gradient
     a, b = pair / power_of_two(pair)
     return jnp.arctan2(2 * jnp.vdot(a, b), jnp.vdot(a, a) - jnp.vdot(b, b)) / 2
 
@@ -173,24 +177,24 @@ def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
     Returns:
       An orthonormal basis of shape (m, r).
     """
-    gram = _dot(tangent.T, tangent)
+    gram = dot(tangent.T, tangent)
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
     # The trace bounds the largest eigenvalue: halve until every angle is <= 1.
     halvings = jnp.ceil(jnp.log2(jnp.maximum(jnp.trace(gram), 1.0)) / 2)
     small = gram / 4.0**halvings
     cosine = sinc = identity
     for k in range(10, 0, -1):  # Horner; 1 / 20! is below float64 rounding
-        cosine = identity - _dot(small, cosine) / ((2 * k - 1) * (2 * k))
-        sinc = identity - _dot(small, sinc) / ((2 * k) * (2 * k + 1))
+        cosine = identity - dot(small, cosine) / ((2 * k - 1) * (2 * k))
+        sinc = identity - dot(small, sinc) / ((2 * k) * (2 * k + 1))
 
     def double(_, values):
         cosine, sinc = values
-        return 2 * _dot(cosine, cosine) - identity, _dot(sinc, cosine)
+        return 2 * dot(cosine, cosine) - identity, dot(sinc, cosine)
 
     cosine, sinc = jax.lax.fori_loop(
         0, halvings.astype(jnp.int32), double, (cosine, sinc)
     )
-    return _dot(basis, cosine) + _dot(tangent, sinc)
+    return dot(basis, cosine) + dot(tangent, sinc)
 
 
 def range_finder(
@@ -227,7 +231,7 @@ def range_finder(
         # singular values, squared, below rounding times the first one's: in
         # float32, 1e-7 of its energy each.
         _, sketch = carry
-        columns = _orthonormal_columns(unit_scale(_product(gradient, sketch)))
+        columns = orthonormal_columns(unit_scale(_product(gradient, sketch)))
         return columns, unit_scale(_product(gradient.T, columns))
 
     columns, sketch = jax.lax.fori_loop(
@@ -244,10 +248,10 @@ def range_finder(
     best = jax.lax.fori_loop(
         0,
         32,
-        lambda _, basis: _orthonormal_columns(gram @ basis),
+        lambda _, basis: orthonormal_columns(gram @ basis),
         jnp.eye(sketch_size, rank, dtype=gradient.dtype),
     )
-    return _dot(columns, best)
+    return dot(columns, best)
 
 
 def random_basis(
@@ -264,7 +268,7 @@ def random_basis(
     Returns:
       An orthonormal basis of shape (m, rank).
     """
-    return _orthonormal_columns(jax.random.normal(key, (m, rank), dtype))
+    return orthonormal_columns(jax.random.normal(key, (m, rank), dtype))
 
 
 def random_tangent(key: jax.Array, basis: jax.Array) -> jax.Array:
@@ -281,7 +285,7 @@ def random_tangent(key: jax.Array, basis: jax.Array) -> jax.Array:
       A tangent of shape (m, r); zero if the basis already spans everything.
     """
     draw = jax.random.normal(key, basis.shape, basis.dtype)
-    tangent = draw - _dot(basis, _dot(basis.T, draw))
+    tangent = draw - dot(basis, dot(basis.T, draw))
     sigma, _, _ = leading_triple(tangent, basis)
     return tangent / jnp.where(sigma > 0, sigma, 1)
 
@@ -298,7 +302,7 @@ def orthonormalize(basis: jax.Array) -> jax.Array:
     Returns:
       The basis of the same subspace, of shape (m, r).
     """
-    gram = _dot(basis.T, basis)
+    gram = dot(basis.T, basis)
     # S (3 I - S^T S) / 2 = S + S E: E is small, its product forgives rounding.
     error = (jnp.eye(gram.shape[0], dtype=gram.dtype) - gram) / 2
     return basis + basis @ error
@@ -324,9 +328,9 @@ def principal_angles(basis: jax.Array, other: jax.Array) -> jax.Array:
       >>> [round(float(x), 4) + 0.0 for x in principal_angles(basis, other)]
       [1.5708, 0.0]
     """
-    overlap = _dot(basis.T, other)
+    overlap = dot(basis.T, other)
     cosines = jnp.linalg.svd(overlap, compute_uv=False)
-    sines = jnp.linalg.svd(other - _dot(basis, overlap), compute_uv=False)
+    sines = jnp.linalg.svd(other - dot(basis, overlap), compute_uv=False)
     return jnp.arctan2(sines, cosines[::-1])
 
 
@@ -348,91 +352,10 @@ def captured_energy(basis: jax.Array, gradient: jax.Array) -> jax.Array:
     """
     gradient = unit_scale(gradient)
     total = jnp.sum(gradient * gradient)
-    captured = jnp.sum(_dot(basis.T, gradient) ** 2)
+    captured = jnp.sum(dot(basis.T, gradient) ** 2)
     return jnp.where(total > 0, captured / jnp.where(total > 0, total, 1), 1)
-
-
-def power_of_two(matrix: jax.Array) -> jax.Array:
-    """The power of two that brings a matrix near 1 when divided by it.
-
-    Fourth powers of a gradient appear while tracking and would leave float32's
-    range for entries of 1e-10; dividing by a power of two costs no accuracy.
-
-    Args:
-      matrix: any shape.
-
-    Returns:
-      A scalar that divides the largest entry to a magnitude in [1, 2), or in
-      [0, 2) where it or its reciprocal would not be a normal number.
-    """
-    _, exponent = jnp.frexp(jnp.max(jnp.abs(matrix)))
-    limit = -jnp.finfo(matrix.dtype).minexp - 2
-    exponent = jnp.clip(exponent - 1, -limit, limit)
-    return jnp.ldexp(jnp.ones([], matrix.dtype), exponent)
-
-
-def unit_scale(matrix: jax.Array) -> jax.Array:
-    """A matrix divided by its `power_of_two`: entries below 2 in magnitude."""
-    return matrix / power_of_two(matrix)
 
 
 def _product(matrix: jax.Array, columns: jax.Array) -> jax.Array:
     """`matrix @ columns`, 64 columns at a time: half the code for TPUs to compile."""
     return jax.lax.map(lambda x: matrix @ x, columns.T, batch_size=64).T
-
-
-def _orthonormal_columns(matrix: jax.Array) -> jax.Array:
-    """The Q of a Householder QR: orthonormal for rank-deficient matrices too."""
-    # The TPU compiler unrolls its own QR: half a minute for 2736 x 512.
-    return jax.lax.platform_dependent(matrix, tpu=householder_q, default=_library_q)
-
-
-# One matrix after another: on CPUs the batched QRs of several leaves wait for
-# each other's threads and never finish (seen with jaxlib 0.10.2).
-@jax.custom_batching.sequential_vmap
-def _library_q(matrix: jax.Array) -> jax.Array:
-    return jnp.linalg.qr(matrix)[0]
-
-
-def householder_q(matrix: jax.Array) -> jax.Array:
-    """The Q of a QR factorisation, in loops that compile to very little code.
-
-    Unblocked Householder reflections (Golub & Van Loan, algorithms 5.2.1 and
-    5.1.5): slower to run than a library's QR, and compiled in under a second
-    by the TPU compiler.
-
-    Args:
-      matrix: of shape (m, r) with r <= m; any rank.
-
-    Returns:
-      Orthonormal columns of shape (m, r) whose leading ones span what the
-      leading ones of `matrix` span.
-    """
-    m, rank = matrix.shape
-
-    def reflect(vector, columns):
-        return columns - 2 * jnp.outer(vector, _dot(vector, columns))
-
-    def eliminate(j, carry):
-        columns, vectors = carry
-        below = jnp.where(jnp.arange(m) >= j, columns[:, j], 0)
-        below /= _safe_norm(below)
-        # The sign avoids cancellation; a zero column, of norm 0, reflects nothing.
-        sign = jnp.where(below[j] < 0, -1.0, 1.0).astype(below.dtype)
-        vector = below.at[j].add(sign * jnp.linalg.norm(below))
-        vector /= _safe_norm(vector)
-        return reflect(vector, columns), vectors.at[:, j].set(vector)
-
-    _, vectors = jax.lax.fori_loop(0, rank, eliminate, (matrix, jnp.zeros_like(matrix)))
-    return jax.lax.fori_loop(
-        0,
-        rank,
-        lambda i, columns: reflect(vectors[:, rank - 1 - i], columns),
-        jnp.eye(m, rank, dtype=matrix.dtype),
-    )
-
-
-def _safe_norm(vector: jax.Array) -> jax.Array:
-    """The norm, or 1 where it is 0: to divide by."""
-    norm = jnp.linalg.norm(vector)
-    return jnp.where(norm > 0, norm, 1)

@@ -13,112 +13,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
+from subtrack_jax.leaves import content, is_box, named_leaves, path_name, state_dtype
+from subtrack_jax.matrix_view import MatrixView
+
 _SPECS = (optax.contrib.MuonDimensionNumbers, optax.contrib.GaLoreDimensionNumbers)
-
-
-@dataclasses.dataclass(frozen=True)
-class MatrixView:
-    """A leaf seen as (batch..., rows, columns), with a basis on one side.
-
-    In the mathematics every matrix is G of shape (m, n) with its basis on the
-    left; `m` and `n` below are those. When the basis belongs to the columns of
-    the stored matrix, products contract over the other axis instead of moving
-    data: a transposed operand of a product costs nothing, a transposed result
-    would.
-
-    Attributes:
-      shape: shape of the leaf.
-      batch_axes: axes over which matrices are independent.
-      row_axes: axes merged into the rows (the reduction, or input, axes).
-      column_axes: axes merged into the columns (the output axes).
-      basis_on_rows: whether the basis spans the rows or the columns.
-      rank: columns of the basis, r < min(m, n).
-    """
-
-    shape: tuple[int, ...]
-    batch_axes: tuple[int, ...]
-    row_axes: tuple[int, ...]
-    column_axes: tuple[int, ...]
-    basis_on_rows: bool
-    rank: int
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """Sizes of the batch axes."""
-        return tuple(self.shape[axis] for axis in self.batch_axes)
-
-    @property
-    def rows(self) -> int:
-        """Rows of the stored matrix."""
-        return math.prod(self.shape[axis] for axis in self.row_axes)
-
-    @property
-    def columns(self) -> int:
-        """Columns of the stored matrix."""
-        return math.prod(self.shape[axis] for axis in self.column_axes)
-
-    @property
-    def basis_shape(self) -> tuple[int, ...]:
-        """(batch..., m, r)."""
-        m = self.rows if self.basis_on_rows else self.columns
-        return (*self.batch_shape, m, self.rank)
-
-    @property
-    def coordinates_shape(self) -> tuple[int, ...]:
-        """(batch..., r, n)."""
-        n = self.columns if self.basis_on_rows else self.rows
-        return (*self.batch_shape, self.rank, n)
-
-    @property
-    def _order(self) -> tuple[int, ...]:
-        return self.batch_axes + self.row_axes + self.column_axes
-
-    def matrix(self, leaf: jax.Array) -> jax.Array:
-        """The leaf as (batch..., rows, columns)."""
-        return leaf.transpose(self._order).reshape(
-            *self.batch_shape, self.rows, self.columns
-        )
-
-    def leaf(self, matrix: jax.Array) -> jax.Array:
-        """The inverse of `matrix`."""
-        axes_shape = tuple(self.shape[axis] for axis in self._order)
-        inverse = sorted(range(len(self.shape)), key=self._order.__getitem__)
-        return matrix.reshape(axes_shape).transpose(inverse)
-
-    def wide(self, leaf: jax.Array) -> jax.Array:
-        """The leaf as (batch..., m, n), for use as an operand of products."""
-        matrix = self.matrix(leaf)
-        return matrix if self.basis_on_rows else matrix.mT
-
-    def project(self, basis: jax.Array, leaf: jax.Array) -> jax.Array:
-        """Coordinates S^T G, of shape (batch..., r, n), in the basis' dtype."""
-        return basis.mT @ self.wide(leaf).astype(basis.dtype)
-
-    def lift(self, basis: jax.Array, coordinates: jax.Array) -> jax.Array:
-        """The leaf whose wide form is S A."""
-        if self.basis_on_rows:
-            return self.leaf(basis @ coordinates)
-        return self.leaf(coordinates.mT @ basis.mT)
-
-    def scale_columns(self, leaf: jax.Array, factors: jax.Array) -> jax.Array:
-        """The leaf whose wide form is G diag(factors); factors (batch..., n)."""
-        along_rows = self.basis_on_rows
-        factors = factors[..., None, :] if along_rows else factors[..., :, None]
-        return self.leaf(self.matrix(leaf) * factors)
-
-    def column_energy(self, leaf: jax.Array) -> jax.Array:
-        """Squared norms of the n columns of the wide form, (batch..., n)."""
-        matrix = self.matrix(leaf)
-        return jnp.sum(matrix * matrix, axis=-2 if self.basis_on_rows else -1)
-
-    def vmap(self, function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
-        """Maps a function of one matrix over the batch axes."""
-        for _ in self.batch_axes:
-            function = jax.vmap(function, in_axes)
-        return function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +126,7 @@ class LowRank:
         lines, total, total_adam = [header], 0, 0
         views = jax.tree.leaves(self.views(params), is_leaf=lambda x: x is None)
         for (path, leaf), spec, view in zip(
-            _named_leaves(params), self._specs(params), views, strict=True
+            named_leaves(params), self._specs(params), views, strict=True
         ):
             itemsize = state_dtype(leaf.dtype).itemsize
             adam = state = 2 * math.prod(leaf.shape) * itemsize
@@ -277,7 +177,7 @@ class LowRank:
             ) from error
 
     def _check_intended(self, tree: Any) -> None:
-        leaves = _named_leaves(tree)
+        leaves = named_leaves(tree)
         # A tree of vectors and scalars has no matrix that could be forgotten.
         if self.dimension_numbers is None and all(leaf.ndim < 2 for _, leaf in leaves):
             return
@@ -379,66 +279,6 @@ class _ByPath:
 
     def __repr__(self) -> str:
         return f"by_path({self.pattern!r})"
-
-
-def is_box(node: Any) -> bool:
-    """Whether a node of a tree is one array with metadata around it.
-
-    As in Flax: `nnx.Variable` and `nn.Partitioned`, which name the parameter's axes.
-    A basis and coordinates have axes of their own, so that their state is kept
-    without the box. Told by their methods: Flax is not needed here.
-    """
-    kind = type(node)
-    has_metadata = hasattr(kind, "get_metadata") or hasattr(kind, "replace_boxed")
-    return has_metadata and len(jax.tree.leaves(node)) == 1
-
-
-def content(node: Any) -> Any:
-    """The leaf, without its box if it has one."""
-    (leaf,) = jax.tree.leaves(node)
-    return leaf
-
-
-def map_leaves(
-    low_rank: Callable[[Any, MatrixView], Any],
-    plain: Callable[[Any], Any],
-    params: optax.Params,
-    views: Any,
-) -> Any:
-    """Maps one function over the low-rank leaves of a tree, another over the rest.
-
-    Args:
-      low_rank: from an array, without its box, and its view.
-      plain: from a leaf, in its box.
-      params: the tree.
-      views: of `LowRank.views`.
-
-    Returns:
-      The tree of results, which take the place of boxes as well.
-    """
-
-    def function(leaf, view):
-        return plain(leaf) if view is None else low_rank(content(leaf), view)
-
-    return jax.tree.map(function, params, views, is_leaf=is_box)
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """Keys of a path joined by "/"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def state_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """Dtype of bases and moments: the parameter's, float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def _named_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
-    """Paths and arrays; metadata around an array does not show in its path."""
-    return [
-        (path, content(leaf))
-        for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_box)
-    ]
 
 
 def _axes(axes: Any) -> tuple[int, ...]:

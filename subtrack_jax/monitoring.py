@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import sharding
-from subtrack_jax.low_rank import LowRank, map_leaves, state_dtype
+from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import Pair, expect_records, map_records, unzip
 
 
@@ -46,17 +46,10 @@ def monitor_energy(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
     """
 
     def init_fn(params):
-        def zeros():
-            return map_leaves(
-                lambda leaf, view: sharding.norms_like(
-                    leaf, view, state_dtype(leaf.dtype)
-                ),
-                lambda _: optax.MaskedNode(),
-                params,
-                low_rank.views(params),
-            )
-
-        return MonitorEnergyState(zeros(), zeros())
+        views = low_rank.views(params)
+        return MonitorEnergyState(
+            sharding.norms_like(params, views), sharding.norms_like(params, views)
+        )
 
     def update_fn(updates, state, **extra_args):
         del state, extra_args

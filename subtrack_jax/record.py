@@ -7,7 +7,9 @@ from typing import Any, NamedTuple, Self, TypeGuard
 import jax
 import optax
 
-from subtrack_jax.low_rank import LowRank, MatrixView, is_box, path_name
+from subtrack_jax.leaves import is_box, path_name
+from subtrack_jax.low_rank import LowRank
+from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.rotation import DenseRotation, RankOneRotation, Rotation
 
 
@@ -73,7 +75,7 @@ def map_records(
 ) -> Any:
     """Maps one function over the records of a tree and another over the rest.
 
-    The rest are arrays, or boxes (`low_rank.is_box`) around them.
+    The rest are arrays, or boxes (`leaves.is_box`) around them.
     """
     return jax.tree.map(
         lambda leaf, *others: (low_rank if is_record(leaf) else plain)(leaf, *others),

@@ -8,7 +8,7 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
-from subtrack_jax.low_rank import LowRank, map_leaves, state_dtype
+from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import (
     LowRankLeaf,
     Pair,
@@ -79,16 +79,8 @@ def recover_and_scale(
     def init_fn(params):
         if not is_limited:
             return optax.EmptyState()
-        return RecoverAndScaleState(
-            map_leaves(
-                lambda leaf, view: sharding.norms_like(
-                    leaf, view, state_dtype(leaf.dtype)
-                ),
-                lambda _: optax.MaskedNode(),
-                params,
-                low_rank.views(params),
-            )
-        )
+        views = low_rank.views(params)
+        return RecoverAndScaleState(sharding.norms_like(params, views))
 
     def update_fn(updates, state, **extra_args):
         del extra_args

@@ -5,13 +5,12 @@ C = S_t^T S_{t-1}. Transporting Adam's moments takes two products: C with the
 first moment, and the elementwise square C∘C with the second.
 """
 
-import functools
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
-_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+from subtrack_jax.linear_algebra import dot
 
 
 @runtime_checkable
@@ -84,12 +83,12 @@ class DenseRotation(NamedTuple):
 
     def rotate(self, x: jax.Array) -> jax.Array:
         """C x."""
-        return _dot(self._matrix, x)
+        return dot(self._matrix, x)
 
     def rotate_squared(self, x: jax.Array) -> jax.Array:
         """(C∘C) x."""
-        return _dot(self._matrix**2, x)
+        return dot(self._matrix**2, x)
 
     @property
     def _matrix(self) -> jax.Array:
-        return _dot(self.basis.mT, self.previous_basis)
+        return dot(self.basis.mT, self.previous_basis)

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from subtrack_jax.low_rank import MatrixView, content, is_box, path_name
+from subtrack_jax.leaves import content, is_box, map_leaves, path_name, state_dtype
+from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.record import LowRankLeaf, is_record, map_records
 
 
@@ -152,10 +153,14 @@ def coordinates_like(leaf: Any, view: MatrixView, dtype: Any) -> Any:
     return _place(zeros, leaf, lambda spec, mesh: _coordinates_spec(view, spec, mesh))
 
 
-def norms_like(leaf: Any, view: MatrixView, dtype: Any) -> jax.Array:
-    """One zero for each matrix of a leaf."""
-    zeros = jnp.zeros(view.batch_shape, dtype)
-    return _place(zeros, leaf, lambda spec, _: _batch_spec(view, spec))
+def norms_like(params: optax.Params, views: Any) -> optax.Updates:
+    """One zero for each matrix of the low-rank leaves of a tree."""
+
+    def zeros(leaf, view):
+        value = jnp.zeros(view.batch_shape, state_dtype(leaf.dtype))
+        return _place(value, leaf, lambda spec, _: _batch_spec(view, spec))
+
+    return map_leaves(zeros, lambda _: optax.MaskedNode(), params, views)
 
 
 def local(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from subtrack_jax import grassmann, sharding
+from subtrack_jax import grassmann, linear_algebra, sharding
 from subtrack_jax._validation import check
 from subtrack_jax.rotation import RankOneRotation
 
@@ -74,7 +74,7 @@ def geodesic(
 
     def move(key, gradient, basis):
         del key
-        scale = grassmann.power_of_two(gradient)
+        scale = linear_algebra.power_of_two(gradient)
         tangent = grassmann.tangent(basis, gradient, scale)
         sigma, u, v = grassmann.leading_triple(tangent, basis)
         if step_size is None:

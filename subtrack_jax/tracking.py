@@ -8,14 +8,9 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
-from subtrack_jax.low_rank import (
-    LowRank,
-    MatrixView,
-    content,
-    is_box,
-    map_leaves,
-    state_dtype,
-)
+from subtrack_jax.leaves import content, is_box, map_leaves, state_dtype
+from subtrack_jax.low_rank import LowRank
+from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.record import LowRankLeaf, is_record
 from subtrack_jax.rotation import RankOneRotation
 from subtrack_jax.trackers import Tracker

@@ -63,14 +63,6 @@ def test_tangent_of_a_scaled_gradient(scale):
     np.testing.assert_array_equal(got, grassmann.tangent(basis, gradient))
 
 
-@pytest.mark.parametrize(
-    "largest, power", [(0.75, 0.5), (1.0, 1.0), (-3.0, 2.0), (1e-30, 2.0**-100)]
-)
-def test_power_of_two(largest, power):
-    assert grassmann.power_of_two(jnp.array([0.1 * largest, largest])) == power
-    assert grassmann.power_of_two(jnp.zeros(3)) > 0
-
-
 def test_tangent_is_half_the_descent_direction_of_the_projection_error(x64):
     """By automatic differentiation of the cost, projected on the tangent space."""
     del x64
@@ -230,34 +222,6 @@ def test_range_finder_of_too_little(true_rank):
     assert common.orthonormality_error(got) < 4 * ROUNDING["float32"]
     if true_rank:
         assert oracle.captured_energy(_f64(got), gradient) > 1 - 1e-6
-
-
-@pytest.mark.parametrize(
-    "m, r, true_rank", [(7, 4, 4), (4, 4, 4), (7, 4, 2), (7, 4, 0)]
-)
-def test_householder_q(m, r, true_rank, precision):
-    """Orthonormal whatever the rank; leading columns span the leading columns."""
-    rng = np.random.default_rng(0)
-    matrix = rng.normal(size=(m, true_rank)) @ rng.normal(size=(true_rank, r))
-    _check_q(matrix, true_rank, precision)
-
-
-def test_householder_q_without_cancellation(precision):
-    """A column that is almost on its axis already is reflected to the far side."""
-    noise = np.random.default_rng(0).normal(size=(7, 4))
-    _check_q(np.eye(7, 4) + 1e-4 * noise, 4, precision)
-
-
-def _check_q(matrix, true_rank, precision):
-    q = grassmann.householder_q(jnp.asarray(matrix, precision))
-    assert q.shape == matrix.shape and q.dtype == precision
-    assert common.orthonormality_error(q) < 4 * ROUNDING[precision]
-    q = _f64(q)
-    for leading in range(1, true_rank + 1):
-        within = q[:, :leading] @ (q[:, :leading].T @ matrix[:, :leading])
-        np.testing.assert_allclose(
-            within, matrix[:, :leading], atol=4 * ROUNDING[precision]
-        )
 
 
 def test_random_basis(precision):

@@ -1,5 +1,32 @@
-"""As in the tests of the models."""
+"""As in the tests of the models; and a run that has finished."""
+
+import logging
+import sys
+
+import pytest
 
 from tests.models.conftest import quick_compilation
+from tests.train.finished import make_run
+from tests.train.test_tokenizer import TEXT
+from train.tokenizer import Tokenizer
 
 __all__ = ["quick_compilation"]
+
+
+@pytest.fixture(autouse=True)
+def loud_orbax(monkeypatch):
+    """Undoes what `quiet_orbax` does to the whole process."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """The directory of a small run, to read only."""
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    make_run(directory, Tokenizer.train([TEXT], 300))
+    return directory

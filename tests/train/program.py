@@ -9,6 +9,8 @@ import sys
 import tempfile
 import time
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
     *["--hidden-size", "32", "--mlp-size", "64", "--num-layers", "2"],
@@ -31,6 +33,19 @@ TIMINGS = {"tokens_per_second", "peak_memory_bytes", "mfu"}
 
 def command(*argv, program="train.pretrain"):
     return [sys.executable, "-m", program, *map(str, argv)]
+
+
+def assert_refuses(main, capsys, argv, *messages):
+    """The program ends with one line that has these words, and nothing else."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(arg) for arg in argv])
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: ")
+    for message in messages:
+        assert message in err
 
 
 def run(*argv, program="train.pretrain", devices=1, **options):

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.train.program import assert_refuses
 from train import cli
 from train import config as config_module
 from train.config import PretrainConfig
@@ -87,14 +88,7 @@ def test_resuming_where_nothing_is_is_left_to_who_opens_it(tmp_path):
 
 
 def assert_error(capsys, argv, *messages):
-    with pytest.raises(SystemExit) as stop:
-        parse(*argv)
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    for message in messages:
-        assert message in err
+    assert_refuses(lambda argv: parse(*argv), capsys, argv, *messages)
 
 
 @pytest.mark.parametrize("other", [["--preset", "llama-60m"], ["--resume"]])

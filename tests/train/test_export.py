@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import logging
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -14,6 +12,7 @@ from flax import nnx
 
 from models import hugging_face, llama
 from tests.train.finished import MODEL, damage, make_run
+from tests.train.program import assert_refuses
 from tests.train.test_tokenizer import BOOK, TEXT
 from train import export, trained
 from train.checkpoint import CHECKPOINTS
@@ -22,26 +21,10 @@ from train.tokenizer import END_OF_TEXT, Tokenizer
 WORDS = BOOK[1000:1500] + " – 鯨 ∘\n\n  Ahab"  # noqa: RUF001
 
 
-@pytest.fixture(autouse=True)
-def loud_orbax(monkeypatch):
-    """Undoes what the program does to its whole process."""
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    level = logging.getLogger("absl").level
-    yield
-    logging.getLogger("absl").setLevel(level)
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("runs") / "finished"
-    make_run(directory, Tokenizer.train([TEXT], 300))
-    return directory
-
-
-@pytest.fixture(scope="module")
-def exported(finished, tmp_path_factory):
+def exported(finished_run, tmp_path_factory):
     target = tmp_path_factory.mktemp("exports") / "whale"
-    return export.export(export.ExportConfig(finished, output_dir=target))
+    return export.export(export.ExportConfig(finished_run, output_dir=target))
 
 
 def assert_same_tree(tree, other):
@@ -92,10 +75,10 @@ def transformers():
     return pytest.importorskip("transformers")
 
 
-def test_transformers_computes_the_same_logits(transformers, finished, exported):
+def test_transformers_computes_the_same_logits(transformers, finished_run, exported):
     import torch
 
-    ours = trained.load(finished)
+    ours = trained.load(finished_run)
     tokens = np.array([ours.tokenizer.encode(WORDS)[:100]])
     model = transformers.AutoModelForCausalLM.from_pretrained(exported)
     assert isinstance(model, transformers.LlamaForCausalLM)
@@ -117,8 +100,8 @@ def test_transformers_generates_from_it(transformers, exported):
     assert tokenizer.decode(tokens[0]).startswith("The whale")
 
 
-def test_transformers_reads_the_tokenizer(transformers, finished, exported):
-    ours = Tokenizer.load(finished)
+def test_transformers_reads_the_tokenizer(transformers, finished_run, exported):
+    ours = Tokenizer.load(finished_run)
     theirs = transformers.AutoTokenizer.from_pretrained(exported)
     assert theirs.encode(WORDS, add_special_tokens=False) == ours.encode(WORDS)
     assert theirs.encode(WORDS) == ours.encode(WORDS)
@@ -140,9 +123,9 @@ LLAMAS = {
 }
 
 
-def with_sentencepiece(finished, tmp_path, **options):
+def with_sentencepiece(finished_run, tmp_path, **options):
     """The finished run, but with a tokenizer of the other library."""
-    directory = shutil.copytree(finished, tmp_path / "run")
+    directory = shutil.copytree(finished_run, tmp_path / "run")
     (directory / "tokenizer.json").unlink()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.splitlines()),
@@ -154,8 +137,8 @@ def with_sentencepiece(finished, tmp_path, **options):
     return directory
 
 
-def test_a_sentencepiece_model_is_exported_too(transformers, finished, tmp_path):
-    directory = with_sentencepiece(finished, tmp_path)
+def test_a_sentencepiece_model_is_exported_too(transformers, finished_run, tmp_path):
+    directory = with_sentencepiece(finished_run, tmp_path)
     target = export.export(export.ExportConfig(directory))
     content = (directory / "tokenizer.model").read_bytes()
     assert (target / "tokenizer.model").read_bytes() == content
@@ -181,61 +164,55 @@ def test_a_sentencepiece_model_is_exported_too(transformers, finished, tmp_path)
     ids=str,
 )
 def test_a_tokenizer_that_would_be_read_as_another_is_refused(
-    finished, tmp_path, capsys, options
+    finished_run, tmp_path, capsys, options
 ):
-    directory = with_sentencepiece(finished, tmp_path, **options)
+    directory = with_sentencepiece(finished_run, tmp_path, **options)
     before = sorted(directory.iterdir())
     assert_error(capsys, ["--checkpoint", directory], "not of LLaMA's kind")
     assert sorted(directory.iterdir()) == before
 
 
-def test_the_same_tokenizer_as_json_is_the_way_out(finished, tmp_path):
-    directory = with_sentencepiece(finished, tmp_path, model_type="unigram")
+def test_the_same_tokenizer_as_json_is_the_way_out(finished_run, tmp_path):
+    directory = with_sentencepiece(finished_run, tmp_path, model_type="unigram")
     Tokenizer.train([TEXT], 300).save(directory)
     target = export.export(export.ExportConfig(directory))
     assert not (target / "tokenizer.model").exists()
 
 
-def assert_error(capsys, argv, message):
-    with pytest.raises(SystemExit) as stop:
-        export.main([str(arg) for arg in argv])
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert message in err
+def assert_error(capsys, argv, *messages):
+    assert_refuses(export.main, capsys, argv, *messages)
 
 
-def test_a_target_that_holds_something_is_left_as_it_is(finished, tmp_path, capsys):
+def test_a_target_that_holds_something_is_left_as_it_is(finished_run, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     file = tmp_path / "full" / "notes.txt"
     file.write_text("mine")
     for target in (file.parent, file):
-        argv = ["--checkpoint", finished, "--output-dir", target]
+        argv = ["--checkpoint", finished_run, "--output-dir", target]
         assert_error(capsys, argv, f"--output-dir {target} is not empty")
     assert list(tmp_path.iterdir()) == [file.parent]
     assert list(file.parent.iterdir()) == [file]
     assert file.read_text() == "mine"
 
 
-def test_a_second_export_is_refused(exported, finished, capsys):
+def test_a_second_export_is_refused(exported, finished_run, capsys):
     before = {path: path.stat().st_mtime_ns for path in exported.iterdir()}
-    argv = ["--checkpoint", finished, "--output-dir", exported]
+    argv = ["--checkpoint", finished_run, "--output-dir", exported]
     assert_error(capsys, argv, "is not empty")
     assert {path: path.stat().st_mtime_ns for path in exported.iterdir()} == before
 
 
-def test_an_empty_directory_and_one_below_none_will_do(finished, tmp_path):
+def test_an_empty_directory_and_one_below_none_will_do(finished_run, tmp_path):
     (tmp_path / "empty").mkdir()
     for target in (tmp_path / "empty", tmp_path / "some" / "where"):
-        export.export(export.ExportConfig(finished, output_dir=target))
+        export.export(export.ExportConfig(finished_run, output_dir=target))
         assert (target / "model.safetensors").exists()
         assert not list(target.parent.glob(".*"))
 
 
 @pytest.mark.parametrize("part", ["model", "tokenizer"])
 def test_an_export_that_fails_half_way_leaves_nothing(
-    finished, tmp_path, capsys, monkeypatch, part
+    finished_run, tmp_path, capsys, monkeypatch, part
 ):
     def full_disk(*args, **options):
         raise OSError("No space left on device")
@@ -244,14 +221,16 @@ def test_an_export_that_fails_half_way_leaves_nothing(
         monkeypatch.setattr(hugging_face.safetensors_files, "write_json", full_disk)
     else:
         monkeypatch.setattr(Tokenizer, "save", full_disk)
-    argv = ["--checkpoint", finished, "--output-dir", tmp_path / "hf"]
+    argv = ["--checkpoint", finished_run, "--output-dir", tmp_path / "hf"]
     assert_error(capsys, argv, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_read_is_one_line_and_leaves_nothing(finished, tmp_path, capsys):
+def test_what_cannot_be_read_is_one_line_and_leaves_nothing(
+    finished_run, tmp_path, capsys
+):
     target = tmp_path / "hf"
-    copy = shutil.copytree(finished, tmp_path / "copy")
+    copy = shutil.copytree(finished_run, tmp_path / "copy")
     argv = ["--output-dir", target, "--checkpoint"]
     assert_error(capsys, [*argv, tmp_path], "is not the directory of a run")
     damage(copy)
@@ -261,5 +240,5 @@ def test_what_cannot_be_read_is_one_line_and_leaves_nothing(finished, tmp_path, 
     assert list(tmp_path.iterdir()) == [copy]
 
 
-def test_other_forms_are_not_known(finished, capsys):
-    assert_error(capsys, ["--checkpoint", finished, "--to", "gguf"], "gguf")
+def test_other_forms_are_not_known(finished_run, capsys):
+    assert_error(capsys, ["--checkpoint", finished_run, "--to", "gguf"], "gguf")

@@ -1,38 +1,21 @@
 """Text from the model of a run, and one line where there is none."""
 
-import logging
 import shutil
-import sys
 
 import pytest
 
 from tests.train.finished import damage, make_run
-from tests.train.test_tokenizer import TEXT, train_sentencepiece
+from tests.train.program import assert_refuses
+from tests.train.test_tokenizer import train_sentencepiece
 from train import generate
 from train.checkpoint import CHECKPOINTS
 from train.run import CONFIG_FILE
 from train.tokenizer import Tokenizer
 
 
-@pytest.fixture(autouse=True)
-def loud_orbax(monkeypatch):
-    """Undoes what the program does to its whole process."""
-    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    level = logging.getLogger("absl").level
-    yield
-    logging.getLogger("absl").setLevel(level)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("runs") / "finished"
-    make_run(directory, Tokenizer.train([TEXT], 300))
-    return directory
-
-
 @pytest.fixture
-def copy(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "copy")
+def copy(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "copy")
 
 
 def texts_of(capsys, directory, *argv):
@@ -43,32 +26,32 @@ def texts_of(capsys, directory, *argv):
     return out
 
 
-def test_a_prompt_is_continued(finished, capsys):
-    out = texts_of(capsys, finished, "--prompt", "Call me ∘ ")
+def test_a_prompt_is_continued(finished_run, capsys):
+    out = texts_of(capsys, finished_run, "--prompt", "Call me ∘ ")
     assert out.startswith("Call me ∘ ")
     assert len(out) > len("Call me ∘ ") + 6
-    assert texts_of(capsys, finished).startswith("The whale")
+    assert texts_of(capsys, finished_run).startswith("The whale")
 
 
-def test_the_seed_decides_the_text(finished, capsys):
+def test_the_seed_decides_the_text(finished_run, capsys):
     one, again, other = (
-        texts_of(capsys, finished, "--seed", seed) for seed in (1, 1, 2)
+        texts_of(capsys, finished_run, "--seed", seed) for seed in (1, 1, 2)
     )
     assert one == again != other
 
 
-def test_every_sample_is_another(finished, capsys):
-    config = generate.GenerateConfig(finished, num_samples=4, length_tokens=12)
+def test_every_sample_is_another(finished_run, capsys):
+    config = generate.GenerateConfig(finished_run, num_samples=4, length_tokens=12)
     texts = generate.generate(config)
     assert len(set(texts)) == 4
     assert all(text.startswith("The whale") for text in texts)
-    out = texts_of(capsys, finished, "--num-samples", 4)
+    out = texts_of(capsys, finished_run, "--num-samples", 4)
     assert out == "\n\n".join(texts) + "\n"
 
 
-def test_a_low_temperature_leaves_no_choice(finished, capsys):
+def test_a_low_temperature_leaves_no_choice(finished_run, capsys):
     cold = {
-        texts_of(capsys, finished, "--temperature", 1e-4, "--seed", seed)
+        texts_of(capsys, finished_run, "--temperature", 1e-4, "--seed", seed)
         for seed in (1, 2)
     }
     assert len(cold) == 1
@@ -87,15 +70,7 @@ def test_sentencepiece_keeps_the_space_after_the_prompt(tmp_path, capsys):
 
 
 def assert_error(capsys, argv, *messages):
-    with pytest.raises(SystemExit) as stop:
-        generate.main([str(arg) for arg in argv])
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert err.startswith("error: ")
-    for message in messages:
-        assert message in err
+    assert_refuses(generate.main, capsys, argv, *messages)
 
 
 def test_no_run_is_one_line(tmp_path, capsys):
@@ -137,8 +112,8 @@ def test_another_version_and_a_lost_tokenizer_are_one_line(copy, capsys):
         ("--seed", "-1"),
     ],
 )
-def test_bad_values_are_one_line_that_names_the_flag(finished, capsys, flag, value):
-    assert_error(capsys, ["--checkpoint", finished, flag, value], f"{flag} must")
+def test_bad_values_are_one_line_that_names_the_flag(finished_run, capsys, flag, value):
+    assert_error(capsys, ["--checkpoint", finished_run, flag, value], f"{flag} must")
 
 
 def test_the_run_has_to_be_named(capsys):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.train.program import ROOT, assert_one_line_error, run
+from tests.train.program import ROOT, assert_one_line_error, assert_refuses, run
 from train import footprint, optimizers, plan, targets
 from train import mesh as meshes
 from train import step as steps
@@ -132,21 +132,13 @@ def test_the_table_puts_optimizers_side_by_side(planned):
     ids=" ".join,
 )
 def test_what_cannot_be_planned_is_one_line(capsys, flags, message):
-    with pytest.raises(SystemExit) as stop:
-        plan.main(flags)
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert len(err.splitlines()) == 1
-    assert message in err
+    assert_refuses(plan.main, capsys, flags, message)
 
 
 def test_a_tpu_without_its_compiler_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as stop:
-        plan.main(["--target", "tpu-v5e:4x4"])
-    assert stop.value.code == 2
-    assert "pip install -e '.[tpu-plan]'" in capsys.readouterr().err
+    flags = ["--target", "tpu-v5e:4x4"]
+    assert_refuses(plan.main, capsys, flags, "pip install -e '.[tpu-plan]'")
 
 
 def test_help_names_the_targets():

@@ -1,0 +1,110 @@
+"""A leaf of any shape as a stack of matrices with a basis on one side."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class MatrixView:
+    """A leaf seen as (batch..., rows, columns), with a basis on one side.
+
+    In the mathematics every matrix is G of shape (m, n) with its basis on the
+    left; `m` and `n` below are those. When the basis belongs to the columns of
+    the stored matrix, products contract over the other axis instead of moving
+    data: a transposed operand of a product costs nothing, a transposed result
+    would.
+
+    Attributes:
+      shape: shape of the leaf.
+      batch_axes: axes over which matrices are independent.
+      row_axes: axes merged into the rows (the reduction, or input, axes).
+      column_axes: axes merged into the columns (the output axes).
+      basis_on_rows: whether the basis spans the rows or the columns.
+      rank: columns of the basis, r < min(m, n).
+    """
+
+    shape: tuple[int, ...]
+    batch_axes: tuple[int, ...]
+    row_axes: tuple[int, ...]
+    column_axes: tuple[int, ...]
+    basis_on_rows: bool
+    rank: int
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Sizes of the batch axes."""
+        return tuple(self.shape[axis] for axis in self.batch_axes)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the stored matrix."""
+        return math.prod(self.shape[axis] for axis in self.row_axes)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the stored matrix."""
+        return math.prod(self.shape[axis] for axis in self.column_axes)
+
+    @property
+    def basis_shape(self) -> tuple[int, ...]:
+        """(batch..., m, r)."""
+        m = self.rows if self.basis_on_rows else self.columns
+        return (*self.batch_shape, m, self.rank)
+
+    @property
+    def coordinates_shape(self) -> tuple[int, ...]:
+        """(batch..., r, n)."""
+        n = self.columns if self.basis_on_rows else self.rows
+        return (*self.batch_shape, self.rank, n)
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        return self.batch_axes + self.row_axes + self.column_axes
+
+    def matrix(self, leaf: jax.Array) -> jax.Array:
+        """The leaf as (batch..., rows, columns)."""
+        return leaf.transpose(self._order).reshape(
+            *self.batch_shape, self.rows, self.columns
+        )
+
+    def leaf(self, matrix: jax.Array) -> jax.Array:
+        """The inverse of `matrix`."""
+        axes_shape = tuple(self.shape[axis] for axis in self._order)
+        inverse = sorted(range(len(self.shape)), key=self._order.__getitem__)
+        return matrix.reshape(axes_shape).transpose(inverse)
+
+    def wide(self, leaf: jax.Array) -> jax.Array:
+        """The leaf as (batch..., m, n), for use as an operand of products."""
+        matrix = self.matrix(leaf)
+        return matrix if self.basis_on_rows else matrix.mT
+
+    def project(self, basis: jax.Array, leaf: jax.Array) -> jax.Array:
+        """Coordinates S^T G, of shape (batch..., r, n), in the basis' dtype."""
+        return basis.mT @ self.wide(leaf).astype(basis.dtype)
+
+    def lift(self, basis: jax.Array, coordinates: jax.Array) -> jax.Array:
+        """The leaf whose wide form is S A."""
+        if self.basis_on_rows:
+            return self.leaf(basis @ coordinates)
+        return self.leaf(coordinates.mT @ basis.mT)
+
+    def scale_columns(self, leaf: jax.Array, factors: jax.Array) -> jax.Array:
+        """The leaf whose wide form is G diag(factors); factors (batch..., n)."""
+        along_rows = self.basis_on_rows
+        factors = factors[..., None, :] if along_rows else factors[..., :, None]
+        return self.leaf(self.matrix(leaf) * factors)
+
+    def column_energy(self, leaf: jax.Array) -> jax.Array:
+        """Squared norms of the n columns of the wide form, (batch..., n)."""
+        matrix = self.matrix(leaf)
+        return jnp.sum(matrix * matrix, axis=-2 if self.basis_on_rows else -1)
+
+    def vmap(self, function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
+        """Maps a function of one matrix over the batch axes."""
+        for _ in self.batch_axes:
+            function = jax.vmap(function, in_axes)
+        return function
