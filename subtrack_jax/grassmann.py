@@ -66,22 +66,20 @@ def leading_eigenvector(gram: jax.Array) -> jax.Array:
         trace = jnp.trace(matrix)
         return matrix / jnp.where(trace > 0, trace, 1)
 
-    def squared(matrix):
-        return unit_trace(matrix @ matrix)
-
-    def unfinished(carry):
+    def squared(carry):
         # With unit trace, 1 - |K|_F^2 is about twice the weight of all but the
-        # first eigenvalue. The bound on the count is for an exact tie.
-        squarings, matrix = carry
-        return (1 - jnp.sum(matrix * matrix) > 1e-4) & (squarings < 24)
+        # first eigenvalue; 1e-4 squared three times is below any rounding.
+        matrix, squarings, last = carry
+        is_nearly_one = 1 - jnp.sum(matrix * matrix) <= 1e-4
+        last += is_nearly_one.astype(last.dtype)
+        return unit_trace(matrix @ matrix), squarings + 1, last
 
-    _, power = jax.lax.while_loop(
-        unfinished,
-        lambda carry: (carry[0] + 1, squared(carry[1])),
-        (jnp.zeros([], jnp.int32), unit_trace(gram)),
+    power, _, _ = jax.lax.while_loop(
+        # The bound on the count is for an exact tie.
+        lambda carry: (carry[1] < 27) & (carry[2] < 3),
+        squared,
+        (unit_trace(gram), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)),
     )
-    for _ in range(3):  # 1e-4 squared three times is below any rounding
-        power = squared(power)
     column = power[:, jnp.argmax(jnp.diagonal(power))]
     return column / safe_norm(column)
 
@@ -213,7 +211,9 @@ def range_finder(
 
     Args:
       key: a PRNG key.
-      gradient: of shape (m, n); any scale, rank-deficient or zero as well.
+      gradient: of shape (m, n); any scale, rank-deficient as well. For zero the
+        basis is random: on coordinate axes, a gradient that lives on other rows
+        would never be found.
       rank: columns of the basis, at most min(m, n).
       oversampling: further directions to sketch; None takes max(32, rank // 4).
       power_iterations: products with G G^T. More help when the singular values
@@ -225,24 +225,25 @@ def range_finder(
     m, n = gradient.shape
     extra = max(32, rank // 4) if oversampling is None else oversampling
     sketch_size = min(rank + extra, m, n)
+    # Not normal numbers: the inverse error function is slow to compile.
+    noise = jax.random.uniform(key, (max(m, n), sketch_size), gradient.dtype, -1, 1)
+    is_zero = ~jnp.any(gradient != 0)
 
     def power(_, carry):
         # G^T Q is not orthonormalised in between. That loses the directions with
         # singular values, squared, below rounding times the first one's: in
         # float32, 1e-7 of its energy each.
         _, sketch = carry
-        columns = orthonormal_columns(unit_scale(_product(gradient, sketch)))
+        image = unit_scale(_product(gradient, sketch))
+        # The factorisation of zeros would answer with coordinate axes.
+        columns = orthonormal_columns(jnp.where(is_zero, noise[:m], image))
         return columns, unit_scale(_product(gradient.T, columns))
 
     columns, sketch = jax.lax.fori_loop(
         0,
         power_iterations + 1,
         power,
-        (
-            jnp.zeros((m, sketch_size), gradient.dtype),
-            # Not normal numbers: the inverse error function is slow to compile.
-            jax.random.uniform(key, (n, sketch_size), gradient.dtype, -1, 1),
-        ),
+        (jnp.zeros((m, sketch_size), gradient.dtype), noise[:n]),
     )
     gram = sketch.T @ sketch
     best = jax.lax.fori_loop(

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 # For what a basis is made of: bfloat16 passes, the default on TPUs, would lose it.
 dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -42,7 +43,22 @@ def unit_scale(matrix: jax.Array) -> jax.Array:
 def orthonormal_columns(matrix: jax.Array) -> jax.Array:
     """The Q of a Householder QR: orthonormal for rank-deficient matrices too."""
     # The TPU compiler unrolls its own QR: half a minute for 2736 x 512.
-    return jax.lax.platform_dependent(matrix, tpu=householder_q, default=_library_q)
+    q = jax.lax.platform_dependent(whole(matrix), tpu=householder_q, default=_library_q)
+    return whole(q)
+
+
+def whole(matrix: jax.Array) -> jax.Array:
+    """Asks for a matrix whole on every device of a mesh with automatic axes.
+
+    Devices that share the rows of a matrix would exchange numbers for every one of
+    its columns while it is decomposed. Leading axes stay where they are.
+    """
+    mesh = jax.typeof(matrix).sharding.mesh
+    if AxisType.Auto not in mesh.axis_types or mesh.size == 1:
+        return matrix
+    batch = (PartitionSpec.UNCONSTRAINED,) * (matrix.ndim - 2)
+    place = NamedSharding(mesh, PartitionSpec(*batch, None, None))
+    return jax.lax.with_sharding_constraint(matrix, place)
 
 
 # One matrix after another: on CPUs the batched QRs of several leaves wait for

@@ -21,6 +21,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from subtrack_jax.leaves import content, is_box, map_leaves, path_name, state_dtype
+from subtrack_jax.linear_algebra import whole
 from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.record import LowRankLeaf, is_record, map_records
 
@@ -185,13 +186,9 @@ def whole_basis(basis: jax.Array, view: MatrixView) -> jax.Array:
     numbers on each of D devices; a whole basis, of m r, lets it add up coordinates,
     of r n, in place. Where r D > m, on large meshes, the former is less.
     """
-    mesh = jax.typeof(basis).sharding.mesh
     m, rank = view.basis_shape[-2:]
-    if AxisType.Auto not in mesh.axis_types or mesh.size == 1 or rank * mesh.size > m:
-        return basis
-    batch = (PartitionSpec.UNCONSTRAINED,) * (basis.ndim - 2)
-    whole = NamedSharding(mesh, PartitionSpec(*batch, None, None))
-    return jax.lax.with_sharding_constraint(basis, whole)
+    is_less = rank * jax.typeof(basis).sharding.mesh.size <= m
+    return whole(basis) if is_less else basis
 
 
 def whole_rank(coordinates: jax.Array) -> jax.Array:

@@ -157,13 +157,12 @@ def _leading_directions(init: Init) -> Callable[[jax.Array, jax.Array, int], jax
     if init not in ("randomized", "svd"):
         raise ValueError(f"init={init!r}: use 'randomized' or 'svd'.")
 
+    if init == "randomized":
+        return grassmann.range_finder
+
     def start(key, gradient, rank):
-        if init == "randomized":
-            leading = grassmann.range_finder(key, gradient, rank)
-        else:
-            leading = jnp.linalg.svd(gradient, full_matrices=False)[0][:, :rank]
-        # Zero has no leading directions, and a factorisation answers with axes: a
-        # gradient that lives on other rows than those would never be found.
+        leading = jnp.linalg.svd(gradient, full_matrices=False)[0][:, :rank]
+        # As in `range_finder`: zero has no leading directions.
         other = grassmann.random_basis(key, gradient.shape[0], rank, gradient.dtype)
         return jnp.where(jnp.any(gradient != 0), leading, other)
 

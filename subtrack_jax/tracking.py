@@ -93,13 +93,12 @@ def track_subspace(
         stored = [structure.flatten_up_to(state.basis)[k] for k in chosen]
         bases = [basis.astype(state_dtype(basis.dtype)) for basis in stored]
         gradients = {k: content(leaves[k]) for k in chosen}
-        matrices = [views[k].wide(gradients[k]) for k in chosen]
         key = jax.random.fold_in(jax.random.key(sharding.local(seed)), state.count)
 
         def moves():
             return [
-                _refresh(views[k], tracker.move, key, matrix, basis)
-                for k, matrix, basis in zip(chosen, matrices, bases, strict=True)
+                _refresh(views[k], tracker.move, key, gradients[k], basis)
+                for k, basis in zip(chosen, bases, strict=True)
             ]
 
         # Branches return the same types: ask which kind of rotation moves give.
@@ -113,10 +112,8 @@ def track_subspace(
                 return tracker.start(key, gradient, basis.shape[-1]), None
 
             return [
-                (_refresh(views[k], start, key, matrix, basis)[0], rotation)
-                for k, matrix, basis, rotation in zip(
-                    chosen, matrices, bases, still, strict=True
-                )
+                (_refresh(views[k], start, key, gradients[k], basis)[0], rotation)
+                for k, basis, rotation in zip(chosen, bases, still, strict=True)
             ]
 
         is_start = state.count == 0
@@ -162,7 +159,7 @@ def _refresh(
 ):
     """Moves the bases of one leaf, each only if all that goes in and out is finite."""
 
-    def move_one(key, gradient, basis):
+    def move_one(gradient, basis):
         gradient = gradient.astype(basis.dtype)
         new_basis, rotation = move(key, gradient, basis)
         usable = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(new_basis))
@@ -171,4 +168,4 @@ def _refresh(
             jax.tree.map(lambda leaf: jnp.where(usable, leaf, 0), rotation),
         )
 
-    return view.vmap(move_one, (None, 0, 0))(key, gradient, basis)
+    return view.map(move_one, gradient, basis)
