@@ -80,7 +80,8 @@ def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
 def param_shardings(config: llama.LlamaConfig, mesh: Mesh) -> Any:
     """Where each parameter of a LLaMA belongs, as nested dictionaries.
 
-    An axis that its size does not divide (the MLP of llama-1b has 5461) is whole.
+    A mesh axis that does not divide its side of a matrix (the MLP of llama-1b has
+    5461) splits the other side once more, where it divides that.
     """
     with rules():  # names are translated, in whatever context we are called
         model = nnx.eval_shape(lambda: llama.Llama(config, rngs=nnx.Rngs(0)))
@@ -88,11 +89,16 @@ def param_shardings(config: llama.LlamaConfig, mesh: Mesh) -> Any:
         specs = nnx.get_partition_spec(params)
 
     def place(leaf: Any, axes: PartitionSpec) -> NamedSharding:
-        fitting = [
-            axis if axis and size % mesh.shape[axis] == 0 else None
-            for size, axis in zip(leaf.shape, axes, strict=True)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*fitting))
+        spec: list[tuple[str, ...]] = [() for _ in axes]
+        sides = [side for side, axis in enumerate(axes) if axis]
+        own = [(axes[side], side) for side in sides]
+        other = [(axes[side], to) for side in sides for to in sides if to != side]
+        for axis, side in own + other:
+            names = (*spec[side], axis)
+            pieces = math.prod(mesh.shape[name] for name in names)
+            if all(axis not in used for used in spec) and not leaf.shape[side] % pieces:
+                spec[side] = names
+        return NamedSharding(mesh, PartitionSpec(*(names or None for names in spec)))
 
     return jax.tree.map(
         place,

@@ -55,7 +55,7 @@ def test_bad_meshes(text, message):
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_param_shardings(inside):
-    """The same within the context that training runs in; 30 is not split by 4."""
+    """The same within the context that training runs in; 4 does not divide 30."""
     made = mesh.make_mesh("fsdp=2,tensor=4")
     if inside:
         with jax.set_mesh(made), mesh.rules():
@@ -65,7 +65,9 @@ def test_param_shardings(inside):
     layers = shardings["layers"]
     assert spec(layers, "attention", "query", "kernel") == P(None, "fsdp", "tensor")
     assert spec(layers, "attention", "output", "kernel") == P(None, "tensor", "fsdp")
-    assert spec(layers, "mlp", "down", "kernel") == P(None, None, "fsdp")
+    both = ("fsdp", "tensor")
+    assert spec(layers, "mlp", "gate", "kernel") == P(None, both, None)
+    assert spec(layers, "mlp", "down", "kernel") == P(None, None, both)
     assert spec(layers, "mlp_norm", "scale") == P(None, "fsdp")
     assert spec(shardings, "embedding", "embedding") == P("tensor", "fsdp")
     assert spec(shardings, "head", "kernel") == P("fsdp", "tensor")
