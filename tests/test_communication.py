@@ -25,7 +25,7 @@ KINDS = {
         common.Leaf((3, 256, 512), (1,), (2,)), P(None, "fsdp", "tensor")
     ),
     "experts": sharded.Split(
-        common.Leaf((8, 256, 512), (1,), (2,)), P("fsdp", "tensor", None)
+        common.Leaf((16, 128, 256), (1,), (2,)), P("fsdp", "tensor", None)
     ),
     "layers_of_experts": sharded.Split(
         common.Leaf((3, 2, 256, 512), (2,), (3,)), P(None, "tensor", "fsdp", None)
