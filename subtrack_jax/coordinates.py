@@ -15,6 +15,7 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
+from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import is_box, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import Pair, expect_records, is_record, map_records, unzip
@@ -67,9 +68,8 @@ def on_coordinates(
       transport: what happens to the rule's state on a step that moves a basis.
         None keeps it: its numbers then belong to the old coordinates, an error
         that fades as the rule forgets. A function gets the rule's state and a
-        tree with a `Rotation` for each of its low-rank arrays, and returns the
-        state in the new coordinates; low-rank and other leaves are then handed
-        to the rule apart, so that only the former wait for the branch.
+        tree with a `Rotation` for each low-rank leaf, other leaves masked out of
+        both (`optax.MaskedNode`), and returns the state in the new coordinates.
 
     Returns:
       A transformation, to be chained after `project`. Its state is the rule's.
@@ -113,29 +113,16 @@ def on_coordinates(
             functools.partial(jax.tree.map, lambda g: g.astype(state_dtype(g.dtype))),
             updates,
         )
-        run = functools.partial(inner.update, **extra_args)
-        records = [
-            x for x in jax.tree.leaves(updates, is_leaf=is_record) if is_record(x)
-        ]
-        if transport is None or not records:
-            directions, state = run(values, state)
-        else:
-            is_low_rank = map_records(lambda _: True, lambda _: False, updates)
+        leaves = jax.tree.leaves(updates, is_leaf=is_record)
+        moved = [leaf.moved for leaf in leaves if is_record(leaf)]
+        if transport is not None and moved:
             rotations = map_records(
                 lambda record: record.rotation, lambda _: optax.MaskedNode(), updates
             )
-            low, low_state = _restrict(inner, is_low_rank, values, state)
-            # The update is in both branches: a branch that only passed moments
-            # through would copy them on every step.
-            low, low_state = jax.lax.cond(
-                records[0].moved,
-                lambda: run(low, transport(low_state, rotations)),
-                lambda: run(low, low_state),
-            )
-            is_plain = jax.tree.map(lambda keep: not keep, is_low_rank)
-            plain, plain_state = run(*_restrict(inner, is_plain, values, state))
-            directions = _merge(low, plain)
-            state = _merge(low_state, plain_state)
+            old = _mask_plain(inner, state, updates)
+            new = apply_if(moved[0], lambda state: transport(state, rotations), old)
+            state = _fill(new, state)
+        directions, state = inner.update(values, state, **extra_args)
         return map_records(
             lambda record, direction: record.replace(direction=direction),
             functools.partial(jax.tree.map, lambda g, x: x.astype(g.dtype)),
@@ -249,26 +236,26 @@ def transport_adam(
     return state._replace(mu=mu, nu=nu)
 
 
-def _restrict(
-    inner: optax.GradientTransformation, keep: Any, values: Any, state: Any
-) -> tuple[Any, Any]:
-    """Values and state of the leaves with `keep`, the others masked out."""
-
-    def mask(leaf, kept):
-        return leaf if kept else optax.MaskedNode()
-
-    return (
-        jax.tree.map(mask, values, keep, is_leaf=is_box),
-        optax.tree.map_params(inner, mask, state, keep, is_leaf=is_box),
+def _mask_plain(
+    inner: optax.GradientTransformation, state: optax.OptState, updates: Any
+) -> optax.OptState:
+    """The rule's state without what belongs to plain leaves."""
+    is_low_rank = map_records(lambda _: True, lambda _: False, updates)
+    return optax.tree.map_params(
+        inner,
+        lambda leaf, keep: leaf if keep else optax.MaskedNode(),
+        state,
+        is_low_rank,
+        is_leaf=is_box,
     )
 
 
-def _merge(first: Any, second: Any) -> Any:
-    """Fills the masked nodes of one tree from another."""
+def _fill(masked: Any, tree: Any) -> Any:
+    """What is masked in one tree is taken from another."""
     is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
     return jax.tree.map(
         lambda leaf, other: other if is_masked(leaf) else leaf,
-        first,
-        second,
+        masked,
+        tree,
         is_leaf=is_masked,
     )

@@ -105,6 +105,15 @@ class MatrixView:
         matrix = self.matrix(leaf)
         return jnp.sum(matrix * matrix, axis=-2 if self.basis_on_rows else -1)
 
+    def wide_at(self, leaf: jax.Array, index: jax.Array) -> jax.Array:
+        """The wide form of one matrix of a stack, (m, n), by its flat index."""
+        view = self
+        indices = jnp.unravel_index(index, self.batch_shape)
+        for axis, k in list(zip(self.batch_axes, indices, strict=True))[::-1]:
+            leaf = jax.lax.dynamic_index_in_dim(leaf, k, axis, keepdims=False)
+            view = view._without(axis)
+        return view.wide(leaf)
+
     def map(self, function: Callable, leaf: jax.Array, *stacks: jax.Array) -> Any:
         """Calls a function on one matrix of a stack after another.
 

@@ -1,5 +1,6 @@
 """The first stage: a subspace for every low-rank gradient."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,10 +9,11 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
+from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import content, is_box, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
-from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.record import LowRankLeaf, is_record
+from subtrack_jax.refresh import Leaf, refresh
 from subtrack_jax.rotation import RankOneRotation
 from subtrack_jax.trackers import Tracker
 
@@ -95,35 +97,41 @@ def track_subspace(
         gradients = {k: content(leaves[k]) for k in chosen}
         key = jax.random.fold_in(jax.random.key(sharding.local(seed)), state.count)
 
-        def moves():
+        def start(gradient, basis):
+            return tracker.start(key, gradient, basis.shape[-1]), None
+
+        def refreshed(move, bases):
+            return refresh(
+                move,
+                [
+                    Leaf(views[k], gradients[k], basis)
+                    for k, basis in zip(chosen, bases, strict=True)
+                ],
+            )
+
+        def starts(tracked):
+            results = refreshed(start, [basis for basis, _ in tracked])
             return [
-                _refresh(views[k], tracker.move, key, gradients[k], basis)
-                for k, basis in zip(chosen, bases, strict=True)
+                (basis, rotation)
+                for (basis, _), (_, rotation) in zip(results, tracked, strict=True)
             ]
 
-        # Branches return the same types: ask which kind of rotation moves give.
-        still = [
-            None if rotation is None else RankOneRotation.identity(basis)
-            for basis, (_, rotation) in zip(bases, jax.eval_shape(moves), strict=True)
+        def moves(tracked):
+            move = functools.partial(tracker.move, key)
+            return refreshed(move, [basis for basis, _ in tracked])
+
+        # A loop takes what it returns: ask which kind of rotation moves give.
+        kinds = jax.eval_shape(moves, [(basis, None) for basis in bases])
+        tracked = [
+            (basis, None if rotation is None else RankOneRotation.identity(basis))
+            for basis, (_, rotation) in zip(bases, kinds, strict=True)
         ]
-
-        def starts():
-            def start(key, gradient, basis):
-                return tracker.start(key, gradient, basis.shape[-1]), None
-
-            return [
-                (_refresh(views[k], start, key, gradients[k], basis)[0], rotation)
-                for k, basis, rotation in zip(chosen, bases, still, strict=True)
-            ]
-
         is_start = state.count == 0
         moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
-        # One conditional for the whole tree, and outside of any vmap, which
-        # would make a select of it and pay for a refresh on every step.
-        tracked = jax.lax.switch(
-            jnp.where(is_start, 2, moved.astype(jnp.int32)),
-            [lambda: list(zip(bases, still, strict=True)), moves, starts],
-        )
+        # Decided for the whole tree, and outside of any vmap, which would make a
+        # select of it and pay for a refresh on every step.
+        tracked = apply_if(is_start, starts, tracked)
+        tracked = apply_if(moved, moves, tracked)
         new_updates, new_bases = list(leaves), [optax.MaskedNode()] * len(leaves)
         for j, k in enumerate(chosen):
             old, (new, rotation) = bases[j], tracked[j]
@@ -152,20 +160,3 @@ def track_subspace(
             )
 
     return sharding.stage(init_fn, update_fn, check_updates)
-
-
-def _refresh(
-    view: MatrixView, move, key: jax.Array, gradient: jax.Array, basis: jax.Array
-):
-    """Moves the bases of one leaf, each only if all that goes in and out is finite."""
-
-    def move_one(gradient, basis):
-        gradient = gradient.astype(basis.dtype)
-        new_basis, rotation = move(key, gradient, basis)
-        usable = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(new_basis))
-        return (
-            jnp.where(usable, new_basis.astype(basis.dtype), basis),
-            jax.tree.map(lambda leaf: jnp.where(usable, leaf, 0), rotation),
-        )
-
-    return view.map(move_one, gradient, basis)
