@@ -120,7 +120,9 @@ def on_coordinates(
                 lambda record: record.rotation, lambda _: optax.MaskedNode(), updates
             )
             old = _mask_plain(inner, state, updates)
-            new = apply_if(moved[0], lambda state: transport(state, rotations), old)
+            new = apply_if(
+                moved[0], lambda state: transport(state, rotations), old, "turn_moments"
+            )
             state = _fill(new, state)
         directions, state = inner.update(values, state, **extra_args)
         return map_records(

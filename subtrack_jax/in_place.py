@@ -10,7 +10,7 @@ Tree = TypeVar("Tree")
 
 
 def apply_if(
-    predicate: jax.Array, function: Callable[[Tree], Tree], operand: Tree
+    predicate: jax.Array, function: Callable[[Tree], Tree], operand: Tree, name: str
 ) -> Tree:
     """`function(operand)` where a scalar is true, else the operand itself.
 
@@ -22,18 +22,21 @@ def apply_if(
       predicate: scalar bool.
       function: from a tree to one of the same structure, shapes and dtypes.
       operand: the tree.
+      name: of the loop, in profiles and compiled programs.
 
     Returns:
       A tree like `operand`.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> [int(apply_if(jnp.array(b), lambda x: x + 1, jnp.int32(5))) for b in (0, 1)]
+      >>> add_one = lambda x: x + 1
+      >>> [int(apply_if(b, add_one, jnp.int32(5), "add")) for b in (False, True)]
       [5, 6]
     """
-    _, result = jax.lax.while_loop(
-        lambda carry: carry[0],
-        lambda carry: (jnp.zeros_like(carry[0]), function(carry[1])),
-        (jnp.asarray(predicate, bool), operand),
-    )
+    with jax.named_scope(name):
+        _, result = jax.lax.while_loop(
+            lambda carry: carry[0],
+            lambda carry: (jnp.zeros_like(carry[0]), function(carry[1])),
+            (jnp.asarray(predicate, bool), operand),
+        )
     return result

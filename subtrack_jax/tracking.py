@@ -130,8 +130,8 @@ def track_subspace(
         moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
         # Decided for the whole tree, and outside of any vmap, which would make a
         # select of it and pay for a refresh on every step.
-        tracked = apply_if(is_start, starts, tracked)
-        tracked = apply_if(moved, moves, tracked)
+        tracked = apply_if(is_start, starts, tracked, "start_subspaces")
+        tracked = apply_if(moved, moves, tracked, "move_subspaces")
         new_updates, new_bases = list(leaves), [optax.MaskedNode()] * len(leaves)
         for j, k in enumerate(chosen):
             old, (new, rotation) = bases[j], tracked[j]

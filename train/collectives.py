@@ -1,5 +1,6 @@
 """What devices send each other in a step, read from a compiled program's text."""
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -14,15 +15,21 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-# The subspaces keep still, move, or start: the branches of a step's conditionals,
-# in the order in which they are written.
+# The subspaces keep still, move, or start.
 PHASES = ("steady", "refresh", "start")
+# The loops, by the names that the library gives them, that turn in one phase only.
+_PHASE_OF_LOOP = {
+    "start_subspaces": "start",
+    "move_subspaces": "refresh",
+    "turn_moments": "refresh",
+}
 
 _OPERATION = re.compile(
     rf" ({'|'.join(KINDS)}|while|conditional|call|fusion|async)(-start)?\("
 )
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*-> .*\{$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_LOOP_OF_A_PHASE = re.compile(rf'op_name="[^"]*/({"|".join(_PHASE_OF_LOOP)})/while"')
 _CALLED = re.compile(
     r"\b(?:body|calls|to_apply|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)"
 )
@@ -43,54 +50,47 @@ class _Instruction(NamedTuple):
     traffic: Traffic | None  # of a collective
     called: tuple[str, ...]
     times: int
+    phase: str | None = None  # the only one in which it runs
 
 
 def step_traffic(text: str, devices: int) -> dict[str, Kinds]:
     """Collectives of one step, by phase and kind.
 
-    Those in a loop count as often as it turns, at most, where that depends on data.
-    Which branch a conditional takes is known by the phase for those of the step
-    itself; of those deeper inside the one that sends the most counts.
+    Those in a loop count as often as it turns, at most, where that depends on data;
+    of a conditional's branches the one that sends the most counts.
 
     Args:
       text: `as_text()` of a compiled program.
       devices: that run it; the group of a collective that names none.
 
     Returns:
-      The phases that differ; only the first if the program has no branches.
+      The phases that differ; only the first if no loop of the program has one.
     """
     program, entry = _parse(text, devices)
-    known: dict[str, Kinds] = {}
 
-    def of(name: str) -> Kinds:
-        if name not in known:
-            known[name] = _total(
+    def of_phase(phase: str) -> Kinds:
+        @functools.cache
+        def of(name: str) -> Kinds:
+            return _total(
                 (part, each.times)
                 for each in program[name]
-                for part in inside(each, costliest)
+                if each.phase in (None, phase)
+                for part in inside(each)
             )
-        return known[name]
 
-    def inside(each: _Instruction, choose) -> list[Kinds]:
-        if each.traffic is not None:
-            return [{each.operation: each.traffic}]
-        parts = [of(name) for name in each.called]
-        return [choose(parts)] if each.operation == "conditional" else parts
+        def inside(each: _Instruction) -> list[Kinds]:
+            if each.traffic is not None:
+                return [{each.operation: each.traffic}]
+            parts = [of(name) for name in each.called]
+            if each.operation != "conditional":
+                return parts
+            return [
+                max(parts, key=lambda part: sum(t.sent_bytes for t in part.values()))
+            ]
 
-    def costliest(parts: list[Kinds]) -> Kinds:
-        return max(parts, key=lambda kinds: sum(t.sent_bytes for t in kinds.values()))
+        return of(entry)
 
-    def of_phase(index: int) -> Kinds:
-        # The moments' conditional has two branches: a start finds none to move.
-        return _total(
-            (part, each.times)
-            for each in program[entry]
-            for part in inside(
-                each, lambda parts: parts[index if index < len(parts) else 0]
-            )
-        )
-
-    phases = {name: of_phase(index) for index, name in enumerate(PHASES)}
+    phases = {phase: of_phase(phase) for phase in PHASES}
     steady = phases[PHASES[0]]
     return {
         name: kinds
@@ -152,8 +152,11 @@ def _instruction(
         names = tuple(re.findall(r"[\w.\-]+", ",".join(_CALLED.findall(line))))
         if "true_computation" in line:  # printed before the false one
             names = names[::-1]
-        times = _trips(line, lines) if operation == "while" else 1
-        return _Instruction(operation, None, names, times)
+        if operation != "while":
+            return _Instruction(operation, None, names, 1)
+        if loop := _LOOP_OF_A_PHASE.search(line):
+            return _Instruction(operation, None, names, 1, _PHASE_OF_LOOP[loop[1]])
+        return _Instruction(operation, None, names, _trips(line, lines))
     group = 2 if operation == "collective-permute" else _group_size(line, devices)
     size = _array_bytes(line[: match.start()].partition(" = ")[2])
     if is_start and operation == "collective-permute":

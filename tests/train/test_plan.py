@@ -218,8 +218,8 @@ replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
 source_target_pairs={{0,1},{1,0}}
 }
 
-%still (x: f32[4]) -> f32[4] {
-  ROOT %x = f32[4] parameter(0)
+%due (carry: (pred[], f32[4])) -> pred[] {
+  ROOT %now = pred[] get-tuple-element(%carry), index=0
 }
 
 %little (x: f32[4]) -> f32[4] {
@@ -248,15 +248,17 @@ ENTRY %main (x: f32[4]) -> (f32[4], /*index=1*/f32[8]) {
   %loop = (s32[], f32[8,4]) while(%tuple), condition=%turn, body=%layer
   %known = (s32[]) while(%tuple), condition=%turn, body=%layer.2, \
 backend_config={"known_trip_count":{"n":"5"}}
-  %tracked = f32[4] conditional(%phase, %x, %x, %x), branch_computations={%still, \
-%moves, %starts}
-  %moved = f32[4] conditional(%is_moved, %x, %x), true_computation=%little, \
-false_computation=%still
+  %started = (pred[], f32[4]) while(%tuple), condition=%due, body=%starts, \
+metadata={op_name="jit(step)/start_subspaces/while"}
+  %moved = (pred[], f32[4]) while(%tuple), condition=%due, body=%moves, \
+metadata={op_name="jit(step)/move_subspaces/while"}
+  %turned = (pred[], f32[4]) while(%tuple), condition=%due, body=%little, \
+metadata={op_name="jit(step)/turn_moments/while"}
   %async = ((f32[8]), f32[2]) async-start(%y), calls=%wrapped
   %everyone = (f32[100]{0}, bf16[10]{0}) all-reduce(%p, %q), replica_groups={}, \
 to_apply=%add, metadata={op_name="while(all-gather(x))"}
   %alone = f32[100]{0} all-reduce(%p), replica_groups={{0},{1}}, to_apply=%add
-  ROOT %result = (f32[4], f32[8]) tuple(%tracked, %moved)
+  ROOT %result = (f32[4], f32[8]) tuple(%started, %moved)
 }
 """
 
@@ -272,7 +274,7 @@ def test_collectives_are_counted_as_often_as_they_run():
         "collective-permute": Traffic(5, 5 * 16),
     }
     assert found["steady"] == steady
-    # The costlier of the inner branches, and that of the moments.
+    # The costlier of the branches, and the moments.
     more = {"all-reduce": Traffic(3, 2 * 420 * 7 // 8 + 160 + 16)}
     assert found["refresh"] == steady | more
     assert found["start"] == steady | {
@@ -280,8 +282,8 @@ def test_collectives_are_counted_as_often_as_they_run():
     }
 
 
-def test_a_program_without_branches_has_one_phase():
-    text = re.sub(r"(?m)^  %(tracked|moved) .*\n", "", HLO)
+def test_a_program_without_subspaces_has_one_phase():
+    text = re.sub(r"(?m)^  %(started|moved|turned) .*\n", "", HLO)
     assert list(step_traffic(text, devices=8)) == ["steady"]
 
 
