@@ -1,0 +1,363 @@
+"""Seconds and bytes of optimizers: `python -m train.benchmark --help`."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import matplotlib
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from matplotlib import figure
+
+import subtrack_jax as stj
+from train import cli, subjects
+from train import mesh as meshes
+from train.config import PresetName, Switch, at_least_1, check
+from train.presets import PRESETS
+from train.provenance import provenance
+from train.run import write_whole
+from train.subjects import METHODS, Layout, Subject
+from train.targets import open_target
+from train.timing import Spread, by_turns, ratio, spread
+
+PROGRAM = "python -m train.benchmark"
+DEFAULT = "adamw,optax-galore,optax-muon,adafactor,subtrack,grass-walk,grass-jump"
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+    """Times optimizers beside each other, in one process, by turns.
+
+    Every round runs every optimizer once; ratios are taken within rounds, so that
+    what else the machine does cancels. The first optimizer is the measure of the
+    others.
+
+    Attributes:
+      preset: whose shapes, rank and update interval are used.
+      optimizers: names with commas, the first being what the others are compared
+        with: adamw, adafactor, optax-galore, optax-muon (optax' own), subtrack,
+        subtrack-grad, grass-walk, grass-jump, galore (ours).
+      measure: update is an optimizer's update and its application; step a whole step
+        of training.
+      layout: of the parameters in an update: one array for every kernel (unstacked),
+        or one for the kernels of all layers (stacked), as our model has them.
+      dtype: of parameters and gradients, and of the model's arithmetic.
+      num_layers: layers of the model; None: the preset's. Fewer leave room for
+        several optimizers at a time.
+      rank: columns of each basis; None: the preset's.
+      update_interval: steps between refreshes; None: the preset's.
+      sequence_length_tokens: tokens of a sequence, for measure=step.
+      batch_size_sequences: sequences of a batch, for measure=step.
+      rounds: that are timed, of steady steps.
+      refresh_rounds: likewise of steps that move the subspace, and of first steps.
+      compile_rounds: times that every program is compiled.
+      shapes_only: compile and count bytes, run nothing.
+      target: devices that need not be there, to compile for, e.g. tpu-v5e:2x2 (see
+        train.plan; one of them is used). Nothing is run.
+      backend: cpu, gpu or tpu; None: JAX' choice.
+      output: file to write, without ending: numbers go to .json, bars to .png.
+    """
+
+    preset: PresetName = "llama-60m"
+    optimizers: str = DEFAULT
+    measure: Literal["update", "step"] = "update"
+    layout: Layout = "unstacked"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    num_layers: int | None = None
+    rank: int | None = None
+    update_interval: int | None = None
+    sequence_length_tokens: int = 256
+    batch_size_sequences: int = 16
+    rounds: int = 20
+    refresh_rounds: int = 5
+    compile_rounds: int = 1
+    shapes_only: Switch = False
+    target: str | None = None
+    backend: Literal["cpu", "gpu", "tpu"] | None = None
+    output: pathlib.Path | None = None
+
+    def __post_init__(self):
+        for field in ("num_layers", "rank", "update_interval"):
+            if getattr(self, field) is not None:
+                check(self, at_least_1, field)
+        check(self, at_least_1, "rounds", "refresh_rounds", "compile_rounds")
+        check(self, at_least_1, "sequence_length_tokens", "batch_size_sequences")
+        for name in self.names:
+            if name not in METHODS:
+                raise ValueError(
+                    f"--optimizers {self.optimizers!r}: {name!r} is none of "
+                    f"{', '.join(METHODS)}"
+                )
+
+    @property
+    def names(self) -> list[str]:
+        """The optimizers, each once."""
+        return list(dict.fromkeys(name.strip() for name in self.optimizers.split(",")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one optimizer costs; None where nothing was run.
+
+    Attributes:
+      compile_seconds: to trace and compile the program, each time it was done.
+      state_bytes: of the optimizer's state.
+      temporary_bytes: that the program takes beside its arguments and results.
+      peak_bytes: arguments, results and temporaries together.
+      first_seconds: of first steps, which find the subspace.
+      steady_seconds: of each round's step that leaves the subspace where it is.
+      refresh_seconds: of steps that move it.
+    """
+
+    compile_seconds: list[float]
+    state_bytes: int
+    temporary_bytes: int
+    peak_bytes: int
+    first_seconds: list[float] | None = None
+    steady_seconds: list[float] | None = None
+    refresh_seconds: list[float] | None = None
+
+    def amortised_seconds(self, interval: int) -> float:
+        """Mean of the steps from one refresh to the next."""
+        steady = spread(self.steady_seconds).median
+        return steady + (spread(self.refresh_seconds).median - steady) / interval
+
+
+def measure(config: BenchmarkConfig) -> tuple[dict[str, Cost], int]:
+    """Compiles the programs of all optimizers, and runs them by turns.
+
+    Returns:
+      The costs by name, and the update interval.
+
+    Raises:
+      ValueError: an optimizer does not take such parameters.
+    """
+    preset = PRESETS[config.preset]
+    rank = config.rank or preset.optimizer.rank
+    interval = config.update_interval or preset.optimizer.update_interval
+    model = dataclasses.replace(
+        preset.model,
+        num_layers=config.num_layers or preset.model.num_layers,
+        dtype=config.dtype,
+        param_dtype=config.dtype,
+    )
+    data = dataclasses.replace(
+        preset.data,
+        sequence_length_tokens=config.sequence_length_tokens,
+        batch_size_sequences=config.batch_size_sequences,
+    )
+    run = dataclasses.replace(preset, model=model, data=data)
+    layout = "stacked" if config.measure == "step" else config.layout
+    shapes = subjects.parameter_shapes(model, layout)
+    place = _placement(config.target)
+
+    found, state_bytes = {}, {}
+    for name in config.names:
+        optimizer = METHODS[name](rank, interval)
+        try:
+            state_bytes[name] = stj.state_bytes(optimizer, shapes)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} does not take {layout} layers: {error}"
+            ) from error
+        found[name] = (
+            subjects.training_subject(optimizer, run)
+            if config.measure == "step"
+            else subjects.update_subject(optimizer, shapes)
+        )
+    compiled, seconds = _compile(found, config.compile_rounds, place)
+    costs = {}
+    for name, program in compiled.items():
+        memory = program.memory_analysis()
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        costs[name] = Cost(
+            seconds[name],
+            state_bytes[name],
+            memory.temp_size_in_bytes,
+            memory.argument_size_in_bytes + results + memory.temp_size_in_bytes,
+        )
+    if config.shapes_only or config.target is not None:
+        return costs, interval
+    return _time(found, compiled, costs, interval, config), interval
+
+
+def _placement(target: str | None) -> Callable[[Any], Any]:
+    """Puts shapes on the first device of a target."""
+    if target is None:
+        return lambda shape: shape
+    mesh = meshes.make_mesh("data=1", open_target(target).devices[:1])
+    whole = NamedSharding(mesh, P())
+    return lambda shape: shape.update(sharding=whole)
+
+
+def _compile(
+    found: Mapping[str, Subject], rounds: int, place: Callable[[Any], Any]
+) -> tuple[dict[str, jax.stages.Compiled], dict[str, list[float]]]:
+    compiled: dict[str, jax.stages.Compiled] = {}
+
+    def prepare(name: str, subject: Subject) -> Callable[[], None]:
+        carry, extra = jax.tree.map(
+            place, jax.eval_shape(lambda: (subject.make_carry(), subject.make_extra()))
+        )
+        # A new function each time: JAX keeps what it has traced and compiled.
+        step = jax.jit(
+            lambda carry, extra: subject.step(carry, extra), donate_argnums=0
+        )
+
+        def run():
+            compiled[name] = step.lower(carry, extra).compile()
+
+        return run
+
+    programs = {
+        name: functools.partial(prepare, name, subject)
+        for name, subject in found.items()
+    }
+    return compiled, by_turns(programs, rounds, warm_up_rounds=0)
+
+
+def _time(
+    found: Mapping[str, Subject],
+    compiled: Mapping[str, jax.stages.Compiled],
+    costs: Mapping[str, Cost],
+    interval: int,
+    config: BenchmarkConfig,
+) -> dict[str, Cost]:
+    carries = {name: jax.jit(each.make_carry)() for name, each in found.items()}
+    extra = jax.jit(next(iter(found.values())).make_extra)()
+
+    def programs_at(count: int) -> dict[str, Callable[[], Callable[[], Any]]]:
+        def prepare(name: str) -> Callable[[], Any]:
+            carries[name] = with_count(carries[name], count)
+
+            def run():
+                carries[name] = compiled[name](carries[name], extra)
+                return carries[name]
+
+            return run
+
+        return {name: functools.partial(prepare, name) for name in found}
+
+    first = by_turns(programs_at(0), config.refresh_rounds)
+    refresh = by_turns(programs_at(interval), config.refresh_rounds)
+    steady = by_turns(programs_at(1), config.rounds)
+    return {
+        name: dataclasses.replace(
+            cost,
+            first_seconds=first[name],
+            refresh_seconds=refresh[name],
+            steady_seconds=steady[name],
+        )
+        for name, cost in costs.items()
+    }
+
+
+def with_count(tree: Any, count: int) -> Any:
+    """The same state at another step: all of its `count`s replaced."""
+
+    def leaf_at(path, leaf):
+        is_count = bool(path) and getattr(path[-1], "name", None) == "count"
+        return jax.numpy.full_like(leaf, count) if is_count else leaf
+
+    return jax.tree.map_with_path(leaf_at, tree)
+
+
+def table(costs: Mapping[str, Cost], interval: int) -> str:
+    """One line for each optimizer, in GitHub's form; ratios are to the first."""
+    base = next(iter(costs.values()))
+    titles = ["optimizer"]
+    if base.steady_seconds is not None:
+        titles += ["steady step", "/ first", "refresh / own steady", "first step"]
+        titles += [f"mean of {interval} / first"]
+    titles += ["compile", "/ first", "state", "temporaries", "peak"]
+    rows = [titles, ["---"] * len(titles)]
+    for name, cost in costs.items():
+        row = [name]
+        if cost.steady_seconds is not None:
+            steady = spread(cost.steady_seconds).median
+            mean = cost.amortised_seconds(interval) / base.amortised_seconds(interval)
+            row += [
+                f"{1e3 * steady:.1f} ms",
+                _ratio(ratio(cost.steady_seconds, base.steady_seconds)),
+                f"{spread(cost.refresh_seconds).median / steady:.2f}",
+                f"{spread(cost.first_seconds).median:.2f} s",
+                f"{mean:.2f}",
+            ]
+        row += [
+            f"{spread(cost.compile_seconds).median:.1f} s",
+            _ratio(ratio(cost.compile_seconds, base.compile_seconds)),
+            *(
+                f"{size / 2**20:,.0f} MiB"
+                for size in (cost.state_bytes, cost.temporary_bytes, cost.peak_bytes)
+            ),
+        ]
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _ratio(value: Spread) -> str:
+    if value.low == value.high:
+        return f"{value.median:.2f}"
+    return f"{value.median:.2f} ({value.low:.2f}-{value.high:.2f})"
+
+
+def plot(costs: Mapping[str, Cost], interval: int, title: str, path: pathlib.Path):
+    """Bars of time and memory, as multiples of the first optimizer's."""
+    base = next(iter(costs.values()))
+    panels = {
+        "peak memory": [each.peak_bytes / base.peak_bytes for each in costs.values()]
+    }
+    if base.steady_seconds is not None:
+        mean = base.amortised_seconds(interval)
+        panels = {
+            f"seconds, mean of {interval} steps": [
+                each.amortised_seconds(interval) / mean for each in costs.values()
+            ]
+        } | panels
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        drawing = figure.Figure((9, 0.5 + 0.35 * len(costs)), layout="constrained")
+        drawing.suptitle(title)
+        all_axes = drawing.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
+            bars = axes.barh(list(costs), values, color="tab:blue")
+            axes.bar_label(bars, fmt="%.2f", padding=2)
+            axes.axvline(1, color="black", linewidth=0.8)
+            axes.set_xlabel(f"{name} / {next(iter(costs))}")
+            axes.invert_yaxis() if axes is all_axes[0] else None
+        drawing.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with the arguments of the command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    config = cli.read(BenchmarkConfig, PROGRAM, argv)
+    if config.backend is not None:
+        jax.config.update("jax_platforms", config.backend)
+    # Seconds are those of a compiler that has not seen the program before.
+    jax.config.update("jax_enable_compilation_cache", False)
+    with cli.user_errors(ValueError):
+        costs, interval = measure(config)
+    print(table(costs, interval))
+    if config.output is None:
+        return
+    everything = {
+        "config": dataclasses.asdict(config),
+        "update_interval": interval,
+        "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
+        "table": table(costs, interval),
+    } | provenance(PROGRAM, argv)
+    with cli.user_errors(OSError):
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(everything, indent=1, default=str) + "\n"
+        write_whole(config.output.with_suffix(".json"), text)
+        title = f"{config.preset}, {config.dtype}, {config.measure}"
+        plot(costs, interval, title, config.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

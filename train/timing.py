@@ -1,0 +1,69 @@
+"""Seconds of programs that share a noisy machine: by turns, as ratios."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+
+
+class Spread(NamedTuple):
+    """The middle of several measurements, and the middle half of them."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles.
+
+    >>> spread([4.0, 1.0, 2.0, 3.0, 9.0])
+    Spread(median=3.0, low=2.0, high=4.0)
+    """
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+def ratio(values: Sequence[float], others: Sequence[float]) -> Spread:
+    """How many times longer than the others, round by round.
+
+    What disturbs a whole round, as other programs of the machine do, cancels.
+
+    >>> ratio([2.0, 6.0], [1.0, 3.0]).median
+    2.0
+    """
+    return spread([a / b for a, b in zip(values, others, strict=True)])
+
+
+def by_turns(
+    programs: Mapping[str, Callable[[], Callable[[], object]]],
+    rounds: int,
+    warm_up_rounds: int = 1,
+) -> dict[str, list[float]]:
+    """Runs every program once a round, and tells the seconds of each round.
+
+    Args:
+      programs: each a function that prepares a run, which is not timed, and returns
+        the run itself. Arrays that the run returns are waited for.
+      rounds: that are measured. Each starts with another program, so that none is
+        always behind the same one.
+      warm_up_rounds: before them.
+
+    Returns:
+      The seconds by name, in the order of the rounds.
+    """
+    names = list(programs)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for k in range(warm_up_rounds + rounds):
+        first = k % len(names)
+        for name in names[first:] + names[:first]:
+            run = programs[name]()
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            if k >= warm_up_rounds:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
