@@ -1,0 +1,332 @@
+"""Compares optimizers on one task: `python -m train.compare --help`."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import tqdm
+import tyro
+
+from train import cli, comparison_report, data, records
+from train.comparison_report import Entry, Try
+from train.config import (
+    OptimizerConfig,
+    OptimizerName,
+    PresetName,
+    PretrainConfig,
+    fits_32_bits,
+)
+from train.interruption import Interruption
+from train.presets import PRESETS
+from train.records import Record
+from train.run import (
+    differences,
+    load_config,
+    lock_directory,
+    save_config,
+    write_whole,
+)
+from train.trials import Runner, Task
+from train.variants import (
+    Sweep,
+    Trial,
+    Variant,
+    all_variants,
+    parse_sweep,
+    parse_variant,
+)
+
+PROGRAM = "python -m train.compare"
+TASK_FILE = "task.json"
+TRIALS = "trials"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(OptimizerConfig):
+    """Settings of all methods that do not name their own.
+
+    Those that are searched, or are another argument, cannot be given.
+    """
+
+    name: Annotated[OptimizerName, tyro.conf.Suppress] = "subtrack"
+    learning_rate: Annotated[float, tyro.conf.Suppress] = 1e-3
+    scale: Annotated[float, tyro.conf.Suppress] = 0.25
+    matrix_learning_rate_scale: Annotated[float, tyro.conf.Suppress] = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Trains the same model on the same batches with one optimizer after the other.
+
+    Every method is tried with the same learning rates, times the same factors on the
+    updates of attention and MLP matrices, times the same seeds; a table has each at
+    the rates of its least mean loss. Finished trials are kept: the same command, or
+    one that asks for more, goes on where the last one stopped. The values below are
+    those of the chosen preset.
+
+    Attributes:
+      task: what all trials share.
+      preset: where all other values come from unless given, as for train.pretrain.
+      optimizers: the methods, each with settings of its own if need be, which are then
+        not searched: adamw:b2=0.95 subtrack:update_interval=50,scale=0.5. static is
+        subtrack without tracking: what it loses, tracking wins.
+      learning_rates: peak learning rates to try.
+      matrix_scales: factors on the updates of matrices to try: scale of the low-rank
+        methods, matrix_learning_rate_scale of the others.
+      seeds: each decides initial parameters, order of the data and random subspaces,
+        alike for all methods.
+      sweep: settings and values to try one by one, all else being equal, each with a
+        table of its own: rank=16,32,64 transport=on,off. Methods without the setting
+        are shown as they are.
+      output_dir: directory of the comparison: table.md, loss.png, results.json, and a
+        record of each trial.
+      settings: of all methods, unless they name their own.
+    """
+
+    task: Task
+    preset: PresetName = "tiny"
+    optimizers: tuple[str, ...] = ("adamw", "muon", "galore", "static", "subtrack")
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    matrix_scales: tuple[float, ...] = (0.25, 1.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sweep: tuple[str, ...] = ()
+    output_dir: pathlib.Path = pathlib.Path("runs/compare")
+    settings: Settings = Settings()
+
+    def __post_init__(self):
+        lists = ("optimizers", "learning_rates", "matrix_scales", "seeds")
+        for name in (*lists, "sweep"):
+            values, flag = getattr(self, name), "--" + name.replace("_", "-")
+            if name in lists and not values:
+                raise ValueError(f"{flag} must have at least one value")
+            if len(set(values)) < len(values):
+                shown = " ".join(map(str, values))
+                raise ValueError(f"{flag} has a value twice: {shown}")
+        for name in ("learning_rates", "matrix_scales"):
+            for value in getattr(self, name):
+                if not 0 < value < float("inf"):
+                    flag = "--" + name.replace("_", "-")
+                    raise ValueError(f"{flag} must be positive and finite, got {value}")
+        for seed in self.seeds:
+            if not fits_32_bits.holds(seed):
+                raise ValueError(f"--seeds must be {fits_32_bits.words}, got {seed}")
+
+
+class Plan(NamedTuple):
+    """What a comparison consists of."""
+
+    variants: list[Variant]
+    sweeps: list[Sweep]
+    trials: list[Trial]
+
+
+def make_plan(config: CompareConfig) -> Plan:
+    """All trials, each once, in the order in which they are run.
+
+    Methods take turns, and a seed is finished before the next one begins: what
+    slows the machine down for a while slows all of them, and a comparison that is
+    stopped has something to show for each.
+
+    Raises:
+      ValueError: a variant or a sweep is none.
+    """
+    base = OptimizerConfig(
+        **{
+            field.name: getattr(config.settings, field.name)
+            for field in dataclasses.fields(OptimizerConfig)
+        }
+    )
+    variants = [parse_variant(text, base) for text in config.optimizers]
+    sweeps = [parse_sweep(text, variants) for text in config.sweep]
+    searches = [
+        variant.search(config.learning_rates, config.matrix_scales)
+        for variant in all_variants(variants, sweeps)
+    ]
+    turns = range(max(map(len, searches)))
+    trials = [
+        Trial(search[turn], seed)
+        for seed in config.seeds
+        for turn in turns
+        for search in searches
+        if turn < len(search)
+    ]
+    return Plan(variants, sweeps, list(dict.fromkeys(trials)))
+
+
+def run_trials(
+    trials: Sequence[Trial], runner: Runner, directory: pathlib.Path, steps: int
+) -> Interruption:
+    """Runs trials and saves each, up to the end or to an interruption."""
+    with (
+        tqdm.tqdm(total=len(trials) * steps, unit="step", dynamic_ncols=True) as bar,
+        Interruption() as interruption,
+    ):
+
+        def after_step(loss: float) -> bool:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+            return interruption.received is None
+
+        for done, trial in enumerate(trials, start=1):
+            optimizer = trial.optimizer
+            bar.set_description(
+                f"{optimizer.name} {optimizer.learning_rate:g} seed {trial.seed}"
+            )
+            record = runner.run(trial, after_step)
+            if record is None:
+                break
+            records.save(record, directory)
+            bar.update(done * steps - bar.n)  # of a diverged trial, what it left out
+    return interruption
+
+
+def write_report(config: CompareConfig, plan: Plan, found: Sequence[Record]) -> str:
+    """Writes tables, plot and numbers of what has finished; returns the tables."""
+    by_trial = {record.trial: record for record in found}
+
+    def entry(variant: Variant) -> Entry | None:
+        tries = []
+        for optimizer in variant.search(config.learning_rates, config.matrix_scales):
+            trials = [Trial(optimizer, seed) for seed in config.seeds]
+            finished = tuple(by_trial[t] for t in trials if t in by_trial)
+            if finished:
+                tries.append(Try(optimizer, finished))
+        return Entry(variant, tuple(tries)) if tries else None
+
+    def entries(variants: Sequence[Variant]) -> list[Entry]:
+        unique = dict.fromkeys(variants)
+        return [each for each in map(entry, unique) if each is not None]
+
+    main, steps = entries(plan.variants), config.task.steps
+    title = _title(config, found[0])
+    parts = [
+        f"# {title}",
+        comparison_report.results_table(main, steps),
+        comparison_report.NOTES,
+        "## All that was tried",
+        comparison_report.grid_table(main),
+    ]
+    swept = {}
+    for sweep in plan.sweeps:
+        variants = list(all_variants(plan.variants, [sweep]))
+        parts += [
+            f"## {sweep.name}",
+            comparison_report.sweep_table(sweep, plan.variants, entries(variants)),
+        ]
+        swept[sweep.name] = comparison_report.aggregate(
+            entries(variants[len(plan.variants) :]), steps
+        )
+    text = "\n\n".join(parts) + "\n"
+    results = {
+        "title": title,
+        "machine": found[0].machine,
+        "versions": found[0].versions,
+        "optimizers": comparison_report.aggregate(main, steps),
+        "sweeps": swept,
+    }
+    directory = config.output_dir
+    write_whole(directory / "table.md", text)
+    write_whole(directory / "results.json", json.dumps(results, indent=2) + "\n")
+    comparison_report.plot(main, title).savefig(directory / "loss.png")
+    return text
+
+
+def _title(config: CompareConfig, record: Record) -> str:
+    task = config.task
+    return (
+        f"{config.preset}, {record.parameters / 1e6:.3g} M parameters: "
+        f"{task.steps:,} steps of {task.data.batch_size_tokens:,} tokens on "
+        f"{record.machine['device']}"
+    )
+
+
+def read(argv: Sequence[str]) -> CompareConfig:
+    """The command line, on top of a preset of train.pretrain."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset", nargs="?")
+    given = chooser.parse_known_args(argv)[0].preset
+    # A name that is no preset is reported by tyro, which knows the choices.
+    run = PRESETS.get(given, PRESETS["tiny"])
+    return cli.read(CompareConfig, PROGRAM, argv, _of_run(run))
+
+
+def _of_run(run: PretrainConfig) -> CompareConfig:
+    shared = {field.name for field in dataclasses.fields(Task)}
+    task = Task(**{name: getattr(run, name) for name in shared})
+    settings = Settings(**dataclasses.asdict(run.optimizer))
+    return CompareConfig(task=task, preset=run.preset, settings=settings)
+
+
+def _open_directory(config: CompareConfig) -> bool:
+    """Whether there are trials already; raises a ValueError if they are of others."""
+    saved = config.output_dir / TASK_FILE
+    if not saved.exists():
+        return False
+    changed = differences(config.task, load_config(Task, saved))
+    if changed:
+        raise ValueError(
+            f"--output-dir {config.output_dir} holds another comparison: "
+            f"{'; '.join(changed)}. Give its values to continue it, or another "
+            "directory"
+        )
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with the arguments of the command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = shlex.join([*PROGRAM.split(), *argv])
+    try:
+        sys.exit(_run(read(argv), command))
+    except KeyboardInterrupt:
+        print(f"interrupted; to go on: {command}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(config: CompareConfig, command: str) -> int:
+    with contextlib.ExitStack() as stack:
+        with cli.user_errors(ValueError, OSError):
+            plan = make_plan(config)
+            stack.enter_context(lock_directory(config.output_dir))
+            found = _open_directory(config)
+            directory = config.output_dir / TRIALS
+            directory.mkdir(exist_ok=True)
+            missing = [t for t in plan.trials if records.load(t, directory) is None]
+            if missing:
+                text = data.open_text(
+                    config.task.data,
+                    config.task.model.vocabulary_size,
+                    seed=config.seeds[0],
+                    tokenizer_directory=config.output_dir if found else None,
+                )
+                text.tokenizer.save(config.output_dir)
+                save_config(config.task, config.output_dir / TASK_FILE)
+        total = len(plan.trials)
+        print(f"{total} trials, {total - len(missing)} of them finished before")
+        interruption = None
+        with cli.user_errors(OSError):
+            if missing:
+                print(text.description, flush=True)
+                runner = Runner(config.task, text, command)
+                interruption = run_trials(missing, runner, directory, config.task.steps)
+            kept = [records.load(trial, directory) for trial in plan.trials]
+            finished = [record for record in kept if record is not None]
+            tables = write_report(config, plan, finished) if finished else ""
+        if len(finished) < total:
+            print(
+                f"Stopped by {interruption.received.name}: {len(finished)} of {total} "
+                f"trials are finished. To go on: {command}"
+            )
+            return interruption.exit_code
+        print(f"\n{tables}\nTables, plot and numbers are in {config.output_dir}")
+        return 0
+
+
+if __name__ == "__main__":
+    main()
