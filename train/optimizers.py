@@ -1,5 +1,6 @@
 """The optimizers by the names that `--optimizer` takes."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,6 +68,25 @@ def settings_of(config: OptimizerConfig) -> frozenset[str]:
         if config.step_size is not None:
             settings.discard("damping")
     return frozenset(settings)
+
+
+def canonical(config: OptimizerConfig) -> OptimizerConfig:
+    """The config of the same optimizer that all who mean it agree on.
+
+    Settings that its method does not read have their defaults, and those that are as
+    the method has them anyway are None.
+    """
+    read = settings_of(config) | {"name"}
+    changed = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.name not in read
+    }
+    if method := _LOW_RANK.get(config.name):
+        for name in ("transport", "recovery"):
+            if getattr(config, name) == getattr(method, name):
+                changed[name] = None
+    return dataclasses.replace(config, **changed)
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 
 from train.config import OptimizerConfig, OptimizerName
-from train.optimizers import matrix_scale_field, settings_of
+from train.optimizers import canonical, matrix_scale_field, settings_of
 
 _TYPES = typing.get_type_hints(OptimizerConfig)
 
@@ -19,7 +19,7 @@ class Trial:
     """One training run of a comparison.
 
     Attributes:
-      optimizer: the method and all its settings.
+      optimizer: the method and all its settings, as `canonical` gives them.
       seed: of initial parameters, order of the data and random subspaces.
     """
 
@@ -63,9 +63,14 @@ class Variant:
             matrix_scale_field(self.optimizer.name): matrix_scales,
         }
         free = {name: tried[name] for name in tried if name not in self.fixed}
-        return [
-            dataclasses.replace(self.optimizer, **dict(zip(free, values, strict=True)))
+        chosen = (
+            dict(zip(free, values, strict=True))
             for values in itertools.product(*free.values())
+        )
+        # Settings that make no difference shall not make another trial.
+        return [
+            canonical(dataclasses.replace(self.optimizer, **values))
+            for values in chosen
         ]
 
 
