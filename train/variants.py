@@ -112,6 +112,8 @@ def parse_variant(text: str, base: OptimizerConfig) -> Variant:
     settings = {}
     for part in filter(None, map(str.strip, rest.split(","))):
         key, value = _assignment(part, where)
+        if key in settings:
+            raise ValueError(f"{where}: {key} is given twice")
         settings[key] = _value(key, value, where)
     optimizer = _replace(base, where, name=name, **settings)
     for key in settings:
