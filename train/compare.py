@@ -187,13 +187,18 @@ def run_trials(
 
 
 def write_report(config: CompareConfig, plan: Plan, found: Sequence[Record]) -> str:
-    """Writes tables, plot and numbers of what has finished; returns the tables."""
+    """Writes tables, plot and numbers of what has finished; returns the tables.
+
+    Seeds that some trials still lack are left out, unless there is no other.
+    """
     by_trial = {record.trial: record for record in found}
+    lacking = {trial.seed for trial in plan.trials if trial not in by_trial}
+    seeds = [seed for seed in config.seeds if seed not in lacking] or config.seeds
 
     def entry(variant: Variant) -> Entry | None:
         tries = []
         for optimizer in variant.search(config.learning_rates, config.matrix_scales):
-            trials = [Trial(optimizer, seed) for seed in config.seeds]
+            trials = [Trial(optimizer, seed) for seed in seeds]
             finished = tuple(by_trial[t] for t in trials if t in by_trial)
             if finished:
                 tries.append(Try(optimizer, finished))

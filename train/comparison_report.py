@@ -20,7 +20,7 @@ NOTES = (
     "Loss: mean ± standard deviation over seeds, at the rates of the least mean. "
     "Matrices: factor on the updates of attention and MLP matrices.\n"
     "\\*: the least or the largest that was tried; the best may lie beyond. "
-    "Seconds: of all steps, by the median step of each kind."
+    "Seconds: of all steps, by the median step of each kind in the fastest trial."
 )
 
 
@@ -76,13 +76,14 @@ class Entry:
 
     @functools.cached_property
     def step_seconds(self) -> dict[str, float]:
-        """Of each kind of step, the median over all trials: rates cost no time."""
+        """Of each kind of step, the median of the trial that was disturbed least.
+
+        Rates and seeds cost no time; whatever else a machine does, does.
+        """
         records = [record for each in self.tries for record in each.records]
         kinds = {kind for record in records for kind in record.step_seconds}
         return {
-            kind: statistics.median(
-                r.step_seconds[kind] for r in records if kind in r.step_seconds
-            )
+            kind: min(r.step_seconds[kind] for r in records if kind in r.step_seconds)
             for kind in kinds
         }
 

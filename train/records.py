@@ -76,8 +76,8 @@ def elapsed_seconds(
 ) -> float:
     """What so many steps take, by the median seconds of each kind of step.
 
-    Medians of many steps do not see what else the machine was doing at times; one
-    for each kind keeps what moving subspaces costs.
+    A median of many steps does not see what else the machine was doing at times; one
+    for each kind of step keeps what moving subspaces costs.
     """
     kinds = [_kind(optimizer, count) for count in range(step)]
     return sum(step_seconds[kind] * kinds.count(kind) for kind in set(kinds))

@@ -184,21 +184,26 @@ def test_a_comparison_may_be_extended_but_not_changed(finished, capsys):
     assert_refuses(compare.main, capsys, flags, message)
 
 
-def test_a_damaged_record_is_one_line(finished, tmp_path, capsys):
-    directory = tmp_path / "damaged"
-    (directory / "trials").mkdir(parents=True)
-    config = compare.read(arguments(directory))
-    trial = compare.make_plan(config).trials[0]
-    path = records.path_of(trial, directory / "trials")
+def test_a_damaged_record_is_one_line(tmp_path, capsys):
+    (tmp_path / "trials").mkdir()
+    trial = compare.make_plan(compare.read(arguments(tmp_path))).trials[0]
+    path = records.path_of(trial, tmp_path / "trials")
     path.write_text('{"trial": 3}')
-    message = f"{path} is not the record of a trial"
-    assert_refuses(compare.main, capsys, arguments(directory), message)
-    other = compare.make_plan(config).trials[1]
-    stored = next(iter((finished[0] / "trials").glob("*-seed0-*.json")))
-    renamed = records.path_of(other, directory / "trials")
-    renamed.write_text(stored.read_text())
-    with pytest.raises(ValueError, match="is the record of another trial"):
-        records.load(other, directory / "trials")
+    message = f"{path} is not the record of a trial: trial: "
+    assert_refuses(compare.main, capsys, arguments(tmp_path), message)
+
+
+def test_seeds_that_are_not_finished_are_left_out(finished, tmp_path):
+    config = compare.read(arguments(tmp_path))
+    plan = compare.make_plan(config)
+    found = [records.load(trial, finished[0] / "trials") for trial in plan.trials]
+    compare.write_report(config, plan, found[:-1])
+    results = json.loads((tmp_path / "results.json").read_text())
+    for each in results["optimizers"]:
+        assert {len(tried["losses"]) for tried in each["tries"]} == {1}
+    compare.write_report(config, plan, found[:2])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [len(each["tries"]) for each in results["optimizers"]] == [1, 1]
 
 
 def test_methods_take_turns_and_seeds_come_last(tmp_path):
@@ -301,29 +306,6 @@ def test_a_hopeless_trial_ends_early_and_a_stopped_one_has_no_record(
     # Rates and seeds are numbers of one program.
     runner.run(dataclasses.replace(sound, seed=7), lambda loss: True)
     assert len(compiled) == 1
-
-
-def test_seconds_are_medians_of_each_kind_of_step(tmp_path):
-    plan = compare.make_plan(compare.read(arguments(tmp_path)))
-    adamw, subtrack = (variant.optimizer for variant in plan.variants)
-    seconds = [9.0, 1.0, 3.0, 1.0, 5.0, 100.0, 4.0]
-    kinds = records.by_kind(seconds, subtrack)
-    assert kinds == {"first": 9.0, "moving": 4.0, "steady": 1.0}
-    assert records.elapsed_seconds(subtrack, kinds, 4) == 9 + 1 + 4 + 1
-    assert records.by_kind(seconds, adamw) == {"first": 9.0, "steady": 3.5}
-
-
-def test_curves_are_thinned_by_averaging():
-    rows = [{"loss": float(k), "skipped_steps": 0.0} for k in range(1000)]
-    curve = records.thinned(rows, 1000)
-    assert len(curve) == 200
-    assert curve[0] == (5, {"loss": 2.0})
-    assert curve[-1] == (1000, {"loss": 997.0})
-    rows[3]["loss"] = math.nan
-    assert records.thinned(rows[:7], 1000) == [
-        (5, {"loss": None}),
-        (7, {"loss": 5.5}),
-    ]
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):

@@ -111,6 +111,13 @@ def test_sweeps_show_methods_without_the_setting_as_they_are():
     ]
 
 
+def test_seconds_are_those_of_the_trial_disturbed_least():
+    slow, fast = (entry("subtrack", [(2.0,)], seconds=s).tries for s in (4.0, 0.5))
+    both = Entry(SUBTRACK.variant, slow + fast)
+    assert both.step_seconds == {"first": 5.0, "steady": 0.5, "moving": 3.0}
+    assert both.seconds(STEPS) == 5 + 8 * 0.5 + 3
+
+
 def test_numbers_for_json_have_no_infinity():
     first, *_, last = report.aggregate([LOST, ADAMW, SUBTRACK], STEPS)
     assert first["optimizer"] == "subtrack"
