@@ -168,9 +168,9 @@ def test_static_never_moves_its_basis(params, name, moves):
         optax.tree.get(state, "basis")["layers"]["mlp"]["up"]["kernel"]
         for _, state in run(make(name), params, turns=5)
     ]
-    for basis in bases:
-        assert np.any(basis != 0)
-    assert np.any(bases[0] != bases[-1]) == moves
+    assert all(np.any(basis != 0) for basis in bases)
+    # Two refreshes, which may not cancel either.
+    assert any(np.any(basis != bases[0]) for basis in bases) == moves
 
 
 @pytest.mark.parametrize("name", FULL_RANK)
