@@ -1,4 +1,11 @@
-"""Compares optimizers on one task: `python -m train.compare --help`."""
+"""Compares optimizers on one task: `python -m train.compare --help`.
+
+Trials run one at a time on one device. Seconds are made of the median step of each
+kind (the first, those that move subspaces, all others), without compilation,
+evaluation and data, from the trial of a method that was disturbed least: times that
+can be compared though the machine has other work. What was measured in all is in the
+records.
+"""
 
 import argparse
 import contextlib
