@@ -26,7 +26,16 @@ PresetName = Literal[
     "llama-7b",
 ]
 OptimizerName = Literal[
-    "adamw", "subtrack", "grass-walk", "grass-jump", "galore", "subtrack-grad"
+    "adamw",
+    "subtrack",
+    "grass-walk",
+    "grass-jump",
+    "galore",
+    "subtrack-grad",
+    "fira",
+    "static",
+    "muon",
+    "adafactor",
 ]
 
 
@@ -43,6 +52,8 @@ at_least_1 = Rule(lambda x: x >= 1, "at least 1")
 between_0_and_1 = Rule(lambda x: 0 < x < 1, "above 0 and below 1")
 from_0_below_1 = Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")
 from_0_to_1 = Rule(lambda x: 0 <= x <= 1, "from 0 to 1")
+above_0_to_1 = Rule(lambda x: 0 < x <= 1, "above 0 and at most 1")
+quarter_turn = Rule(lambda x: 0 < x <= 1.57, "above 0 and at most 1.57")
 fits_32_bits = Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2^32")
 
 
@@ -126,7 +137,8 @@ class OptimizerConfig:
     """The optimizer's method and settings.
 
     Attributes:
-      name: the method; subtrack is SubTrack++, subtrack-grad its form of 2024.
+      name: the method; subtrack is SubTrack++, subtrack-grad its form of 2024, static
+        SubTrack++ with subspaces that stay where they start.
       learning_rate: peak learning rate.
       warmup_fraction: part of the steps over which the learning rate rises to its
         peak.
@@ -136,10 +148,18 @@ class OptimizerConfig:
         larger than this gets plain Adam.
       update_interval: optimizer steps between two changes of the subspaces.
       scale: factor on the update inside the subspace (the papers' alpha).
+      matrix_learning_rate_scale: factor on the learning rate of attention and MLP
+        matrices, for any method: the freedom that scale gives the low-rank ones.
+      transport: whether the moments turn with the subspace (low-rank methods). None:
+        as the method has it.
+      recovery: whether what the subspace misses is scaled and added back (low-rank
+        methods). None: as the method has it.
       growth_limit: most by which the norm of the update outside the subspace may grow
-        from one step to the next (subtrack, grass-walk, grass-jump).
+        from one step to the next (where there is recovery); inf: no limit.
       step_size: fixed step of the subspace along its geodesic (subtrack,
         subtrack-grad). None: exact line search.
+      damping: factor on the angle of that line search, up to 1.
+      angle: largest angle between two subspaces, in radians (grass-walk).
       b1: decay of Adam's first moment.
       b2: decay of Adam's second moment.
       eps: added to the denominator of Adam.
@@ -154,8 +174,13 @@ class OptimizerConfig:
     rank: int = 128
     update_interval: int = 200
     scale: float = 0.25
+    matrix_learning_rate_scale: float = 1.0
+    transport: bool | None = None
+    recovery: bool | None = None
     growth_limit: float = 1.01
     step_size: float | None = None
+    damping: float = 1.0
+    angle: float = 0.1
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-6
@@ -164,6 +189,9 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check(self, positive, "learning_rate", "scale", "eps", "max_gradient_norm")
+        check(self, positive, "matrix_learning_rate_scale")
+        check(self, above_0_to_1, "damping")
+        check(self, quarter_turn, "angle")
         check(self, at_least_1, "rank", "update_interval", "growth_limit")
         check(self, from_0_below_1, "b1", "b2")
         check(self, from_0_to_1, "warmup_fraction", "final_learning_rate_fraction")
@@ -302,8 +330,8 @@ class PretrainConfig:
         curve.png and checkpoints.
       data: the text and its batches.
       optimizer: the method and its settings. Those of low-rank methods act on
-        attention and MLP matrices only; the other parameters, and all of them under
-        adamw, get plain Adam.
+        attention and MLP matrices only, as do muon and adafactor; the other parameters,
+        and all of them under adamw, get plain Adam.
       checkpoint: what is kept to go on from.
       report: where to watch the run.
       sample: the text sampled before and after.

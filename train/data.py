@@ -32,18 +32,21 @@ class Text:
 
     tokenizer: Tokenizer
     description: str
-    _train: grain.IterDataset[Batch]
+    _seed: int
+    _train: Callable[[int], grain.IterDataset[Batch]]
     _held_out: grain.IterDataset[Batch]
 
-    def train_batches(self) -> grain.DatasetIterator[Batch]:
+    def train_batches(self, seed: int | None = None) -> grain.DatasetIterator[Batch]:
         """Batches without end, each epoch in an order of its own.
+
+        The order is that of `seed`, or of the seed that the text was opened with.
 
         Each batch holds `inputs` and `targets`, int32, and `mask`, bool, of shape
         (rows of this process, length). The mask is False where there is nothing to
         predict. `get_state` gives what JSON can hold; after `set_state` the batches go
         on exactly as they would have. `close` the iterator before the program ends.
         """
-        return iter(self._train)
+        return iter(self._train(self._seed if seed is None else seed))
 
     def held_out_batches(self) -> Iterator[Batch]:
         """The held-out text, once and in order; see `train_batches`.
@@ -125,7 +128,8 @@ def _open_files(
         tokenizer,
         f"{len(train.tokens):,} tokens to train on, "
         + _describe_rest(held_out, tokenizer),
-        packing.shuffled_batches(train, config, seed, part),
+        seed,
+        lambda seed: packing.shuffled_batches(train, config, seed, part),
         packing.ordered_batches(held_out, config, part),
     )
 
@@ -151,12 +155,17 @@ def _open_stream(
         raise ValueError(
             f"--dataset-eval-split {config.dataset_eval_split} has no text to predict"
         )
-    documents = sources.ShuffledStream(train, config, seed, *process)
+
+    def train_batches(seed: int) -> grain.IterDataset[Batch]:
+        documents = sources.ShuffledStream(train, config, seed, *process)
+        return packing.streamed_batches(documents, tokenizer, config, part)
+
     return Text(
         tokenizer,
         f"{config.dataset}, split {config.dataset_split}, streamed; "
         + _describe_rest(held_out, tokenizer),
-        packing.streamed_batches(documents, tokenizer, config, part),
+        seed,
+        train_batches,
         packing.ordered_batches(held_out, config, part),
     )
 

@@ -1,13 +1,92 @@
 """The optimizers by the names that `--optimizer` takes."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import subtrack_jax as stj
 from models import llama
 from train.config import OptimizerConfig
+
+# Muon's updates get the size of Adam's (arXiv 2502.16982), so that the same learning
+# rates suit both.
+MUON_RMS = 0.2
+
+
+class _LowRank(NamedTuple):
+    """What a low-rank method is made of, besides Adam."""
+
+    tracker: Callable[[OptimizerConfig], stj.Tracker]
+    transport: bool  # whether moments turn with the basis
+    recovery: bool  # whether what the subspace misses is added back
+    settings: tuple[str, ...]  # those of the tracker
+
+
+def _geodesic(config: OptimizerConfig) -> stj.Tracker:
+    return stj.geodesic(config.step_size, config.damping)
+
+
+def _static(config: OptimizerConfig) -> stj.Tracker:
+    return _geodesic(config)._replace(move=lambda key, gradient, basis: (basis, None))
+
+
+_MOVES = ("update_interval", "transport")
+_GEODESIC = (*_MOVES, "step_size", "damping")
+_LOW_RANK = {
+    "subtrack": _LowRank(_geodesic, True, True, _GEODESIC),
+    "subtrack-grad": _LowRank(_geodesic, False, False, _GEODESIC),
+    "grass-walk": _LowRank(
+        lambda config: stj.random_walk(config.angle), True, True, (*_MOVES, "angle")
+    ),
+    "grass-jump": _LowRank(lambda _: stj.random_jump(), True, True, _MOVES),
+    "galore": _LowRank(lambda _: stj.svd("randomized"), False, False, _MOVES),
+    "fira": _LowRank(lambda _: stj.svd("randomized"), False, True, _MOVES),
+    "static": _LowRank(_static, True, True, ()),
+}
+
+
+def matrix_scale_field(name: str) -> str:
+    """The setting that scales a method's updates of matrices against all others."""
+    return "scale" if name in _LOW_RANK else "matrix_learning_rate_scale"
+
+
+def settings_of(config: OptimizerConfig) -> frozenset[str]:
+    """The fields of a config that its method reads, but for its name."""
+    settings = {
+        *("learning_rate", "warmup_fraction", "final_learning_rate_fraction"),
+        *("b1", "b2", "eps", "weight_decay", "max_gradient_norm"),
+        "matrix_learning_rate_scale",
+    }
+    if method := _LOW_RANK.get(config.name):
+        settings |= {"rank", "scale", "recovery", *method.settings}
+        if _given(config.recovery, method.recovery):
+            settings.add("growth_limit")
+        if config.step_size is not None:
+            settings.discard("damping")
+    return frozenset(settings)
+
+
+def canonical(config: OptimizerConfig) -> OptimizerConfig:
+    """The config of the same optimizer that all who mean it agree on.
+
+    Settings that its method does not read have their defaults, and those that are as
+    the method has them anyway are None.
+    """
+    read = settings_of(config) | {"name"}
+    changed = {
+        field.name: field.default
+        for field in dataclasses.fields(config)
+        if field.name not in read
+    }
+    if method := _LOW_RANK.get(config.name):
+        for name in ("transport", "recovery"):
+            if getattr(config, name) == getattr(method, name):
+                changed[name] = None
+    return dataclasses.replace(config, **changed)
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -24,7 +103,10 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(
-    config: OptimizerConfig, learning_rate: optax.ScalarOrSchedule, seed: int
+    config: OptimizerConfig,
+    learning_rate: optax.ScalarOrSchedule,
+    seed: jax.typing.ArrayLike,
+    matrix_scale: jax.typing.ArrayLike | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer of a LLaMA, behind clipping by global norm.
 
@@ -32,36 +114,95 @@ def make_optimizer(
       config: the method and its settings.
       learning_rate: replaces the config's peak; a number or a schedule of it.
       seed: for methods that draw random subspaces.
+      matrix_scale: replaces the config's `matrix_scale_field`, e.g. by an array that
+        is being traced.
     """
-    adam = {
-        "b1": config.b1,
-        "b2": config.b2,
-        "eps": config.eps,
-        "weight_decay": config.weight_decay,
-        "mask": _not_a_norm,
-    }
-    low_rank = adam | {
-        "rank": config.rank,
-        "update_interval": config.update_interval,
-        "scale": config.scale,
-        "dimension_numbers": llama.matrix_axes,
-        "seed": seed,
-        "monitor": True,
-    }
-    recovering = low_rank | {"growth_limit": config.growth_limit}
-    geodesic = {"step_size": config.step_size}
-    factory, settings = {
-        "adamw": (optax.adamw, adam),
-        "subtrack": (stj.subtrack, recovering | geodesic),
-        "subtrack-grad": (stj.subtrack_grad, low_rank | geodesic),
-        "grass-walk": (stj.grass_walk, recovering),
-        "grass-jump": (stj.grass_jump, recovering),
-        "galore": (stj.galore, low_rank),
-    }[config.name]
+    rate_scale = config.matrix_learning_rate_scale
+    if config.name in _LOW_RANK:
+        alpha = config.scale if matrix_scale is None else matrix_scale
+        rule = _low_rank(config, seed, alpha)
+    else:
+        rate_scale = rate_scale if matrix_scale is None else matrix_scale
+        rule = (_full_rank(config),)
+    is_one = isinstance(rate_scale, int | float) and rate_scale == 1
     return optax.chain(
         optax.clip_by_global_norm(config.max_gradient_norm),
-        factory(learning_rate, **settings),
+        optax.chain(
+            *rule,
+            optax.add_decayed_weights(config.weight_decay, _not_a_norm),
+            *(() if is_one else (_scale_matrices(rate_scale),)),
+            optax.scale_by_learning_rate(learning_rate),
+        ),
     )
+
+
+def _low_rank(
+    config: OptimizerConfig,
+    seed: jax.typing.ArrayLike,
+    scale: jax.typing.ArrayLike,
+) -> tuple[optax.GradientTransformation, ...]:
+    method = _LOW_RANK[config.name]
+    low_rank = stj.LowRank(config.rank, llama.matrix_axes)
+    recovers = _given(config.recovery, method.recovery)
+    return (
+        stj.track_subspace(
+            low_rank, method.tracker(config), config.update_interval, seed
+        ),
+        stj.project(low_rank),
+        stj.monitor_energy(low_rank),
+        stj.scale_by_projection_aware_adam(
+            low_rank,
+            config.b1,
+            config.b2,
+            config.eps,
+            transport=_given(config.transport, method.transport),
+        ),
+        stj.recover_and_scale(
+            low_rank,
+            scale,
+            "columns" if recovers else "none",
+            growth_limit=config.growth_limit,
+        ),
+    )
+
+
+def _full_rank(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam, or another rule for the matrices and Adam for all else."""
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.name == "adamw":
+        return adam
+    if config.name == "muon":
+        # A rate of -1 leaves the sign, which the end of the chain turns.
+        matrices = optax.contrib.muon(
+            -1.0,
+            consistent_rms=MUON_RMS,
+            muon_weight_dimension_numbers=llama.matrix_axes,
+        )
+    else:
+        matrices = optax.chain(
+            optax.scale_by_factored_rms(min_dim_size_to_factor=2),
+            optax.clip_by_block_rms(1.0),
+        )
+    return optax.partition(
+        {True: matrices, False: adam}, lambda params: _is_matrix(params)
+    )
+
+
+def _scale_matrices(
+    factor: jax.typing.ArrayLike,
+) -> optax.GradientTransformation:
+    scale = optax.stateless_with_tree_map(lambda g, _: jnp.asarray(factor, g.dtype) * g)
+    return optax.masked(scale, _is_matrix)
+
+
+def _given(choice: bool | None, otherwise: bool) -> bool:
+    return otherwise if choice is None else choice
+
+
+def _is_matrix(params: Any) -> Any:
+    """True for the parameters that low-rank methods and Muon act on."""
+    axes = llama.matrix_axes(params)
+    return jax.tree.map(lambda _, spec: spec is not None, params, axes)
 
 
 def _not_a_norm(params: Any) -> Any:

@@ -41,18 +41,7 @@ def open_directory(config: PretrainConfig) -> Iterator[bool]:
             f"--resume: there is no run in --output-dir {directory}; without --resume "
             "one is started there"
         )
-    lock = filelock.FileLock(directory / LOCK_FILE, blocking=False)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        held = lock.acquire()
-    except filelock.Timeout as error:
-        raise ValueError(
-            f"a run in --output-dir {directory} is going on: wait for it or give "
-            "another directory"
-        ) from error
-    except OSError as error:
-        raise OSError(f"cannot write to --output-dir {directory}: {error}") from error
-    with held:
+    with lock_directory(directory):
         # A run that died before its first step is nobody's loss.
         has_steps = metrics.exists() and metrics.stat().st_size > 0
         checkpoints = directory / CHECKPOINTS
@@ -67,6 +56,29 @@ def open_directory(config: PretrainConfig) -> Iterator[bool]:
                     "another directory"
                 )
         yield found
+
+
+@contextlib.contextmanager
+def lock_directory(directory: pathlib.Path) -> Iterator[None]:
+    """Creates a directory and keeps other processes from working in it.
+
+    Raises:
+      ValueError: another one does.
+      OSError: it cannot be created or written.
+    """
+    lock = filelock.FileLock(directory / LOCK_FILE, blocking=False)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire()
+    except filelock.Timeout as error:
+        raise ValueError(
+            f"a run in --output-dir {directory} is going on: wait for it or give "
+            "another directory"
+        ) from error
+    except OSError as error:
+        raise OSError(f"cannot write to --output-dir {directory}: {error}") from error
+    with held:
+        yield
 
 
 def save_config(config: Any, path: pathlib.Path) -> None:

@@ -61,10 +61,10 @@ def run(*argv, program="train.pretrain", devices=1, **options):
     )
 
 
-def start(*argv):
-    """Starts `train.pretrain` and goes on."""
+def start(*argv, program="train.pretrain"):
+    """Starts the program and goes on."""
     return subprocess.Popen(
-        command(*argv),
+        command(*argv, program=program),
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,

@@ -286,6 +286,10 @@ def test_same_seed_same_batches(config, tokenizer_directory):
     for batch, again in zip(one, two, strict=True):
         np.testing.assert_equal(batch, again)
     assert rows_of(one) != rows_of(other)
+    # Of a text that is opened once, too.
+    again = take(open_text(config, 4, **options).train_batches(3), 5)
+    for batch, same in zip(one, again, strict=True):
+        np.testing.assert_equal(batch, same)
 
 
 def test_batches_go_on_exactly(config, tokenizer_directory):

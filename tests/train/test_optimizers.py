@@ -15,6 +15,14 @@ from train import optimizers
 from train.config import OptimizerConfig, OptimizerName
 
 NAMES = typing.get_args(OptimizerName)
+FULL_RANK = ("adamw", "muon", "adafactor")
+LIBRARY = {
+    "subtrack": stj.subtrack,
+    "subtrack-grad": stj.subtrack_grad,
+    "grass-walk": stj.grass_walk,
+    "grass-jump": stj.grass_jump,
+    "galore": stj.galore,
+}
 
 
 @pytest.fixture
@@ -48,7 +56,9 @@ def one_update(optimizer, params, gradients):
 def test_low_rank_state_is_that_of_attention_and_mlp(params, name):
     state = make(name).init(params)
     basis = jax.tree.leaves(optax.tree.get(state, "basis", default=()))
-    assert len(basis) == (0 if name == "adamw" else 1)
+    assert len(basis) == (0 if name in FULL_RANK else 1)
+    if name in ("muon", "adafactor"):
+        return
     moments = optax.tree.get(state, "mu")
     assert moments["head"]["kernel"].shape == (16, 64)
     expected = (2, 16, 32) if name == "adamw" else (2, 4, 32)
@@ -91,32 +101,134 @@ def test_settings_reach_the_optimizer(params, name):
     np.testing.assert_allclose(layer_norm, -1e-2 * adam, rtol=1e-4)
 
 
-def test_subtrack_is_the_library_s_with_the_same_settings(params):
+def run(optimizer, params, turns=4):
+    """Updates and state of each of a few turns, with gradients unlike each other."""
     gradients = jax.tree.map(
         lambda x: 1e-3 * jax.random.normal(jax.random.key(1), x.shape), params
     )
-    optimizer = make(scale=0.7, growth_limit=1.5, step_size=0.1)
-    library = stj.subtrack(
+    state, update, history = optimizer.init(params), jax.jit(optimizer.update), []
+    for turn in range(turns):
+        scaled = jax.tree.map(lambda x, s=turn: x * jnp.cos(s * x * 1e3), gradients)
+        updates, state = update(scaled, state, params)
+        history.append((updates, state))
+    return history
+
+
+def assert_same_updates(history, other):
+    for (updates, _), (updates_, _) in zip(history, other, strict=True):
+        for leaf, leaf_ in zip(*map(jax.tree.leaves, (updates, updates_)), strict=True):
+            np.testing.assert_allclose(leaf, leaf_, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_methods_are_the_library_s_with_the_same_settings(params, name):
+    settings = {"scale": 0.7}
+    if name in ("subtrack", "grass-walk", "grass-jump"):
+        settings["growth_limit"] = 1.5
+    if name in ("subtrack", "subtrack-grad"):
+        settings["damping"] = 0.5
+    if name == "grass-walk":
+        settings["angle"] = 0.3
+    library = LIBRARY[name](
         1e-2,
         rank=4,
         update_interval=2,
         eps=1e-6,
-        scale=0.7,
-        growth_limit=1.5,
-        step_size=0.1,
         dimension_numbers=llama.matrix_axes,
+        **settings,
     )
-    states = [optimizer.init(params), library.init(params)]
-    for turn in range(4):
-        scaled = jax.tree.map(lambda x, s=turn: x * jnp.cos(s * x * 1e3), gradients)
-        updates = []
-        for i, transformation in enumerate((optimizer, library)):
-            update, states[i] = jax.jit(transformation.update)(
-                scaled, states[i], params
-            )
-            updates.append(update)
-        for leaf, other in zip(*map(jax.tree.leaves, updates), strict=True):
-            np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-9)
+    assert_same_updates(run(make(name, **settings), params), run(library, params))
+
+
+def test_adamw_is_optax_s(params):
+    library = optax.adamw(1e-2, eps=1e-6, weight_decay=0.0)
+    assert_same_updates(run(make("adamw"), params), run(library, params))
+
+
+def test_without_transport_and_recovery_subtrack_is_its_form_of_2024(params):
+    history = run(make("subtrack", transport=False, recovery=False), params)
+    assert_same_updates(history, run(make("subtrack-grad"), params))
+
+
+def test_the_ablations_are_four_methods(params):
+    kernels = [
+        run(make("subtrack", transport=transport, recovery=recovery), params)[-1][0][
+            "layers"
+        ]["mlp"]["up"]["kernel"]
+        for transport in (True, False)
+        for recovery in (True, False)
+    ]
+    for i, kernel in enumerate(kernels):
+        assert all(np.abs(kernel - other).max() > 1e-5 for other in kernels[:i])
+
+
+@pytest.mark.parametrize(("name", "moves"), [("static", False), ("subtrack", True)])
+def test_static_never_moves_its_basis(params, name, moves):
+    bases = [
+        optax.tree.get(state, "basis")["layers"]["mlp"]["up"]["kernel"]
+        for _, state in run(make(name), params, turns=5)
+    ]
+    assert all(np.any(basis != 0) for basis in bases)
+    # Two refreshes, which may not cancel either.
+    assert any(np.any(basis != bases[0]) for basis in bases) == moves
+
+
+@pytest.mark.parametrize("name", FULL_RANK)
+def test_the_rate_of_matrices_is_that_of_matrices_alone(params, name):
+    settings = {"weight_decay": 0.1, "learning_rate": 1.0}
+    plain = run(make(name, **settings), params, 1)[0][0]
+    scaled = run(make(name, matrix_learning_rate_scale=0.25, **settings), params, 1)
+    scaled = scaled[0][0]
+    up = scaled["layers"]["mlp"]["up"], plain["layers"]["mlp"]["up"]
+    np.testing.assert_allclose(up[0]["kernel"], 0.25 * up[1]["kernel"], rtol=1e-6)
+    for tree in (scaled, plain):
+        del tree["layers"]["mlp"]
+    jax.tree.map(np.testing.assert_array_equal, scaled, plain)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "subtrack", "galore"])
+def test_a_factor_on_matrices_may_be_traced(params, name):
+    config = OptimizerConfig(name=name, rank=4, update_interval=2)
+    field = optimizers.matrix_scale_field(name)
+    written = dataclasses.replace(config, **{field: 0.5})
+
+    def updates(params, scale, seed):
+        optimizer = optimizers.make_optimizer(config, 1e-2, seed, scale)
+        return optimizer.update(params, optimizer.init(params), params)[0]
+
+    traced = jax.jit(updates)(params, 0.5, jnp.uint32(3))
+    wanted = one_update(optimizers.make_optimizer(written, 1e-2, 3), params, params)
+    for leaf, other in zip(*map(jax.tree.leaves, (traced, wanted)), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_other_rules_descend_in_steps_of_adam_s_size(params, name):
+    gradients = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(1), x.shape), params
+    )
+    updates = one_update(make(name, learning_rate=1.0), params, gradients)
+    kernel = updates["layers"]["mlp"]["up"]["kernel"]
+    assert jnp.vdot(kernel, gradients["layers"]["mlp"]["up"]["kernel"]) < 0
+    assert 0.1 < jnp.sqrt(jnp.mean(kernel**2)) < 1.1
+    # All else is Adam's.
+    adam = one_update(make("adamw", learning_rate=1.0), params, gradients)
+    for name in ("head", "norm"):
+        jax.tree.map(np.testing.assert_array_equal, updates[name], adam[name])
+
+
+def test_settings_that_are_not_read_make_no_difference():
+    canonical = optimizers.canonical
+    adamw = OptimizerConfig(name="adamw", rank=7, damping=0.5, b2=0.9)
+    assert canonical(adamw) == OptimizerConfig(name="adamw", b2=0.9)
+    static = OptimizerConfig(name="static", update_interval=3, growth_limit=2.0)
+    assert canonical(static) == OptimizerConfig(name="static", growth_limit=2.0)
+    galore = OptimizerConfig(name="galore", growth_limit=2.0, recovery=False)
+    assert canonical(galore) == OptimizerConfig(name="galore")
+    subtrack = OptimizerConfig(transport=True, recovery=False, growth_limit=2.0)
+    assert canonical(subtrack) == OptimizerConfig(recovery=False)
+    fixed = OptimizerConfig(step_size=0.1, damping=0.5)
+    assert canonical(fixed) == OptimizerConfig(step_size=0.1)
 
 
 def test_the_seed_decides_random_subspaces(params):

@@ -1,0 +1,146 @@
+"""Tables of made-up records, whose numbers are known."""
+
+import dataclasses
+import math
+
+import pytest
+
+from train import comparison_report as report
+from train.comparison_report import Entry, Try
+from train.config import OptimizerConfig
+from train.records import Record
+from train.variants import Trial, parse_sweep, parse_variant
+
+STEPS = 10
+BASE = OptimizerConfig(rank=4, update_interval=5)
+
+
+def record(optimizer, seed, losses, seconds=1.0):
+    """A record of evaluations after every second step; None diverges."""
+    return Record(
+        trial=Trial(optimizer, seed),
+        diverged=None in losses,
+        skipped_steps=0,
+        evaluations=[(2 * k + 2, loss) for k, loss in enumerate(losses)],
+        curve=[],
+        step_seconds={"first": 5.0, "steady": seconds, "moving": 3.0},
+        measured_seconds=99.0,
+        compile_seconds=1.0,
+        state_bytes=2_500_000,
+        parameters=100,
+        versions={},
+        machine={"device": "cpu"},
+        command="",
+    )
+
+
+def entry(text, losses, scales=(1.0,), seconds=1.0):
+    """A variant tried at rates of 0.1, 0.2, ... with final losses of each seed."""
+    variant = parse_variant(text, BASE)
+    rates = [(k + 1) / 10 for k in range(len(losses) // len(scales))]
+    tries = [
+        Try(
+            optimizer,
+            tuple(
+                record(optimizer, seed, [9.0, loss], seconds)
+                for seed, loss in enumerate(each)
+            ),
+        )
+        for optimizer, each in zip(variant.search(rates, scales), losses, strict=True)
+    ]
+    return Entry(variant, tuple(tries))
+
+
+def cells(table):
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+    ]
+
+
+ADAMW = entry("adamw", [(4.0, 4.2), (3.0, 3.2), (3.3, None)], seconds=2.0)
+SUBTRACK = entry("subtrack", [(2.9, 3.1), (3.5, 3.5), (5.0, 5.0)])
+LOST = entry("muon", [(None, None), (None, 3.0)])
+
+
+def test_the_first_table_has_the_best_of_each_by_loss():
+    table = cells(report.results_table([LOST, ADAMW, SUBTRACK], STEPS))
+    assert table[0][:4] == ["optimizer", "held-out loss", "seeds", "learning rate"]
+    # 5 + 8 + 3 seconds, and 5 + 9 x 2; the least rate that was tried has its mark.
+    assert table[2:4] == [
+        ["subtrack", "3.000 ± 0.141", "2", "0.1*", "1", "3", "16", "2.50"],
+        ["adamw", "3.100 ± 0.141", "2", "0.2", "1", "3", "23", "2.50"],
+    ]
+    assert table[4][:3] == ["muon", "diverged (2 of 2)", "2"]
+
+
+def test_the_grid_has_every_try():
+    twice = entry("galore", [(3.0,), (2.0,), (2.5,), (4.0,)], scales=(0.25, 1.0))
+    assert cells(report.grid_table([ADAMW, twice]))[2:] == [
+        ["galore", "0.25", "3.000", "2.500", ""],
+        ["galore", "1", "**2.000**", "4.000", ""],
+        ["adamw", "1", "4.100 ± 0.141", "**3.100 ± 0.141**", "diverged (1 of 2)"],
+    ]
+
+
+def test_a_try_that_lacks_seeds_is_not_the_best():
+    started = entry("adamw", [(3.0, 3.0), (2.0,)])
+    assert started.best.optimizer.learning_rate == 0.1
+
+
+@pytest.mark.parametrize(("rate", "mark"), [(0.1, "*"), (0.2, ""), (0.3, "*")])
+def test_the_edges_of_the_grid_are_marked(rate, mark):
+    losses = [(2.0,) if k == round(rate * 10) else (3.0,) for k in (1, 2, 3)]
+    row = cells(report.results_table([entry("adamw", losses)], STEPS))[2]
+    assert row[3] == f"{rate:g}{mark}"
+    assert row[1] == "2.000"
+
+
+def test_sweeps_show_methods_without_the_setting_as_they_are():
+    variants = [ADAMW.variant, SUBTRACK.variant]
+    sweep = parse_sweep("rank=2,4", variants)
+    swept = [
+        dataclasses.replace(SUBTRACK, variant=variant)
+        for variant in sweep.variants(SUBTRACK.variant).values()
+    ]
+    table = cells(report.sweep_table(sweep, variants, [ADAMW, swept[1]]))
+    assert table[0] == ["optimizer, by rank", "2", "4"]
+    assert table[2:] == [
+        ["adamw", "3.100 ± 0.141", "3.100 ± 0.141"],
+        ["subtrack", "-", "3.000 ± 0.141"],
+    ]
+
+
+def test_seconds_are_those_of_the_trial_disturbed_least():
+    slow, fast = (entry("subtrack", [(2.0,)], seconds=s).tries for s in (4.0, 0.5))
+    both = Entry(SUBTRACK.variant, slow + fast)
+    assert both.step_seconds == {"first": 5.0, "steady": 0.5, "moving": 3.0}
+    assert both.seconds(STEPS) == 5 + 8 * 0.5 + 3
+
+
+def test_numbers_for_json_have_no_infinity():
+    first, *_, last = report.aggregate([LOST, ADAMW, SUBTRACK], STEPS)
+    assert first["optimizer"] == "subtrack"
+    assert first["best"]["losses"] == [2.9, 3.1]
+    assert first["seconds"] == 16
+    assert last["best"]["mean"] is None
+    assert last["best"]["losses"] == [None, None]
+
+
+def test_the_plot_has_lines_bands_and_a_legend_by_loss():
+    figure = report.plot([LOST, ADAMW, SUBTRACK], "title")
+    by_steps, by_seconds = figure.axes
+    lines = {line.get_label().split(":")[0]: line for line in by_steps.lines}
+    assert list(lines) == ["subtrack", "adamw", "muon"]
+    assert list(lines["adamw"].get_xdata()) == [2, 4]
+    assert list(lines["adamw"].get_ydata()) == pytest.approx([9.0, 3.1])
+    assert list(by_seconds.lines[1].get_xdata()) == [5 + 2, 5 + 3 * 2]
+    band = by_steps.collections[1].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == pytest.approx((3.0, 9.0))
+    legend = [text.get_text() for text in by_seconds.get_legend().get_texts()]
+    assert legend == [
+        "subtrack: 3.000 ± 0.141",
+        "adamw: 3.100 ± 0.141",
+        "muon: diverged (2 of 2)",
+    ]
+    assert not math.isnan(by_steps.get_ylim()[0])

@@ -1,0 +1,73 @@
+"""Records that come back as they were, and the numbers in them."""
+
+import dataclasses
+import math
+
+import pytest
+
+from tests.train.test_comparison_report import record
+from train import records
+from train.config import OptimizerConfig
+from train.variants import Trial
+
+
+@pytest.mark.parametrize("growth_limit", [1.01, math.inf])
+def test_a_record_comes_back_as_it_was(tmp_path, growth_limit):
+    optimizer = OptimizerConfig(growth_limit=growth_limit, step_size=0.5)
+    written = dataclasses.replace(
+        record(optimizer, 3, [9.5, None]),
+        curve=[(1, {"loss": 9.75, "gradient_norm": None})],
+    )
+    records.save(written, tmp_path)
+    assert records.load(written.trial, tmp_path) == written
+    assert written.final_loss == math.inf
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_each_trial_has_a_file_of_its_own(tmp_path):
+    optimizer = OptimizerConfig()
+    others = [
+        Trial(optimizer, 0),
+        Trial(optimizer, 1),
+        Trial(dataclasses.replace(optimizer, rank=3), 0),
+    ]
+    assert len({records.path_of(trial, tmp_path) for trial in others}) == 3
+    records.save(record(optimizer, 0, [1.0]), tmp_path)
+    assert [records.load(trial, tmp_path) is None for trial in others] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def test_the_record_of_another_trial_is_refused(tmp_path):
+    written = record(OptimizerConfig(), 0, [1.0])
+    records.save(written, tmp_path)
+    other = dataclasses.replace(written.trial, seed=1)
+    records.path_of(written.trial, tmp_path).rename(records.path_of(other, tmp_path))
+    with pytest.raises(ValueError, match="is the record of another trial: delete it"):
+        records.load(other, tmp_path)
+
+
+def test_seconds_are_medians_of_each_kind_of_step():
+    adamw, subtrack = (
+        OptimizerConfig(name=name, update_interval=2) for name in ("adamw", "subtrack")
+    )
+    seconds = [9.0, 1.0, 3.0, 1.0, 5.0, 100.0, 4.0]
+    kinds = records.by_kind(seconds, subtrack)
+    assert kinds == {"first": 9.0, "moving": 4.0, "steady": 1.0}
+    assert records.elapsed_seconds(subtrack, kinds, 4) == 9 + 1 + 4 + 1
+    assert records.by_kind(seconds, adamw) == {"first": 9.0, "steady": 3.5}
+
+
+def test_curves_are_thinned_by_averaging():
+    rows = [{"loss": float(k), "skipped_steps": 0.0} for k in range(1000)]
+    curve = records.thinned(rows, 1000)
+    assert len(curve) == 200
+    assert curve[0] == (5, {"loss": 2.0})
+    assert curve[-1] == (1000, {"loss": 997.0})
+    rows[3]["loss"] = math.nan
+    assert records.thinned(rows[:7], 1000) == [
+        (5, {"loss": None}),
+        (7, {"loss": 5.5}),
+    ]

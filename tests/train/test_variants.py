@@ -1,0 +1,128 @@
+"""Variants and sweeps as they are typed, and the trials they make."""
+
+import pytest
+
+from train.config import OptimizerConfig
+from train.variants import all_variants, parse_sweep, parse_variant
+
+BASE = OptimizerConfig(rank=8, update_interval=5)
+
+
+def parse(text):
+    return parse_variant(text, BASE)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("galore", {"name": "galore"}),
+        ("adamw:b2=0.95", {"name": "adamw", "b2": 0.95}),
+        (
+            "subtrack:update_interval=50, scale=0.5",
+            {"name": "subtrack", "update_interval": 50, "scale": 0.5},
+        ),
+        (
+            "subtrack:transport=off,recovery=true",
+            {"name": "subtrack", "transport": False, "recovery": True},
+        ),
+        ("subtrack-grad:step-size=2", {"name": "subtrack-grad", "step_size": 2.0}),
+        ("subtrack:step_size=none", {"name": "subtrack"}),
+        ("subtrack:growth_limit=inf", {"name": "subtrack", "growth_limit": 1e999}),
+    ],
+)
+def test_a_variant_is_a_method_and_settings_of_its_own(text, settings):
+    variant = parse(text)
+    wanted = OptimizerConfig(**{"rank": 8, "update_interval": 5} | settings)
+    assert variant.optimizer == wanted
+    assert variant.label == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sgd", "'sgd' is none of adamw, subtrack,"),
+        ("", "'' is none of adamw"),
+        ("subtrack:rank", "'rank' is not a setting; write rank=32"),
+        ("subtrack:rank=", "'rank=' is not a setting"),
+        ("subtrack:rnk=3", "'rnk' is none of learning_rate,"),
+        ("subtrack:name=adamw", "'name' is none of"),
+        ("subtrack:rank=3.5", "rank=3.5: Input should be a valid integer"),
+        ("subtrack:rank=none", "rank=none: Input should be"),
+        ("subtrack:transport=maybe", "transport=maybe: Input should be"),
+        ("subtrack:rank=0", "--rank must be at least 1, got 0"),
+        ("subtrack:rank=3,rank=4", "rank is given twice"),
+        ("adamw:rank=3", "adamw does not use rank; it uses b1, b2,"),
+        ("static:update_interval=3", "static does not use update_interval"),
+        ("galore:growth_limit=2", "galore does not use growth_limit"),
+    ],
+)
+def test_what_is_no_variant_is_told(text, message):
+    with pytest.raises(ValueError) as error:
+        parse(text)
+    assert message in str(error.value)
+    assert f"--optimizers {text!r}" in str(error.value)
+
+
+def test_every_method_is_tried_as_often():
+    rates, scales = (1e-3, 1e-2, 1e-1), (0.25, 1.0)
+    searches = [parse(text).search(rates, scales) for text in ("adamw", "subtrack")]
+    assert [len(search) for search in searches] == [6, 6]
+    adamw, subtrack = searches
+    assert {each.matrix_learning_rate_scale for each in adamw} == set(scales)
+    assert {each.scale for each in subtrack} == set(scales)
+    assert {each.matrix_learning_rate_scale for each in subtrack} == {1.0}
+    assert {each.learning_rate for each in adamw} == set(rates)
+
+
+def test_what_a_variant_names_is_not_searched():
+    tried = parse("subtrack:scale=0.5").search((1e-3, 1e-2), (0.25, 1.0))
+    assert [(each.learning_rate, each.scale) for each in tried] == [
+        (1e-3, 0.5),
+        (1e-2, 0.5),
+    ]
+    tried = parse("adamw:learning_rate=0.1").search((1e-3, 1e-2), (1.0,))
+    assert [each.learning_rate for each in tried] == [0.1]
+
+
+def test_a_sweep_changes_one_setting_of_those_that_have_it():
+    variants = [parse("adamw"), parse("subtrack"), parse("galore:rank=4")]
+    sweep = parse_sweep("rank=4,8", variants)
+    swept = list(all_variants(variants, [sweep]))[len(variants) :]
+    ranks = [(each.label, each.optimizer.rank) for each in swept]
+    assert ranks == [
+        ("adamw", 8),
+        ("adamw", 8),
+        ("subtrack rank=4", 4),
+        ("subtrack rank=8", 8),
+        ("galore:rank=4 rank=4", 4),
+        ("galore:rank=4 rank=8", 8),
+    ]
+    # The trials of rank 8 are those of the variant as it is.
+    assert swept[3].search((1e-3,), (1.0,)) == variants[1].search((1e-3,), (1.0,))
+
+
+def test_an_ablation_shares_the_trials_of_what_the_method_does_anyway():
+    variants = [parse("subtrack"), parse("galore")]
+    on, off = parse_sweep("transport=on,off", variants).variants(variants[0]).values()
+    assert on.label == "subtrack transport=on"
+    assert on.search((1e-3,), (1.0,)) == variants[0].search((1e-3,), (1.0,))
+    assert off.search((1e-3,), (1.0,)) != variants[0].search((1e-3,), (1.0,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rank", "'rank' is not a setting"),
+        ("rnk=1,2", "'rnk' is none of"),
+        ("rank=4,many", "rank=many: Input should be a valid integer"),
+        ("rank=4,4", "has a value twice"),
+        ("rank=4,", "rank=: Input should be"),
+        ("rank=0,4", "--rank must be at least 1, got 0"),
+        ("angle=0.1,0.2", "none of --optimizers uses angle"),
+    ],
+)
+def test_what_is_no_sweep_is_told(text, message):
+    with pytest.raises(ValueError) as error:
+        parse_sweep(text, [parse("adamw"), parse("subtrack")])
+    assert message in str(error.value)
+    assert f"--sweep {text!r}" in str(error.value)

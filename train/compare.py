@@ -1,0 +1,218 @@
+"""Compares optimizers on one task: `python -m train.compare --help`.
+
+Trials run one at a time on one device. Seconds are made of the median step of each
+kind (the first, those that move subspaces, all others), without compilation,
+evaluation and data, from the trial of a method that was disturbed least: times that
+can be compared though the machine has other work. What was measured in all is in the
+records.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+import tqdm
+
+from train import cli, comparison_report, data, records
+from train.comparison import CompareConfig, Plan, Settings, make_plan
+from train.comparison_report import Entry, Try
+from train.config import PretrainConfig
+from train.interruption import Interruption
+from train.presets import PRESETS
+from train.records import Record
+from train.run import (
+    differences,
+    load_config,
+    lock_directory,
+    save_config,
+    write_whole,
+)
+from train.trials import Runner, Task
+from train.variants import Trial, Variant, all_variants
+
+PROGRAM = "python -m train.compare"
+TASK_FILE = "task.json"
+TRIALS = "trials"
+
+
+def run_trials(
+    trials: Sequence[Trial], runner: Runner, directory: pathlib.Path, steps: int
+) -> Interruption:
+    """Runs trials and saves each, up to the end or to an interruption."""
+    with (
+        tqdm.tqdm(total=len(trials) * steps, unit="step", dynamic_ncols=True) as bar,
+        Interruption() as interruption,
+    ):
+
+        def after_step(loss: float) -> bool:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+            return interruption.received is None
+
+        for done, trial in enumerate(trials, start=1):
+            optimizer = trial.optimizer
+            bar.set_description(
+                f"{optimizer.name} {optimizer.learning_rate:g} seed {trial.seed}"
+            )
+            record = runner.run(trial, after_step)
+            if record is None:
+                break
+            records.save(record, directory)
+            bar.update(done * steps - bar.n)  # of a diverged trial, what it left out
+    return interruption
+
+
+def write_report(config: CompareConfig, plan: Plan, found: Sequence[Record]) -> str:
+    """Writes tables, plot and numbers of what has finished; returns the tables.
+
+    Seeds that some trials still lack are left out, unless there is no other.
+    """
+    by_trial = {record.trial: record for record in found}
+    lacking = {trial.seed for trial in plan.trials if trial not in by_trial}
+    seeds = [seed for seed in config.seeds if seed not in lacking] or config.seeds
+
+    def entry(variant: Variant) -> Entry | None:
+        tries = []
+        for optimizer in variant.search(config.learning_rates, config.matrix_scales):
+            trials = [Trial(optimizer, seed) for seed in seeds]
+            finished = tuple(by_trial[t] for t in trials if t in by_trial)
+            if finished:
+                tries.append(Try(optimizer, finished))
+        return Entry(variant, tuple(tries)) if tries else None
+
+    def entries(variants: Sequence[Variant]) -> list[Entry]:
+        unique = dict.fromkeys(variants)
+        return [each for each in map(entry, unique) if each is not None]
+
+    main, steps = entries(plan.variants), config.task.steps
+    title = _title(config, found[0])
+    parts = [
+        f"# {title}",
+        comparison_report.results_table(main, steps),
+        comparison_report.NOTES,
+        "## All that was tried",
+        comparison_report.grid_table(main),
+    ]
+    swept = {}
+    for sweep in plan.sweeps:
+        variants = list(all_variants(plan.variants, [sweep]))
+        parts += [
+            f"## {sweep.name}",
+            comparison_report.sweep_table(sweep, plan.variants, entries(variants)),
+        ]
+        swept[sweep.name] = comparison_report.aggregate(
+            entries(variants[len(plan.variants) :]), steps
+        )
+    text = "\n\n".join(parts) + "\n"
+    results = {
+        "title": title,
+        "machine": found[0].machine,
+        "versions": found[0].versions,
+        "optimizers": comparison_report.aggregate(main, steps),
+        "sweeps": swept,
+    }
+    directory = config.output_dir
+    write_whole(directory / "table.md", text)
+    write_whole(directory / "results.json", json.dumps(results, indent=2) + "\n")
+    comparison_report.plot(main, title).savefig(directory / "loss.png")
+    return text
+
+
+def _title(config: CompareConfig, record: Record) -> str:
+    task = config.task
+    return (
+        f"{config.preset}, {record.parameters / 1e6:.3g} M parameters: "
+        f"{task.steps:,} steps of {task.data.batch_size_tokens:,} tokens on "
+        f"{record.machine['device']}"
+    )
+
+
+def read(argv: Sequence[str]) -> CompareConfig:
+    """The command line, on top of a preset of train.pretrain."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset", nargs="?")
+    given = chooser.parse_known_args(argv)[0].preset
+    # A name that is no preset is reported by tyro, which knows the choices.
+    run = PRESETS.get(given, PRESETS["tiny"])
+    return cli.read(CompareConfig, PROGRAM, argv, _of_run(run))
+
+
+def _of_run(run: PretrainConfig) -> CompareConfig:
+    shared = {field.name for field in dataclasses.fields(Task)}
+    task = Task(**{name: getattr(run, name) for name in shared})
+    settings = Settings(**dataclasses.asdict(run.optimizer))
+    return CompareConfig(task=task, preset=run.preset, settings=settings)
+
+
+def _open_directory(config: CompareConfig) -> bool:
+    """Whether there are trials already; raises a ValueError if they are of others."""
+    saved = config.output_dir / TASK_FILE
+    if not saved.exists():
+        return False
+    changed = differences(config.task, load_config(Task, saved))
+    if changed:
+        raise ValueError(
+            f"--output-dir {config.output_dir} holds another comparison: "
+            f"{'; '.join(changed)}. Give its values to continue it, or another "
+            "directory"
+        )
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the program with the arguments of the command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = shlex.join([*PROGRAM.split(), *argv])
+    try:
+        sys.exit(_run(read(argv), command))
+    except KeyboardInterrupt:
+        print(f"interrupted; to go on: {command}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(config: CompareConfig, command: str) -> int:
+    with contextlib.ExitStack() as stack:
+        with cli.user_errors(ValueError, OSError):
+            plan = make_plan(config)
+            stack.enter_context(lock_directory(config.output_dir))
+            found = _open_directory(config)
+            directory = config.output_dir / TRIALS
+            directory.mkdir(exist_ok=True)
+            missing = [t for t in plan.trials if records.load(t, directory) is None]
+            if missing:
+                text = data.open_text(
+                    config.task.data,
+                    config.task.model.vocabulary_size,
+                    seed=config.seeds[0],
+                    tokenizer_directory=config.output_dir if found else None,
+                )
+                text.tokenizer.save(config.output_dir)
+                save_config(config.task, config.output_dir / TASK_FILE)
+        total = len(plan.trials)
+        print(f"{total} trials, {total - len(missing)} of them finished before")
+        interruption = None
+        with cli.user_errors(OSError):
+            if missing:
+                print(text.description, flush=True)
+                runner = Runner(config.task, text, command)
+                interruption = run_trials(missing, runner, directory, config.task.steps)
+            kept = [records.load(trial, directory) for trial in plan.trials]
+            finished = [record for record in kept if record is not None]
+            tables = write_report(config, plan, finished) if finished else ""
+        if len(finished) < total:
+            print(
+                f"Stopped by {interruption.received.name}: {len(finished)} of {total} "
+                f"trials are finished. To go on: {command}"
+            )
+            return interruption.exit_code
+        print(f"\n{tables}\nTables, plot and numbers are in {config.output_dir}")
+        return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What a comparison consists of: its configuration, and the trials that makes."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, NamedTuple
+
+import tyro
+
+from train.config import OptimizerConfig, OptimizerName, PresetName, fits_32_bits
+from train.trials import Task
+from train.variants import (
+    Sweep,
+    Trial,
+    Variant,
+    all_variants,
+    parse_sweep,
+    parse_variant,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(OptimizerConfig):
+    """Settings of all methods that do not name their own.
+
+    Those that are searched, or are another argument, cannot be given.
+    """
+
+    name: Annotated[OptimizerName, tyro.conf.Suppress] = "subtrack"
+    learning_rate: Annotated[float, tyro.conf.Suppress] = 1e-3
+    scale: Annotated[float, tyro.conf.Suppress] = 0.25
+    matrix_learning_rate_scale: Annotated[float, tyro.conf.Suppress] = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Trains the same model on the same batches with one optimizer after the other.
+
+    Every method is tried with the same learning rates, times the same factors on the
+    updates of attention and MLP matrices, times the same seeds; a table has each at
+    the rates of its least mean loss. Finished trials are kept: the same command, or
+    one that asks for more, goes on where the last one stopped. The values below are
+    those of the chosen preset.
+
+    Attributes:
+      task: what all trials share.
+      preset: where all other values come from unless given, as for train.pretrain.
+      optimizers: the methods, each with settings of its own if need be, which are then
+        not searched: adamw:b2=0.95 subtrack:update_interval=50,scale=0.5. static is
+        subtrack without tracking: what it loses, tracking wins.
+      learning_rates: peak learning rates to try.
+      matrix_scales: factors on the updates of matrices to try: scale of the low-rank
+        methods, matrix_learning_rate_scale of the others.
+      seeds: each decides initial parameters, order of the data and random subspaces,
+        alike for all methods.
+      sweep: settings and values to try one by one, all else being equal, each with a
+        table of its own: rank=16,32,64 transport=on,off. Methods without the setting
+        are shown as they are.
+      output_dir: directory of the comparison: table.md, loss.png, results.json, and a
+        record of each trial.
+      settings: of all methods, unless they name their own.
+    """
+
+    task: Task
+    preset: PresetName = "tiny"
+    optimizers: tuple[str, ...] = ("adamw", "muon", "galore", "static", "subtrack")
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    matrix_scales: tuple[float, ...] = (0.25, 1.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sweep: tuple[str, ...] = ()
+    output_dir: pathlib.Path = pathlib.Path("runs/compare")
+    settings: Settings = Settings()
+
+    def __post_init__(self):
+        lists = ("optimizers", "learning_rates", "matrix_scales", "seeds")
+        for name in (*lists, "sweep"):
+            values, flag = getattr(self, name), "--" + name.replace("_", "-")
+            if name in lists and not values:
+                raise ValueError(f"{flag} must have at least one value")
+            if len(set(values)) < len(values):
+                shown = " ".join(map(str, values))
+                raise ValueError(f"{flag} has a value twice: {shown}")
+        for name in ("learning_rates", "matrix_scales"):
+            for value in getattr(self, name):
+                if not 0 < value < float("inf"):
+                    flag = "--" + name.replace("_", "-")
+                    raise ValueError(f"{flag} must be positive and finite, got {value}")
+        for seed in self.seeds:
+            if not fits_32_bits.holds(seed):
+                raise ValueError(f"--seeds must be {fits_32_bits.words}, got {seed}")
+
+
+class Plan(NamedTuple):
+    """What a comparison consists of."""
+
+    variants: list[Variant]
+    sweeps: list[Sweep]
+    trials: list[Trial]
+
+
+def make_plan(config: CompareConfig) -> Plan:
+    """All trials, each once, in the order in which they are run.
+
+    Methods take turns, and a seed is finished before the next one begins: what
+    slows the machine down for a while slows all of them, and a comparison that is
+    stopped has something to show for each.
+
+    Raises:
+      ValueError: a variant or a sweep is none.
+    """
+    base = OptimizerConfig(
+        **{
+            field.name: getattr(config.settings, field.name)
+            for field in dataclasses.fields(OptimizerConfig)
+        }
+    )
+    variants = [parse_variant(text, base) for text in config.optimizers]
+    sweeps = [parse_sweep(text, variants) for text in config.sweep]
+    searches = [
+        variant.search(config.learning_rates, config.matrix_scales)
+        for variant in all_variants(variants, sweeps)
+    ]
+    turns = range(max(map(len, searches)))
+    trials = [
+        Trial(search[turn], seed)
+        for seed in config.seeds
+        for turn in turns
+        for search in searches
+        if turn < len(search)
+    ]
+    return Plan(variants, sweeps, list(dict.fromkeys(trials)))

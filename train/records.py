@@ -1,0 +1,183 @@
+"""What is written down of a trial, and where."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import platform
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import optax
+import pydantic
+
+import subtrack_jax as stj
+from train.config import OptimizerConfig
+from train.optimizers import settings_of
+from train.run import write_whole
+from train.variants import Trial
+
+# Of the training curve, which is averaged in between.
+MAX_CURVE_POINTS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is written down of a finished trial.
+
+    Attributes:
+      trial: the trial.
+      diverged: whether it ended early: ten steps in a row, or an evaluation, had a
+        loss or a gradient that is not finite.
+      skipped_steps: steps that changed nothing because theirs was not.
+      evaluations: (step, loss in nats) of the held-out text; a loss that is not
+        finite is None.
+      curve: (last step, metrics) of stretches of training steps, averaged.
+      step_seconds: median seconds of a step of each kind: the first, one that moves
+        subspaces, one that does not.
+      measured_seconds: of all steps together, without compilation and evaluation.
+      compile_seconds: of the program, which trials of one method share.
+      state_bytes: the optimizer's.
+      parameters: the model's.
+      versions: of packages.
+      machine: where it ran.
+      command: what was typed.
+    """
+
+    trial: Trial
+    diverged: bool
+    skipped_steps: int
+    evaluations: list[tuple[int, float | None]]
+    curve: list[tuple[int, dict[str, float | None]]]
+    step_seconds: dict[str, float]
+    measured_seconds: float
+    compile_seconds: float
+    state_bytes: int
+    parameters: int
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    command: str
+
+    @property
+    def final_loss(self) -> float:
+        """Of the held-out text after the last step; infinite if it diverged."""
+        last = self.evaluations[-1][1] if self.evaluations else None
+        return math.inf if self.diverged or last is None else last
+
+
+def elapsed_seconds(
+    optimizer: OptimizerConfig, step_seconds: dict[str, float], step: int
+) -> float:
+    """What so many steps take, by the median seconds of each kind of step.
+
+    A median of many steps does not see what else the machine was doing at times; one
+    for each kind of step keeps what moving subspaces costs.
+    """
+    kinds = [_kind(optimizer, count) for count in range(step)]
+    return sum(step_seconds[kind] * kinds.count(kind) for kind in set(kinds))
+
+
+def path_of(trial: Trial, directory: pathlib.Path) -> pathlib.Path:
+    """Where the record of a trial is kept."""
+    values = json.dumps(dataclasses.asdict(trial), sort_keys=True)
+    digest = hashlib.sha256(values.encode()).hexdigest()[:12]
+    optimizer = trial.optimizer
+    name = f"{optimizer.name}-{optimizer.learning_rate:g}-seed{trial.seed}-{digest}"
+    return directory / f"{name}.json"
+
+
+def save(record: Record, directory: pathlib.Path) -> None:
+    """Writes a record, whole or not at all."""
+    text = json.dumps(dataclasses.asdict(record), indent=1)
+    write_whole(path_of(record.trial, directory), text + "\n")
+
+
+def load(trial: Trial, directory: pathlib.Path) -> Record | None:
+    """The record of a trial; None if it has not finished.
+
+    Raises:
+      ValueError: the file is no record, or that of another trial.
+      OSError: it cannot be read.
+    """
+    path = path_of(trial, directory)
+    if not path.exists():
+        return None
+    try:
+        record = pydantic.TypeAdapter(Record).validate_json(path.read_bytes())
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise ValueError(
+            f"{path} is not the record of a trial: {where}: {first['msg']}; delete it "
+            "to run the trial again"
+        ) from error
+    if record.trial != trial:
+        raise ValueError(
+            f"{path} is the record of another trial: delete it to run this one"
+        )
+    return record
+
+
+def _kind(optimizer: OptimizerConfig, count: int) -> str:
+    """Of the step that follows after `count` others."""
+    if count == 0:
+        return "first"
+    if "update_interval" not in settings_of(optimizer):
+        return "steady"
+    return "steady" if count % optimizer.update_interval else "moving"
+
+
+def by_kind(seconds: Sequence[float], optimizer: OptimizerConfig) -> dict[str, float]:
+    """The median seconds of each kind of step."""
+    kinds: dict[str, list[float]] = {}
+    for count, each in enumerate(seconds):
+        kinds.setdefault(_kind(optimizer, count), []).append(each)
+    return {kind: statistics.median(values) for kind, values in kinds.items()}
+
+
+def thinned(
+    rows: Sequence[dict[str, float]], total: int
+) -> list[tuple[int, dict[str, float | None]]]:
+    """Averages stretches of steps' metrics, as many as make a curve of a whole run."""
+    size = math.ceil(total / MAX_CURVE_POINTS)
+    stretches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    names = [n for n in rows[0] if n not in ("learning_rate", "skipped_steps")]
+    means = [
+        {name: finite(float(np.mean([row[name] for row in stretch]))) for name in names}
+        for stretch in stretches
+    ]
+    ends = [min(start + size, len(rows)) for start in range(0, len(rows), size)]
+    return list(zip(ends, means, strict=True))
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON knows, or None."""
+    return value if math.isfinite(value) else None
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "optax": optax.__version__,
+        "flax": flax.__version__,
+        "subtrack_jax": stj.__version__,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Of what decides the seconds."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "cpus": os.cpu_count(),
+        "system": platform.platform(),
+    }
