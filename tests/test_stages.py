@@ -326,13 +326,15 @@ class TestOnCoordinates:
 def _equations(jaxpr, nesting=()):
     """Every equation with the primitives that it is nested in.
 
-    A `cond` that only chooses the code of a platform is not one when it runs.
+    A `cond` that only chooses the code of a platform is not one when it runs; its
+    last branch, for platforms without code of their own, stands for it.
     """
     for equation in jaxpr.eqns:
         yield equation, nesting
         of_platform = equation.params.get("branches_platforms") is not None
         name = "platform" if of_platform else equation.primitive.name
-        for inner in jaxprs_in_params(equation.params):
+        inners = list(jaxprs_in_params(equation.params))
+        for inner in inners[-1:] if of_platform else inners:
             yield from _equations(inner, (*nesting, name))
 
 
