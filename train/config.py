@@ -227,16 +227,31 @@ class ReportConfig:
       peak_teraflops: most floating-point operations a device can do, in 10^12 per
         second, for the model FLOP utilisation. None: taken from a table of GPUs and
         TPUs; unknown on a CPU.
+      diagnostics: write into diagnostics.jsonl how the subspace of each matrix fits
+        its gradient and how far it moves, and draw subspace.png of it. While it looks
+        it holds a second copy of the bases.
+      diagnostics_every_steps: optimizer steps between two such looks. Only multiples
+        of --update-interval look at every step at which subspaces move or at some of
+        them. None: all of them.
     """
 
     tensorboard: Switch = False
     wandb: Switch = False
     wandb_project: str = "subtrack_jax"
     peak_teraflops: float | None = None
+    diagnostics: Switch = False
+    diagnostics_every_steps: int | None = None
 
     def __post_init__(self):
         if self.peak_teraflops is not None:
             check(self, positive, "peak_teraflops")
+        if self.diagnostics_every_steps is not None:
+            check(self, at_least_1, "diagnostics_every_steps")
+            if not self.diagnostics:
+                raise ValueError(
+                    f"--diagnostics-every-steps {self.diagnostics_every_steps} needs "
+                    "--diagnostics, which is off"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +314,7 @@ class PretrainConfig:
         fsdp=4,tensor=2; -1 takes all devices that are left. It does not change what is
         computed, and may differ when a run is resumed.
       output_dir: directory of the run: config.json, tokenizer, metrics.jsonl,
-        curve.png and checkpoints.
+        curve.png, checkpoints and what --diagnostics writes.
       data: the text and its batches.
       optimizer: the method and its settings. Those of low-rank methods act on
         attention and MLP matrices only; the other parameters, and all of them under
