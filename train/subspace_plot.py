@@ -12,7 +12,7 @@ from matplotlib import figure
 
 QUANTITIES = {
     "captured_energy": "captured energy",
-    "grassmann_distance": "Grassmann distance of a move\n(radians)",
+    "grassmann_distance": "Grassmann distance moved (radians)",
     "recovery_ratio": "|Λ| / |G|",
 }
 
@@ -55,16 +55,16 @@ def plot(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
     for name, over_steps, over_layers in zip(shown, *panels, strict=True):
         over_steps.set(title=QUANTITIES[name], xlabel="step")
         over_layers.set(xlabel="layer")
-        if name == "recovery_ratio":  # falls by orders of magnitude
-            over_steps.set_yscale("log")
         over_layers.xaxis.get_major_locator().set_params(integer=True)
         for axes in (over_steps, over_layers):
             axes.grid(alpha=0.3)
+            if name == "recovery_ratio":  # orders of magnitude apart
+                axes.set_yscale("log")
     panels[0][0].set_ylabel("mean over layers, band: all")
     panels[1][0].set_ylabel("mean over steps")
     fig.suptitle(title)
     handles = panels[0][0].get_legend_handles_labels()
-    fig.legend(*handles, loc="outside lower center", ncols=7, frameon=False)
+    fig.legend(*handles, loc="outside lower center", ncols=10, frameon=False)
     fig.savefig(path)
 
 
@@ -81,20 +81,18 @@ def _grouped(
 
 
 def _labels(matrices: Iterable[str]) -> dict[str, str]:
-    """Paths in order, without the keys at both ends that all of them share.
+    """As few keys of each path, up to where all end alike, as tell them apart.
 
     >>> _labels(["layers/mlp/up/kernel", "layers/mlp/down/kernel"])
     {'layers/mlp/up/kernel': 'up', 'layers/mlp/down/kernel': 'down'}
     """
     paths = {matrix: matrix.split("/") for matrix in matrices}
-
-    def shared(parts):
-        columns = enumerate(zip(*parts, strict=False))
-        return next((k for k, keys in columns if len(set(keys)) > 1), 0)
-
-    start = shared(paths.values())
-    end = shared(keys[::-1] for keys in paths.values())
-    return {
-        matrix: "/".join(keys[start : len(keys) - end])
-        for matrix, keys in paths.items()
-    }
+    while (
+        len({keys[-1] for keys in paths.values()}) == 1 < min(map(len, paths.values()))
+    ):
+        paths = {matrix: keys[:-1] for matrix, keys in paths.items()}
+    for count in range(1, max(map(len, paths.values()), default=1) + 1):
+        labels = {matrix: "/".join(keys[-count:]) for matrix, keys in paths.items()}
+        if len(set(labels.values())) == len(labels):
+            break
+    return labels
