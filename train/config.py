@@ -314,7 +314,7 @@ class PretrainConfig:
         fsdp=4,tensor=2; -1 takes all devices that are left. It does not change what is
         computed, and may differ when a run is resumed.
       output_dir: directory of the run: config.json, tokenizer, metrics.jsonl,
-        curve.png, checkpoints and what --diagnostics writes.
+        curve.png and checkpoints.
       data: the text and its batches.
       optimizer: the method and its settings. Those of low-rank methods act on
         attention and MLP matrices only; the other parameters, and all of them under

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from train.diagnostics import (
     Diagnostics,
     check_has_subspaces,
 )
-from train.metrics import Stopwatch, read_rows
+from train.metrics import JsonLines, Stopwatch, read_rows
 from train.presets import PRESETS
 from train.step import TrainState
 
@@ -88,15 +89,16 @@ def states_of(config, skipped=()):
     return out
 
 
-def write(config, states, first=0, last=STEPS):
+def write(config, states, first=0, last=STEPS, watch=None):
     """What the training loop does of it; returns the rows on disk."""
+    watch = watch or Stopwatch()
     devices = mesh.make_mesh("fsdp=1", jax.devices()[:1])
     with Diagnostics(config, first, devices) as diagnostics:
         for step in range(first + 1, last + 1):
             # Of the last step it is not known yet, but for one that resumes from it.
             known = states[max(step - 2, first)][1].skipped_steps
             diagnostics.before(step, states[step - 1][1], int(known))
-            diagnostics.after(step, states[step][1], Stopwatch())
+            diagnostics.after(step, states[step][1], watch)
     return read_rows(config.output_dir / DIAGNOSTICS_FILE)
 
 
@@ -181,6 +183,20 @@ def test_how_often(tmp_path, every, steps):
     assert sorted({row["step"] for row in rows}) == list(steps)
     moved = {row["step"] for row in rows if row["grassmann_distance"] > 1e-3}
     assert moved == {step for step in steps if step > 1 and step % INTERVAL == 1}
+
+
+def test_the_time_it_takes_is_not_the_steps(tmp_path, monkeypatch):
+    clock, append = [0.0], JsonLines.append
+
+    def slow_disk(self, *rows):
+        clock[0] += 100
+        append(self, *rows)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(JsonLines, "append", slow_disk)
+    config, watch = configure(tmp_path), Stopwatch()
+    write(config, states_of(config), watch=watch)
+    assert (clock[0], watch.lap()) == (500, 0)
 
 
 def test_off_it_neither_keeps_nor_writes_anything(tmp_path, monkeypatch):
