@@ -230,9 +230,9 @@ class ReportConfig:
       diagnostics: write into diagnostics.jsonl how the subspace of each matrix fits
         its gradient and how far it moves, and draw subspace.png of it. While it looks
         it holds a second copy of the bases.
-      diagnostics_every_steps: optimizer steps between two such looks. Only multiples
-        of --update-interval look at every step at which subspaces move or at some of
-        them. None: all of them.
+      diagnostics_every_steps: optimizer steps between two such looks; those at
+        multiples of the update interval see a move. None: the update interval, so
+        that every move is seen.
     """
 
     tensorboard: Switch = False
