@@ -128,7 +128,7 @@ def _tracked(opt_state: optax.OptState) -> stj.TrackSubspaceState:
 
 @jax.jit
 def _kept(opt_state: optax.OptState) -> stj.TrackSubspaceState:
-    # A copy: what is handed through a compiled function as it is stays where it was.
+    # The step to come consumes what it is given.
     return jax.tree.map(jnp.copy, _tracked(opt_state))
 
 

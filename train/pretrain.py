@@ -82,8 +82,8 @@ def pretrain(
     else:
         print(f"\nContinued after step {first:,}.\n")
 
-    journal = Journal(config, first)
     diagnostics = Diagnostics(config, first, mesh)
+    journal = Journal(config, first)
     with journal, diagnostics, Interruption() as interruption:
         previous = None
         for step in range(first + 1, config.steps + 1):
