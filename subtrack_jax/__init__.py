@@ -13,7 +13,7 @@ transformations. Start with `subtrack`; build your own from the four stages:
 `LowRankLeaf` record; every other leaf is the plain array that it was.
 """
 
-from subtrack_jax import grassmann
+from subtrack_jax import diagnostics, grassmann
 from subtrack_jax._version import __version__
 from subtrack_jax.coordinates import (
     on_coordinates,
@@ -52,6 +52,7 @@ __all__ = [
     "Tracker",
     "__version__",
     "by_path",
+    "diagnostics",
     "galore",
     "geodesic",
     "grass_jump",

@@ -141,6 +141,19 @@ def stage(
     return optax.GradientTransformationExtraArgs(init_fn, update)
 
 
+def report(function: Callable[..., Any], *trees: Any) -> Any:
+    """Calls a function whose results are few numbers, on meshes of either kind.
+
+    On explicit axes it computes with automatic ones inside, like a `stage`, and its
+    results are whole on every device.
+    """
+    mesh = _explicit_mesh(trees)
+    if mesh is None:
+        return function(*trees)
+    on_all = NamedSharding(mesh, PartitionSpec())
+    return jax.sharding.auto_axes(function, out_sharding=on_all)(*trees)
+
+
 def basis_like(leaf: Any, view: MatrixView, dtype: Any) -> jax.Array:
     """Columns of the identity: orthonormal before the first gradient is seen."""
     *batch, m, rank = view.basis_shape

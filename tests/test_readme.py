@@ -15,7 +15,7 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 def test_the_readmes_python_runs_and_prints_what_it_shows(capsys):
     text = README.read_text()
     blocks = re.findall(r"```python\n(.*?)```(?:\n```\n(.*?)```)?", text, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}
     for code, shown in blocks:
         with jax.numpy_rank_promotion("allow"):  # readers have the default

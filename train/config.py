@@ -255,16 +255,31 @@ class ReportConfig:
       peak_teraflops: most floating-point operations a device can do, in 10^12 per
         second, for the model FLOP utilisation. None: taken from a table of GPUs and
         TPUs; unknown on a CPU.
+      diagnostics: write into diagnostics.jsonl how the subspace of each matrix fits
+        its gradient and how far it moves, and draw subspace.png of it. While it looks
+        it holds a second copy of the bases.
+      diagnostics_every_steps: optimizer steps between two such looks; those at
+        multiples of the update interval see a move. None: the update interval, so
+        that every move is seen.
     """
 
     tensorboard: Switch = False
     wandb: Switch = False
     wandb_project: str = "subtrack_jax"
     peak_teraflops: float | None = None
+    diagnostics: Switch = False
+    diagnostics_every_steps: int | None = None
 
     def __post_init__(self):
         if self.peak_teraflops is not None:
             check(self, positive, "peak_teraflops")
+        if self.diagnostics_every_steps is not None:
+            check(self, at_least_1, "diagnostics_every_steps")
+            if not self.diagnostics:
+                raise ValueError(
+                    f"--diagnostics-every-steps {self.diagnostics_every_steps} needs "
+                    "--diagnostics, which is off"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

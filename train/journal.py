@@ -40,6 +40,11 @@ class Journal:
         """All rows of the run."""
         return self._writer.rows
 
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped, of those written down."""
+        return self._skipped[0]
+
     def record(self, step: int, values: dict[str, Any]) -> None:
         """Waits for a step and writes it down."""
         values = jax.device_get(values)

@@ -22,11 +22,34 @@ CURVE_FILE = "curve.png"
 WANDB_ID_FILE = "wandb-id.txt"
 
 
-class MetricsWriter:
-    """Appends one JSON object a line; a line is on disk once `write` returns.
+class JsonLines:
+    """Rows in a file, one JSON object a line, on disk once `append` returns.
 
     Rows of an earlier process are taken over up to a step and the rest is dropped:
-    steps after the checkpoint that a run resumes from are taken again.
+    steps after the checkpoint that a run resumes from are taken again. Of several
+    processes all keep the rows and the first writes them.
+
+    Args:
+      path: the file.
+      last_step: the last step that keeps its rows.
+    """
+
+    def __init__(self, path: pathlib.Path, last_step: int):
+        self._path = path
+        self.rows = [row for row in read_rows(path) if row["step"] <= last_step]
+        if distributed.is_first():
+            write_whole(path, "".join(map(_line, self.rows)))
+
+    def append(self, *rows: dict[str, Any]) -> None:
+        """Adds rows, each with its `step`."""
+        if distributed.is_first():
+            with self._path.open("a") as file:
+                file.write("".join(map(_line, rows)))
+        self.rows += rows
+
+
+class MetricsWriter:
+    """Appends a row of metrics for each step, and tells those who watch.
 
     Args:
       config: the run, whose directory is written to, and whom else to tell.
@@ -34,23 +57,20 @@ class MetricsWriter:
     """
 
     def __init__(self, config: PretrainConfig, last_step: int):
-        self._path = config.output_dir / METRICS_FILE
-        self.rows = [r for r in read_rows(self._path) if r["step"] <= last_step]
-        # Of several processes all keep the rows and the first writes them.
-        self._is_first = distributed.is_first()
-        self._watchers = []
-        if self._is_first:
-            write_whole(self._path, "".join(map(_line, self.rows)))
-            self._watchers = _watchers(config, last_step)
+        self._file = JsonLines(config.output_dir / METRICS_FILE, last_step)
+        is_first = distributed.is_first()
+        self._watchers = _watchers(config, last_step) if is_first else []
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the run."""
+        return self._file.rows
 
     def write(self, step: int, **values: Any) -> dict[str, Any]:
         """Adds a line; arrays of one element become numbers. Returns the row."""
         numbers = {name: np.asarray(value).item() for name, value in values.items()}
         row = {"step": step} | numbers
-        if self._is_first:
-            with self._path.open("a") as file:
-                file.write(_line(row))
-        self.rows.append(row)
+        self._file.append(row)
         for watcher in self._watchers:
             watcher.write(step, row)
         return row
@@ -62,7 +82,7 @@ class MetricsWriter:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, but for a last one that was cut short."""
+    """The rows of a file of JSON lines, but for a last one that was cut short."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -74,9 +94,10 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    # JSON knows no NaN.
-    row = {name: v if math.isfinite(v) else None for name, v in row.items()}
-    return json.dumps(row) + "\n"
+    def known(value):  # JSON knows no NaN
+        return value if isinstance(value, str) or math.isfinite(value) else None
+
+    return json.dumps({name: known(value) for name, value in row.items()}) + "\n"
 
 
 class _TensorBoard:

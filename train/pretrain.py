@@ -20,6 +20,7 @@ from train import mesh as meshes
 from train import step as steps
 from train.checkpoint import CheckpointError, Checkpoints, quiet_orbax
 from train.config import PretrainConfig
+from train.diagnostics import Diagnostics, check_has_subspaces
 from train.interruption import Interruption
 from train.journal import DivergedError, Journal
 from train.presets import PRESETS
@@ -81,15 +82,18 @@ def pretrain(
     else:
         print(f"\nContinued after step {first:,}.\n")
 
+    diagnostics = Diagnostics(config, first, mesh)
     journal = Journal(config, first)
-    with journal, Interruption() as interruption:
+    with journal, diagnostics, Interruption() as interruption:
         previous = None
         for step in range(first + 1, config.steps + 1):
+            diagnostics.before(step, state, journal.skipped_steps)
             # Only dispatched: while it runs, the step before is written down.
             state, values = train_step(state, place(next(batches)))
             if previous is not None:
                 journal.record(*previous)
             previous = (step, values)
+            diagnostics.after(step, state, journal.watch)
             is_last = interruption.reached(step) or step == config.steps
             if step % config.eval_every_steps == 0 or step == config.steps:
                 jax.block_until_ready(values)
@@ -221,6 +225,7 @@ def _run(config: PretrainConfig) -> int:
         with cli.user_errors(ValueError, OSError):
             metrics.check_packages(config)
             config = _with_shape_of_weights(config)
+            check_has_subspaces(config)
             distributed.initialize(config.start)
             stack.enter_context(distributed.silence_all_but_first())
             mesh = meshes.make_mesh(config.mesh)

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from tests.train.program import ENVIRONMENT, ROOT, SMALL, command, read_metrics, run
+from train.diagnostics import DIAGNOSTICS_FILE
+from train.metrics import read_rows
 
 pytestmark = pytest.mark.slow
 
 STEPS = 40
 FLAGS = [*SMALL, "--steps", STEPS, "--eval-every-steps", 20, "--eval-tokens", 500]
 FLAGS += ["--batch-size-sequences", 8, "--checkpoint-every-steps", 10]
-FLAGS += ["--mesh", "fsdp=4,tensor=2"]
+FLAGS += ["--mesh", "fsdp=4,tensor=2", "--diagnostics"]
 
 
 def start_two(directory):
@@ -62,6 +64,14 @@ def assert_same_numbers(directory, want):
         got, expected = ([row[name] for row in each] for each in (rows, want_rows))
         np.testing.assert_allclose(got, expected, rtol=2e-3, err_msg=name)
     assert rows[-1]["eval_loss"] == pytest.approx(want_rows[-1]["eval_loss"], rel=1e-3)
+    looks, want_looks = (
+        read_rows(each / DIAGNOSTICS_FILE) for each in (directory, want)
+    )
+    for row, want_row in zip(looks, want_looks, strict=True):
+        for name, value in want_row.items():
+            if isinstance(value, float):
+                value = pytest.approx(value, rel=2e-2, abs=2e-3, nan_ok=True)
+            assert row[name] == value, row
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,334 @@
+"""What a run writes and draws of its subspaces, also when it is cut into pieces."""
+
+import dataclasses
+import json
+import math
+import shutil
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.linalg
+
+from tests import common
+from tests.train.program import (
+    SMALL,
+    assert_one_line_error,
+    read_values,
+    run,
+    start,
+    stop_after,
+)
+from train import cli, mesh, optimizers, subspace_plot
+from train.config import ReportConfig
+from train.diagnostics import (
+    DIAGNOSTICS_FILE,
+    PLOT_FILE,
+    Diagnostics,
+    check_has_subspaces,
+)
+from train.metrics import JsonLines, Stopwatch, read_rows
+from train.presets import PRESETS
+from train.step import TrainState
+
+FLAGS = [*SMALL, "--steps", 43, "--eval-tokens", 300, "--checkpoint-every-steps", 4]
+FLAGS += ["--diagnostics"]
+INTERVAL, STEPS = 3, 14
+MATRICES = {
+    "layers/attention/query/kernel": common.Leaf((2, 6, 10), (1,), (2,)),
+    "layers/mlp/down/kernel": common.Leaf((2, 10, 6), (1,), (2,)),
+}
+
+
+# --- Step by step ---------------------------------------------------------------
+
+
+def configure(directory, name="subtrack", rank=3, **report):
+    tiny = PRESETS["tiny"]
+    return dataclasses.replace(
+        tiny,
+        output_dir=directory,
+        optimizer=dataclasses.replace(
+            tiny.optimizer, name=name, rank=rank, update_interval=INTERVAL
+        ),
+        report=ReportConfig(**{"diagnostics": True} | report),
+    )
+
+
+def nested(leaves):
+    """From paths to dictionaries, as the model has its parameters."""
+    tree = {"norm": jnp.ones(4)}
+    for path, leaf in leaves.items():
+        *keys, last = path.split("/")
+        node = tree
+        for key in keys:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def states_of(config, skipped=()):
+    """[(gradients, state)] after each step, and before the first."""
+    optimizer = optimizers.make_optimizer(config.optimizer, 1e-3, seed=0)
+    params = nested(common.zeros(MATRICES))
+    update = common.quick_jit(optimizer.update)
+    opt_state = optimizer.init(params)
+    out = [(None, TrainState(jnp.int32(0), jnp.int32(0), params, opt_state))]
+    for step in range(1, STEPS + 1):
+        drifting = common.drifting_tree(MATRICES, STEPS)
+        gradients = nested(common.at(drifting, step - 1))
+        if step not in skipped:
+            _, opt_state = update(gradients, opt_state, params)
+        count = sum(1 for each in skipped if each <= step)
+        state = TrainState(jnp.int32(step), jnp.int32(count), params, opt_state)
+        out.append((gradients, state))
+    return out
+
+
+def write(config, states, first=0, last=STEPS, watch=None):
+    """What the training loop does of it; returns the rows on disk."""
+    watch = watch or Stopwatch()
+    devices = mesh.make_mesh("fsdp=1", jax.devices()[:1])
+    with Diagnostics(config, first, devices) as diagnostics:
+        for step in range(first + 1, last + 1):
+            # Of the last step it is not known yet, but for one that resumes from it.
+            known = states[max(step - 2, first)][1].skipped_steps
+            diagnostics.before(step, states[step - 1][1], int(known))
+            diagnostics.after(step, states[step][1], watch)
+    return read_rows(config.output_dir / DIAGNOSTICS_FILE)
+
+
+def test_rows_are_those_of_numpy(tmp_path):
+    config = configure(tmp_path)
+    states = states_of(config)
+    rows = write(config, states)
+    assert [(row["step"], row["matrix"], row["layer"]) for row in rows] == [
+        (step, matrix, layer)
+        for step in (1, 4, 7, 10, 13)
+        for matrix in MATRICES
+        for layer in range(2)
+    ]
+    clip = config.optimizer.max_gradient_norm
+    for row in rows:
+        gradients, after = states[row["step"]]
+        before = states[row["step"] - 1][1]
+
+        def own(tree, row=row):
+            for key in row["matrix"].split("/"):
+                tree = tree[key]
+            return np.asarray(tree, np.float64)[row["layer"]]
+
+        old, new = (
+            own(optax.tree.get(state.opt_state, "basis")) for state in (before, after)
+        )
+        gradient = own(gradients) * min(1, clip / float(optax.tree.norm(gradients)))
+        wide = gradient if len(new) == len(gradient) else gradient.T
+        energy = np.sum((new.T @ wide) ** 2) / np.sum(wide**2)
+        assert row["captured_energy"] == pytest.approx(energy, rel=1e-4)
+        recovered = own(optax.tree.get(after.opt_state, "recovery_norm"))
+        ratio = recovered / np.linalg.norm(wide)
+        assert row["recovery_ratio"] == pytest.approx(ratio, rel=1e-4)
+        if row["step"] == 1:
+            assert math.isnan(row["grassmann_distance"])
+            assert math.isnan(row["largest_angle_radians"])
+            continue
+        angles = scipy.linalg.subspace_angles(old, new)
+        assert row["largest_angle_radians"] == pytest.approx(angles[0], abs=1e-5)
+        distance = np.linalg.norm(angles)
+        assert row["grassmann_distance"] == pytest.approx(distance, abs=1e-5)
+        assert distance > 1e-3
+    lines = (tmp_path / DIAGNOSTICS_FILE).read_text().splitlines()
+    assert json.loads(lines[0])["grassmann_distance"] is None
+
+
+@pytest.mark.parametrize(
+    ("skipped", "steps"),
+    [
+        ([], [1, 4, 7, 10, 13]),
+        ([2], [1, 5, 8, 11, 14]),  # known one step late, when it does not matter
+        ([3], [1, 5, 8, 11, 14]),  # not known yet at the step that is not due then
+        ([4], [1, 5, 8, 11, 14]),  # the step that was due
+        ([4, 5], [1, 6, 9, 12]),
+        ([1, 2, 9], [3, 6, 10, 13]),
+    ],
+)
+def test_every_move_is_seen_however_many_steps_are_skipped_and_wherever_resumed(
+    tmp_path, skipped, steps, monkeypatch
+):
+    monkeypatch.setattr(subspace_plot, "plot", lambda *args: None)
+    config = configure(tmp_path)
+    states = states_of(config, skipped)
+    rows = write(config, states)
+    assert sorted({row["step"] for row in rows}) == steps
+    for row in rows:
+        assert math.isnan(row["grassmann_distance"]) == (row["step"] == steps[0])
+        assert not row["grassmann_distance"] < 1e-3
+    want = (tmp_path / DIAGNOSTICS_FILE).read_text()
+    for first in range(1, STEPS):
+        write(config, states, first)
+        assert (tmp_path / DIAGNOSTICS_FILE).read_text() == want
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(1, range(1, STEPS + 1)), (6, [1, 7, 13]), (None, [1, 4, 7])]
+)
+def test_how_often(tmp_path, every, steps):
+    config = configure(tmp_path, diagnostics_every_steps=every)
+    last = 9 if every is None else STEPS
+    rows = write(config, states_of(config), last=last)
+    assert sorted({row["step"] for row in rows}) == list(steps)
+    moved = {row["step"] for row in rows if row["grassmann_distance"] > 1e-3}
+    assert moved == {step for step in steps if step > 1 and step % INTERVAL == 1}
+
+
+def test_the_time_it_takes_is_not_the_steps(tmp_path, monkeypatch):
+    clock, append = [0.0], JsonLines.append
+
+    def slow_disk(self, *rows):
+        clock[0] += 100
+        append(self, *rows)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(JsonLines, "append", slow_disk)
+    config, watch = configure(tmp_path), Stopwatch()
+    write(config, states_of(config), watch=watch)
+    assert (clock[0], watch.lap()) == (500, 0)
+
+
+def test_off_it_neither_keeps_nor_writes_anything(tmp_path, monkeypatch):
+    config = configure(tmp_path, diagnostics=False)
+    monkeypatch.setattr(jax, "jit", None)
+    with Diagnostics(config, 0, None) as diagnostics:
+        diagnostics.before(1, None, 0)
+        diagnostics.after(1, None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_methods_that_recover_nothing(tmp_path):
+    config = configure(tmp_path, "galore")
+    rows = write(config, states_of(config))
+    assert all("recovery_ratio" not in row for row in rows)
+    assert (tmp_path / PLOT_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+# --- Pictures -------------------------------------------------------------------
+
+
+def test_a_picture_even_of_a_run_cut_short(tmp_path):
+    config = configure(tmp_path)
+    write(config, states_of(config), last=1)
+    path = tmp_path / PLOT_FILE
+    assert path.read_bytes().startswith(b"\x89PNG")
+    path.unlink()
+    (tmp_path / DIAGNOSTICS_FILE).unlink()
+    write(config, states_of(config), last=0)
+    assert not path.exists()
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_unless_there_is_worse(
+    tmp_path, monkeypatch
+):
+    def full_disk(*args):
+        raise OSError("No space left on device")
+
+    config = configure(tmp_path)
+    states = states_of(config)
+    write(config, states, last=1)
+    monkeypatch.setattr(subspace_plot, "plot", full_disk)
+    devices = mesh.make_mesh("fsdp=1", jax.devices()[:1])
+    with pytest.raises(OSError, match="No space left"), Diagnostics(config, 1, devices):
+        pass
+    with pytest.raises(ZeroDivisionError), Diagnostics(config, 1, devices):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("matrices", "labels"),
+    [
+        (["layers/attention/query/kernel", "layers/mlp/up/kernel"], ["query", "up"]),
+        (["a/up/kernel", "b/down/up/kernel"], ["a", "down"]),
+        (["up/a/in/kernel", "up/b/in/kernel", "a/kernel"], ["a/in", "b/in", "a"]),
+        (["up/kernel"], ["up"]),
+        (["kernel", "up/kernel"], ["kernel", "up/kernel"]),
+    ],
+)
+def test_labels_are_short_and_tell_apart(matrices, labels):
+    assert list(subspace_plot._labels(matrices).values()) == labels
+
+
+# --- The program ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def looked_at(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "looked_at"
+    done = run(*FLAGS, "--output-dir", directory)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+def test_a_run_writes_and_draws(looked_at):
+    rows = read_rows(looked_at / DIAGNOSTICS_FILE)
+    assert len(rows) == 9 * 7 * 2
+    assert {row["step"] for row in rows} == set(range(1, 43, 5))
+    for row in rows:
+        assert 0 < row["captured_energy"] < 1
+        assert row["recovery_ratio"] > 0
+        assert row["step"] == 1 or 0 < row["grassmann_distance"] <= math.pi / 2
+    assert (looked_at / PLOT_FILE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_killed_and_resumed_it_has_the_same_rows(looked_at, tmp_path):
+    flags = [*FLAGS, "--output-dir", tmp_path]
+    code, _, _ = stop_after(24, signal.SIGKILL, start(*flags), tmp_path)
+    assert code == -signal.SIGKILL
+    done = run("--resume", "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Continued after step" in done.stdout
+    for name in (DIAGNOSTICS_FILE, PLOT_FILE):
+        assert (tmp_path / name).read_bytes() == (looked_at / name).read_bytes()
+    assert read_values(tmp_path) == read_values(looked_at)
+
+
+def test_looking_changes_nothing_else_and_may_begin_late(looked_at, tmp_path):
+    flags = [*FLAGS, "--output-dir", tmp_path]
+    flags.remove("--diagnostics")
+    done = run(*flags)
+    assert done.returncode == 0, done.stderr
+    assert read_values(tmp_path) == read_values(looked_at)
+    assert not (tmp_path / DIAGNOSTICS_FILE).exists()
+    assert not (tmp_path / PLOT_FILE).exists()
+    shutil.rmtree(tmp_path / "checkpoints" / "43")
+    done = run("--resume", "--output-dir", tmp_path, "--diagnostics")
+    assert done.returncode == 0, done.stderr
+    late = read_rows(tmp_path / DIAGNOSTICS_FILE)
+    assert late == [
+        row for row in read_rows(looked_at / DIAGNOSTICS_FILE) if row["step"] > 40
+    ]
+
+
+def test_an_optimizer_without_subspaces_is_refused():
+    done = run(*FLAGS, "--optimizer", "adamw")
+    assert_one_line_error(done, "--optimizer adamw does not have")
+
+
+@pytest.mark.parametrize("rank", [255, 256])
+def test_a_rank_that_leaves_no_matrix_is_refused(rank):
+    argv = ["--diagnostics", "--rank", str(rank)]
+    config = cli.parse(PRESETS, "tiny", "", argv)
+    if rank == 255:
+        check_has_subspaces(config)
+        return
+    with pytest.raises(ValueError, match="no matrix has with --rank 256: lower it"):
+        check_has_subspaces(config)
+
+
+def test_how_often_needs_to_look_at_all():
+    with pytest.raises(ValueError, match="--diagnostics-every-steps 5 needs --diag"):
+        ReportConfig(diagnostics_every_steps=5)
+    with pytest.raises(ValueError, match="--diagnostics-every-steps must be at least"):
+        ReportConfig(diagnostics=True, diagnostics_every_steps=0)
