@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from train import cli, subjects
 from train import mesh as meshes
 from train.config import PresetName, Switch, at_least_1, check
 from train.presets import PRESETS
-from train.provenance import provenance
+from train.provenance import machine, versions
 from train.run import write_whole
 from train.subjects import METHODS, Layout, Subject
 from train.targets import open_target
@@ -350,7 +351,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "update_interval": interval,
         "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
         "table": table(costs, interval),
-    } | provenance(PROGRAM, argv)
+        "command": shlex.join([*PROGRAM.split(), *argv]),
+        "versions": versions(),
+        "machine": machine(),
+    }
     with cli.user_errors(OSError):
         config.output.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(everything, indent=1, default=str) + "\n"

@@ -1,11 +1,10 @@
-"""Where a number comes from: command, versions, machine."""
+"""Where a number comes from: versions, machine, commit."""
 
 import importlib.metadata
 import os
+import pathlib
 import platform
-import shlex
 import subprocess
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,36 +12,31 @@ import jax
 _PACKAGES = ("jax", "jaxlib", "libtpu", "optax", "flax", "subtrack-jax")
 
 
-def provenance(program: str, argv: Sequence[str]) -> dict[str, Any]:
-    """What a reader needs to get the same numbers, for a results file."""
-    device = jax.devices()[0]
-    return {
-        "command": shlex.join([*program.split(), *argv]),
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | _versions(),
-        "machine": {
-            "system": platform.platform(terse=True),
-            "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-            "devices": len(jax.devices()),
-            "device_kind": device.device_kind,
-        },
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return found | {"commit": _commit()}
 
 
-def _commit() -> str | None:
+def machine() -> dict[str, Any]:
+    """Of what decides the seconds."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "system": platform.platform(),
+    }
+
+
+def _commit() -> str:
     """Of the checkout, with a + if something in it has changed since."""
     try:
         done = subprocess.run(
@@ -50,17 +44,17 @@ def _commit() -> str | None:
             capture_output=True,
             text=True,
             check=True,
-            cwd=os.path.dirname(__file__),
+            cwd=pathlib.Path(__file__).parent,
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return "unknown"
     return done.stdout.strip()
 
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
-            names = [line for line in file if line.startswith("model name")]
-        return names[0].partition(":")[2].strip()
-    except (OSError, IndexError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
         return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.machine()

@@ -4,20 +4,14 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import pathlib
-import platform
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import flax
-import jax
 import numpy as np
-import optax
 import pydantic
 
-import subtrack_jax as stj
 from train.config import OptimizerConfig
 from train.optimizers import settings_of
 from train.run import write_whole
@@ -159,25 +153,3 @@ def thinned(
 def finite(value: float) -> float | None:
     """A number that JSON knows, or None."""
     return value if math.isfinite(value) else None
-
-
-def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
-    return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "optax": optax.__version__,
-        "flax": flax.__version__,
-        "subtrack_jax": stj.__version__,
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Of what decides the seconds."""
-    device = jax.devices()[0]
-    return {
-        "platform": device.platform,
-        "device": device.device_kind,
-        "cpus": os.cpu_count(),
-        "system": platform.platform(),
-    }

@@ -17,6 +17,7 @@ from train import optimizers, records
 from train import step as steps
 from train.config import DataConfig, OptimizerConfig, at_least_1, check, not_negative
 from train.data import Text
+from train.provenance import machine, versions
 from train.records import Record
 from train.variants import Trial
 
@@ -125,8 +126,8 @@ class Runner:
             compile_seconds=compile_seconds,
             state_bytes=state_bytes,
             parameters=parameters,
-            versions=records.versions(),
-            machine=records.machine(),
+            versions=versions(),
+            machine=machine(),
             command=self._command,
         )
 
