@@ -6,7 +6,7 @@ import shlex
 
 import jax
 
-from train import cli, export, generate
+from train import cli, compare, export, generate
 from train.presets import PRESETS
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
@@ -41,6 +41,7 @@ def test_the_programs_take_the_flags_that_the_readme_gives_them():
         "train.pretrain": lambda argv: cli.parse(PRESETS, "tiny", "", argv),
         "train.generate": lambda argv: cli.read(generate.GenerateConfig, "", argv),
         "train.export": lambda argv: cli.read(export.ExportConfig, "", argv),
+        "train.compare": compare.read,
     }
     seen = set()
     for command in _commands():
