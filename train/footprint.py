@@ -68,6 +68,7 @@ def measure(run: PretrainConfig, mesh: Mesh) -> Footprint:
         run.gradient_accumulation_steps,
         run.z_loss_weight,
         shardings,
+        run.optimizer.max_gradient_norm,
     )
     began = time.perf_counter()
     with jax.set_mesh(mesh), meshes.rules():

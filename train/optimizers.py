@@ -108,7 +108,7 @@ def make_optimizer(
     seed: jax.typing.ArrayLike,
     matrix_scale: jax.typing.ArrayLike | None = None,
 ) -> optax.GradientTransformation:
-    """The optimizer of a LLaMA, behind clipping by global norm.
+    """The optimizer of a LLaMA, for gradients that are clipped already.
 
     Args:
       config: the method and its settings.
@@ -126,13 +126,10 @@ def make_optimizer(
         rule = (_full_rank(config),)
     is_one = isinstance(rate_scale, int | float) and rate_scale == 1
     return optax.chain(
-        optax.clip_by_global_norm(config.max_gradient_norm),
-        optax.chain(
-            *rule,
-            optax.add_decayed_weights(config.weight_decay, _not_a_norm),
-            *(() if is_one else (_scale_matrices(rate_scale),)),
-            optax.scale_by_learning_rate(learning_rate),
-        ),
+        *rule,
+        optax.add_decayed_weights(config.weight_decay, _not_a_norm),
+        *(() if is_one else (_scale_matrices(rate_scale),)),
+        optax.scale_by_learning_rate(learning_rate),
     )
 
 

@@ -59,6 +59,7 @@ def pretrain(
         config.gradient_accumulation_steps,
         config.z_loss_weight,
         meshes.shardings_of(placed),
+        config.optimizer.max_gradient_norm,
     )
 
     def place(batch: data.Batch) -> Any:

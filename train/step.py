@@ -1,6 +1,7 @@
 """What is compiled: one optimizer step, and the loss of one held-out batch."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import optax
 from flax import nnx
 
 from models import llama
+from subtrack_jax.in_place import apply_if
 from train.data import Batch
 
 
@@ -53,6 +55,7 @@ def make_train_step(
     gradient_accumulation_steps: int = 1,
     z_loss_weight: float = 0.0,
     state_shardings: TrainState | None = None,
+    max_gradient_norm: float = math.inf,
 ) -> TrainStep:
     """Compiles the step; it consumes the state it is given.
 
@@ -68,6 +71,7 @@ def make_train_step(
       z_loss_weight: weight of the squared log-partition in what is minimised.
       state_shardings: where the new state belongs; None: wherever the compiler puts
         it.
+      max_gradient_norm: gradients are scaled down to this global norm.
 
     Returns:
       The step: (state, batch) -> (new state, metrics). The metrics are scalars:
@@ -111,14 +115,20 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         gradients, loss = mean_gradient(state.params, batch)
         norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        factor = jnp.minimum(max_gradient_norm / norm, 1)
+
+        def update(carry):
+            params, opt_state = carry
+            clipped = jax.tree.map(
+                lambda g: (factor * g.astype(jnp.float32)).astype(g.dtype), gradients
+            )
+            updates, opt_state = optimizer.update(clipped, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
         is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        # A select over the results: a branch would have to copy them all.
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(is_finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
+        # Not a select over the results, which would keep all that was before.
+        params, opt_state = apply_if(
+            is_finite, update, (state.params, state.opt_state), "update"
         )
         skipped_steps = state.skipped_steps + ~is_finite
         metrics = {

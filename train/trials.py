@@ -150,6 +150,7 @@ class Runner:
             schedule,
             self._task.gradient_accumulation_steps,
             self._task.z_loss_weight,
+            max_gradient_norm=config.max_gradient_norm,
         )
         create = functools.partial(steps.create_state, self._task.model, optimizer)
         state = jax.eval_shape(create, jax.random.key(0))

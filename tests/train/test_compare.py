@@ -234,7 +234,12 @@ def test_a_trial_is_the_run_of_train_pretrain(finished):
     schedule = optimizers.learning_rate_schedule(trial.optimizer, task.steps)
     optimizer = optimizers.make_optimizer(trial.optimizer, schedule, trial.seed)
     definition = steps.model_definition(task.model)
-    train_step = steps.make_train_step(definition, optimizer, schedule)
+    train_step = steps.make_train_step(
+        definition,
+        optimizer,
+        schedule,
+        max_gradient_norm=trial.optimizer.max_gradient_norm,
+    )
     state = steps.create_state(task.model, optimizer, jax.random.key(trial.seed))
     assert record.state_bytes == sum(
         leaf.nbytes for leaf in jax.tree.leaves(state.opt_state)

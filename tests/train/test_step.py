@@ -71,6 +71,19 @@ def test_a_step_descends_the_mean_loss_of_its_batch(state):
     assert_close(new_state.params, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("allowed", [0.5, 2.0])
+def test_gradients_are_clipped_to_a_fraction_of_their_norm(state, allowed):
+    """One of `allowed` times what it is; a norm that is allowed changes nothing."""
+    batch = make_batch(0)
+    gradients = jax.jit(jax.grad(mean_loss))(state.params, [batch])
+    norm = float(optax.tree.norm(gradients))
+    factor = min(allowed, 1)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * factor * g, state.params, gradients)
+    new_state, metrics = make(max_gradient_norm=allowed * norm)(state, batch)
+    assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    assert_close(new_state.params, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_step_reuses_the_buffers_of_its_state_and_its_program(state):
     train_step = make()
     kernel = state.params["head"]["kernel"]
