@@ -10,21 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import matplotlib
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from matplotlib import figure
 
 import subtrack_jax as stj
 from train import cli, subjects
 from train import mesh as meshes
+from train.benchmark_report import Cost, plot, table
 from train.config import PresetName, Switch, at_least_1, check
 from train.presets import PRESETS
 from train.provenance import machine, versions
 from train.run import write_whole
 from train.subjects import METHODS, Layout, Subject
 from train.targets import open_target
-from train.timing import Spread, by_turns, ratio, spread
+from train.timing import by_turns
 
 PROGRAM = "python -m train.benchmark"
 DEFAULT = "adamw,optax-galore,optax-muon,adafactor,subtrack,grass-walk,grass-jump"
@@ -99,34 +98,6 @@ class BenchmarkConfig:
     def names(self) -> list[str]:
         """The optimizers, each once."""
         return list(dict.fromkeys(name.strip() for name in self.optimizers.split(",")))
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What one optimizer costs; None where nothing was run.
-
-    Attributes:
-      compile_seconds: to trace and compile the program, each time it was done.
-      state_bytes: of the optimizer's state.
-      temporary_bytes: that the program takes beside its arguments and results.
-      peak_bytes: arguments, results and temporaries together.
-      first_seconds: of first steps, which find the subspace.
-      steady_seconds: of each round's step that leaves the subspace where it is.
-      refresh_seconds: of steps that move it.
-    """
-
-    compile_seconds: list[float]
-    state_bytes: int
-    temporary_bytes: int
-    peak_bytes: int
-    first_seconds: list[float] | None = None
-    steady_seconds: list[float] | None = None
-    refresh_seconds: list[float] | None = None
-
-    def amortised_seconds(self, interval: int) -> float:
-        """Mean of the steps from one refresh to the next."""
-        steady = spread(self.steady_seconds).median
-        return steady + (spread(self.refresh_seconds).median - steady) / interval
 
 
 def measure(config: BenchmarkConfig) -> tuple[dict[str, Cost], int]:
@@ -266,71 +237,6 @@ def with_count(tree: Any, count: int) -> Any:
         return jax.numpy.full_like(leaf, count) if is_count else leaf
 
     return jax.tree.map_with_path(leaf_at, tree)
-
-
-def table(costs: Mapping[str, Cost], interval: int) -> str:
-    """One line for each optimizer, in GitHub's form; ratios are to the first."""
-    base = next(iter(costs.values()))
-    titles = ["optimizer"]
-    if base.steady_seconds is not None:
-        titles += ["steady step", "/ first", "refresh / own steady", "first step"]
-        titles += [f"mean of {interval} / first"]
-    titles += ["compile", "/ first", "state", "temporaries", "peak"]
-    rows = [titles, ["---"] * len(titles)]
-    for name, cost in costs.items():
-        row = [name]
-        if cost.steady_seconds is not None:
-            steady = spread(cost.steady_seconds).median
-            mean = cost.amortised_seconds(interval) / base.amortised_seconds(interval)
-            row += [
-                f"{1e3 * steady:.1f} ms",
-                _ratio(ratio(cost.steady_seconds, base.steady_seconds)),
-                f"{spread(cost.refresh_seconds).median / steady:.2f}",
-                f"{spread(cost.first_seconds).median:.2f} s",
-                f"{mean:.2f}",
-            ]
-        row += [
-            f"{spread(cost.compile_seconds).median:.1f} s",
-            _ratio(ratio(cost.compile_seconds, base.compile_seconds)),
-            *(
-                f"{size / 2**20:,.0f} MiB"
-                for size in (cost.state_bytes, cost.temporary_bytes, cost.peak_bytes)
-            ),
-        ]
-        rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _ratio(value: Spread) -> str:
-    if value.low == value.high:
-        return f"{value.median:.2f}"
-    return f"{value.median:.2f} ({value.low:.2f}-{value.high:.2f})"
-
-
-def plot(costs: Mapping[str, Cost], interval: int, title: str, path: pathlib.Path):
-    """Bars of time and memory, as multiples of the first optimizer's."""
-    base = next(iter(costs.values()))
-    panels = {
-        "peak memory": [each.peak_bytes / base.peak_bytes for each in costs.values()]
-    }
-    if base.steady_seconds is not None:
-        mean = base.amortised_seconds(interval)
-        panels = {
-            f"seconds, mean of {interval} steps": [
-                each.amortised_seconds(interval) / mean for each in costs.values()
-            ]
-        } | panels
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
-        drawing = figure.Figure((9, 0.5 + 0.35 * len(costs)), layout="constrained")
-        drawing.suptitle(title)
-        all_axes = drawing.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
-            bars = axes.barh(list(costs), values, color="tab:blue")
-            axes.bar_label(bars, fmt="%.2f", padding=2)
-            axes.axvline(1, color="black", linewidth=0.8)
-            axes.set_xlabel(f"{name} / {next(iter(costs))}")
-            axes.invert_yaxis() if axes is all_axes[0] else None
-        drawing.savefig(path, dpi=120)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import subtrack_jax as stj
 from models import llama
-from train import distributed, subspace_plot
+from train import distributed, optimizers, subspace_plot
 from train.config import PretrainConfig
 from train.metrics import JsonLines, Stopwatch
 from train.step import TrainState
@@ -105,10 +105,10 @@ def check_has_subspaces(config: PretrainConfig) -> None:
     if not config.report.diagnostics:
         return
     name, rank = config.optimizer.name, config.optimizer.rank
-    if name == "adamw":
+    if "rank" not in optimizers.settings_of(config.optimizer):
         raise ValueError(
-            "--diagnostics looks at subspaces, which --optimizer adamw does not have: "
-            "take a low-rank one, such as subtrack"
+            f"--diagnostics looks at subspaces, which --optimizer {name} does not "
+            "have: take a low-rank one, such as subtrack"
         )
     model = nnx.eval_shape(lambda: llama.Llama(config.model, rngs=nnx.Rngs(0)))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))

@@ -315,6 +315,13 @@ def test_an_optimizer_without_subspaces_is_refused():
     assert_one_line_error(done, "--optimizer adamw does not have")
 
 
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_every_optimizer_without_subspaces_is_refused(name):
+    config = cli.parse(PRESETS, "tiny", "", ["--diagnostics", "--optimizer", name])
+    with pytest.raises(ValueError, match=f"--optimizer {name} does not have"):
+        check_has_subspaces(config)
+
+
 @pytest.mark.parametrize("rank", [255, 256])
 def test_a_rank_that_leaves_no_matrix_is_refused(rank):
     argv = ["--diagnostics", "--rank", str(rank)]

@@ -1,0 +1,103 @@
+"""What the benchmark found: a table, and bars."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+import matplotlib
+from matplotlib import figure
+
+from train.timing import Spread, ratio, spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one optimizer costs; None where nothing was run.
+
+    Attributes:
+      compile_seconds: to trace and compile the program, each time it was done.
+      state_bytes: of the optimizer's state.
+      temporary_bytes: that the program takes beside its arguments and results.
+      peak_bytes: arguments, results and temporaries together.
+      first_seconds: of first steps, which find the subspace.
+      steady_seconds: of each round's step that leaves the subspace where it is.
+      refresh_seconds: of steps that move it.
+    """
+
+    compile_seconds: list[float]
+    state_bytes: int
+    temporary_bytes: int
+    peak_bytes: int
+    first_seconds: list[float] | None = None
+    steady_seconds: list[float] | None = None
+    refresh_seconds: list[float] | None = None
+
+    def amortised_seconds(self, interval: int) -> float:
+        """Mean of the steps from one refresh to the next."""
+        steady = spread(self.steady_seconds).median
+        return steady + (spread(self.refresh_seconds).median - steady) / interval
+
+
+def table(costs: Mapping[str, Cost], interval: int) -> str:
+    """One line for each optimizer, in GitHub's form; ratios are to the first."""
+    base = next(iter(costs.values()))
+    titles = ["optimizer"]
+    if base.steady_seconds is not None:
+        titles += ["steady step", "/ first", "refresh / own steady", "first step"]
+        titles += [f"mean of {interval} / first"]
+    titles += ["compile", "/ first", "state", "temporaries", "peak"]
+    rows = [titles, ["---"] * len(titles)]
+    for name, cost in costs.items():
+        row = [name]
+        if cost.steady_seconds is not None:
+            steady = spread(cost.steady_seconds).median
+            mean = cost.amortised_seconds(interval) / base.amortised_seconds(interval)
+            row += [
+                f"{1e3 * steady:.1f} ms",
+                _ratio(ratio(cost.steady_seconds, base.steady_seconds)),
+                f"{spread(cost.refresh_seconds).median / steady:.2f}",
+                f"{spread(cost.first_seconds).median:.2f} s",
+                f"{mean:.2f}",
+            ]
+        row += [
+            f"{spread(cost.compile_seconds).median:.1f} s",
+            _ratio(ratio(cost.compile_seconds, base.compile_seconds)),
+            *(
+                f"{size / 2**20:,.0f} MiB"
+                for size in (cost.state_bytes, cost.temporary_bytes, cost.peak_bytes)
+            ),
+        ]
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _ratio(value: Spread) -> str:
+    if value.low == value.high:
+        return f"{value.median:.2f}"
+    return f"{value.median:.2f} ({value.low:.2f}-{value.high:.2f})"
+
+
+def plot(costs: Mapping[str, Cost], interval: int, title: str, path: pathlib.Path):
+    """Bars of time and memory, as multiples of the first optimizer's."""
+    base = next(iter(costs.values()))
+    panels = {
+        "peak memory": [each.peak_bytes / base.peak_bytes for each in costs.values()]
+    }
+    if base.steady_seconds is not None:
+        mean = base.amortised_seconds(interval)
+        panels = {
+            f"seconds, mean of {interval} steps": [
+                each.amortised_seconds(interval) / mean for each in costs.values()
+            ]
+        } | panels
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        drawing = figure.Figure((9, 0.5 + 0.35 * len(costs)), layout="constrained")
+        drawing.suptitle(title)
+        all_axes = drawing.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
+            bars = axes.barh(list(costs), values, color="tab:blue")
+            axes.bar_label(bars, fmt="%.2f", padding=2)
+            axes.axvline(1, color="black", linewidth=0.8)
+            axes.set_xlabel(f"{name} / {next(iter(costs))}")
+        all_axes[0].invert_yaxis()  # of all, which share it
+        drawing.savefig(path, dpi=120)
