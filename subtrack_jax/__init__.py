@@ -26,6 +26,7 @@ from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.memory import state_bytes
 from subtrack_jax.monitoring import MonitorEnergyState, monitor_energy
 from subtrack_jax.optimizers import (
+    fira,
     galore,
     grass_jump,
     grass_walk,
@@ -53,6 +54,7 @@ __all__ = [
     "__version__",
     "by_path",
     "diagnostics",
+    "fira",
     "galore",
     "geodesic",
     "grass_jump",

@@ -7,6 +7,7 @@
 | `grass_walk`    | walks along a random geodesic        | transported | columns  |
 | `grass_jump`    | drawn anew at random                 | transported | columns  |
 | `galore`        | leading singular vectors anew        | kept        | none     |
+| `fira`          | leading singular vectors anew        | kept        | columns  |
 
 All are the same chain of stages. Written out, this is `subtrack`, to the last
 bit:
@@ -34,7 +35,7 @@ from subtrack_jax._validation import check
 from subtrack_jax.coordinates import project, scale_by_projection_aware_adam
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.monitoring import monitor_energy
-from subtrack_jax.recovery import recover_and_scale
+from subtrack_jax.recovery import Residual, recover_and_scale
 from subtrack_jax.trackers import Init
 from subtrack_jax.tracking import track_subspace
 
@@ -321,6 +322,56 @@ def galore(
             low_rank, b1, b2, eps, mu_dtype, transport=False
         ),
         recover_and_scale(low_rank, scale, "none"),
+        *_decay_and_descend(weight_decay, mask, learning_rate),
+    )
+
+
+def fira(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    rank: int | float = 128,
+    update_interval: _Scalar = 200,
+    b1: _Scalar = 0.9,
+    b2: _Scalar = 0.999,
+    eps: _Scalar = 1e-8,
+    scale: _Scalar = 0.25,
+    recovery_scale: _Scalar = 1.0,
+    growth_limit: _Scalar | None = 1.01,
+    weight_decay: _Scalar = 0.0,
+    mask: Any = None,
+    side: Literal["short", "long"] = "short",
+    dimension_numbers: Any = None,
+    seed: _Scalar = 0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    monitor: bool = False,
+    init: Init = "randomized",
+    residual: Residual = "exact",
+) -> optax.GradientTransformationExtraArgs:
+    """Fira: GaLore, and what it misses, scaled column by column and limited.
+
+    Chen et al. 2024, arXiv 2410.01623.
+
+    Args: as in `galore` and, of the recovery, in `subtrack`.
+      residual: "published" recovers what Fira's own code does; see
+        `recover_and_scale`.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: as `subtrack`.
+    """
+    low_rank = LowRank(rank, dimension_numbers, side)
+    tracker = trackers.svd(init)
+    return optax.chain(
+        track_subspace(low_rank, tracker, update_interval, seed),
+        *_project(low_rank, monitor),
+        scale_by_projection_aware_adam(
+            low_rank, b1, b2, eps, mu_dtype, transport=False
+        ),
+        recover_and_scale(
+            low_rank, scale, "columns", recovery_scale, growth_limit, residual
+        ),
         *_decay_and_descend(weight_decay, mask, learning_rate),
     )
 

@@ -17,6 +17,8 @@ from subtrack_jax.record import (
     unzip,
 )
 
+Residual = Literal["exact", "published"]
+
 
 class RecoverAndScaleState(NamedTuple):
     """What the growth limiter remembers.
@@ -36,6 +38,7 @@ def recover_and_scale(
     recovery: Literal["columns", "none"] = "columns",
     recovery_scale: jax.typing.ArrayLike = 1.0,
     growth_limit: jax.typing.ArrayLike | None = 1.01,
+    residual: Residual = "exact",
 ) -> optax.GradientTransformationExtraArgs:
     """Lifts the direction back and adds the rescaled residual.
 
@@ -58,6 +61,9 @@ def recover_and_scale(
       recovery: "columns" as above, or "none" for the part inside alone.
       recovery_scale: of the part outside, applied after the limiter.
       growth_limit: zeta, at least 1; None for no limiter.
+      residual: "exact" as above; "published" is G - scale S A, as the published
+        code of Fira and SubTrack has it, which adds back some of what is inside:
+        for comparisons with it.
 
     Returns:
       A transformation from records back to plain updates in the gradient's
@@ -71,6 +77,8 @@ def recover_and_scale(
     check("recovery_scale", recovery_scale, finite, "a finite number, 0 or above")
     if recovery not in ("columns", "none"):
         raise ValueError(f"recovery={recovery!r}: use 'columns' or 'none'.")
+    if residual not in ("exact", "published"):
+        raise ValueError(f"residual={residual!r}: use 'exact' or 'published'.")
     if growth_limit is not None:
         check("growth_limit", growth_limit, lambda x: x >= 1, "at least 1, or None")
     is_limited = recovery == "columns" and growth_limit is not None
@@ -114,7 +122,11 @@ def recover_and_scale(
             ),
             0,
         )
-        missed = jnp.maximum(view.column_energy(gradient) - energy, 0)
+        alpha = sharding.local(scale)
+        removed = alpha if residual == "published" else 1
+        # |G_:j - c S A_:j|^2 = |G_:j|^2 - c (2 - c) |A_:j|^2
+        inside_energy = removed * (2 - removed) * energy
+        missed = jnp.maximum(view.column_energy(gradient) - inside_energy, 0)
         norm = jnp.sqrt(jnp.sum(phi * phi * missed, axis=-1))
         if last_norm is None:
             gamma = jnp.ones_like(norm)
@@ -124,7 +136,7 @@ def recover_and_scale(
         factors = jnp.multiply(sharding.local(recovery_scale), gamma)[..., None] * phi
         inside = view.lift(
             record.basis,
-            sharding.local(scale) * direction - factors[..., None, :] * coordinates,
+            alpha * direction - removed * factors[..., None, :] * coordinates,
         )
         update = inside + view.scale_columns(gradient, factors)
         return Pair(

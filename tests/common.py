@@ -20,6 +20,7 @@ OPTIMIZERS = {
     "grass_walk": stj.grass_walk,
     "grass_jump": stj.grass_jump,
     "galore": stj.galore,
+    "fira": stj.fira,
 }
 TRACKERS = {
     "geodesic": stj.geodesic(),

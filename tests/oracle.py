@@ -126,6 +126,7 @@ class Method:
     scale: float = 0.25
     recovery_scale: float = 1.0
     growth_limit: float | None = 1.01
+    removed: float = 1.0  # of what is inside, before the residual is recovered
 
 
 class Adam:
@@ -167,7 +168,7 @@ class LowRankMatrix:
         inner = self.adam.direction(coordinates)
         direction = self.method.scale * self.basis @ inner
         if self.method.recovery:
-            residual = gradient - self.basis @ coordinates
+            residual = gradient - self.method.removed * self.basis @ coordinates
             direction = direction + self.method.recovery_scale * self._limited(
                 residual * _column_ratio(inner, coordinates)
             )

@@ -128,8 +128,24 @@ def _replay(golden) -> stj.Tracker:
     )
 
 
-def test_galore_on_its_recorded_bases(golden, precision):
-    """An SVD's signs are arbitrary and GaLore depends on them: they are injected."""
+@pytest.mark.parametrize(
+    ("name", "recovery", "suspects"),
+    [
+        ("galore", dict(scale=0.25, recovery="none"), "`scale`"),
+        (
+            "fira_unlimited",
+            dict(scale=0.25, growth_limit=None, residual="published"),
+            "the residual that the published code recovers",
+        ),
+        (
+            "fira_unlimited_alpha1",
+            dict(scale=1.0, growth_limit=None),
+            "the recovery, whose residual is the exact one at this scale",
+        ),
+    ],
+)
+def test_on_recorded_bases(golden, precision, name, recovery, suspects):
+    """An SVD's signs are arbitrary; GaLore and Fira depend on them: they are given."""
     first_axis, second_axis = MuonDimensionNumbers(0, 1), MuonDimensionNumbers(1, 0)
     low_rank = stj.LowRank(
         rank=4,
@@ -139,7 +155,7 @@ def test_galore_on_its_recorded_bases(golden, precision):
         stj.track_subspace(low_rank, _replay(golden), update_interval=4),
         stj.project(low_rank),
         stj.scale_by_projection_aware_adam(low_rank, eps=1e-12, transport=False),
-        stj.recover_and_scale(low_rank, scale=0.25, recovery="none"),
+        stj.recover_and_scale(low_rank, **recovery),
         optax.scale_by_learning_rate(LEARNING_RATE),
     )
     run = _run(golden, optimizer, precision)
@@ -147,9 +163,9 @@ def test_galore_on_its_recorded_bases(golden, precision):
     _check_weights(
         golden,
         run,
-        "galore",
+        name,
         TOLERANCE["float32"],
-        "Adam in the coordinates, `scale`, or the refresh on steps 4, 8 and 12",
+        f"Adam in the coordinates, the refresh, or {suspects}",
     )
 
 

@@ -199,6 +199,7 @@ OWN = {
     "grass_walk": RECOVERY | INIT | {"angle": 0.1},
     "grass_jump": RECOVERY,
     "galore": INIT,
+    "fira": RECOVERY | INIT | {"residual": "exact"},
 }
 
 

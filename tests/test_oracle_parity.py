@@ -60,6 +60,11 @@ VARIANTS = {
     ),
     "grass_jump": Variant(stj.grass_jump, oracle.Method()),
     "galore": Variant(stj.galore, oracle.Method(transport=False, recovery=False)),
+    "fira": Variant(stj.fira, oracle.Method(transport=False)),
+    "fira_published": Variant(
+        functools.partial(stj.fira, residual="published"),
+        oracle.Method(transport=False, removed=0.25),
+    ),
 }
 # Rank 4 is below the smaller side of most leaves and equal to that of one.
 CASES = [

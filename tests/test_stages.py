@@ -26,6 +26,7 @@ CHAINS = {
     "grass_walk": (stj.random_walk(), True, "columns"),
     "grass_jump": (stj.random_jump(), True, "columns"),
     "galore": (stj.svd(init="randomized"), False, "none"),
+    "fira": (stj.svd(init="randomized"), False, "columns"),
 }
 
 
@@ -370,7 +371,7 @@ def test_a_refresh_is_a_loop_of_at_most_one_turn(name):
         assert "cond" not in outside
         counts.append((outside["while"], outside["dot_general"]))
     assert counts[0] == counts[1]
-    is_transported = name not in ("subtrack_grad", "galore")
+    is_transported = name not in ("subtrack_grad", "galore", "fira")
     assert counts[0][0] == 2 + is_transported  # the start and the moves
 
 

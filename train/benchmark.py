@@ -41,7 +41,7 @@ class BenchmarkConfig:
       preset: whose shapes, rank and update interval are used.
       optimizers: names with commas, the first being what the others are compared
         with: adamw, adafactor, optax-galore, optax-muon (optax' own), subtrack,
-        subtrack-grad, grass-walk, grass-jump, galore (ours).
+        subtrack-grad, grass-walk, grass-jump, galore, fira (ours).
       measure: update is an optimizer's update and its application; step a whole step
         of training.
       layout: of the parameters in an update: one array for every kernel (unstacked),

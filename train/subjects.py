@@ -49,6 +49,7 @@ METHODS: dict[str, Callable[[int, int], Optimizer]] = {
     "grass-walk": _ours(stj.grass_walk),
     "grass-jump": _ours(stj.grass_jump),
     "galore": _ours(stj.galore),
+    "fira": _ours(stj.fira),
 }
 
 

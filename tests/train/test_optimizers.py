@@ -22,6 +22,7 @@ LIBRARY = {
     "grass-walk": stj.grass_walk,
     "grass-jump": stj.grass_jump,
     "galore": stj.galore,
+    "fira": stj.fira,
 }
 
 
