@@ -24,6 +24,7 @@ from subtrack_jax.linear_algebra import (
     power_of_two,
     safe_norm,
     unit_scale,
+    with_signs_of,
 )
 
 
@@ -307,6 +308,31 @@ def orthonormalize(basis: jax.Array) -> jax.Array:
     # S (3 I - S^T S) / 2 = S + S E: E is small, its product forgives rounding.
     error = (jnp.eye(gram.shape[0], dtype=gram.dtype) - gram) / 2
     return basis + basis @ error
+
+
+def align(basis: jax.Array, other: jax.Array) -> jax.Array:
+    """Turns a basis within its span to be as near another one as it can.
+
+    The orthogonal Procrustes problem: S Q is nearest to T for the orthogonal factor
+    Q of the polar decomposition of S^T T (Schönemann 1966), found here by
+    Newton-Schulz iteration, in products only.
+
+    Args:
+      basis: orthonormal S of shape (m, r).
+      other: orthonormal T of shape (m, r). Where a direction of it is within 1e-4
+        radians of being orthogonal to the span of S, nothing tells its counterpart,
+        which is then any.
+
+    Returns:
+      An orthonormal basis of the span of S, of shape (m, r).
+    """
+    overlap = dot(basis.T, other)
+    # Each turn multiplies small singular values by 3/2, and brings all nearer to 1.
+    factor = jax.lax.fori_loop(
+        0, 32, lambda _, x: 1.5 * x - 0.5 * dot(x, dot(x.T, x)), overlap
+    )
+    rotation = orthonormal_columns(factor)  # those that did not arrive, too
+    return dot(basis, with_signs_of(rotation, factor))
 
 
 def principal_angles(basis: jax.Array, other: jax.Array) -> jax.Array:

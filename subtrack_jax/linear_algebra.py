@@ -40,6 +40,12 @@ def unit_scale(matrix: jax.Array) -> jax.Array:
     return matrix / power_of_two(matrix)
 
 
+def with_signs_of(columns: jax.Array, others: jax.Array) -> jax.Array:
+    """Flips each column that points away from the column of another matrix."""
+    cosines = jnp.sum(columns * others, axis=0, keepdims=True)
+    return jnp.where(cosines < 0, -columns, columns)
+
+
 def orthonormal_columns(matrix: jax.Array) -> jax.Array:
     """The Q of a Householder QR: orthonormal for rank-deficient matrices too."""
     # The TPU compiler unrolls its own QR: half a minute for 2736 x 512.

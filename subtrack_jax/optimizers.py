@@ -36,7 +36,7 @@ from subtrack_jax.coordinates import project, scale_by_projection_aware_adam
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.monitoring import monitor_energy
 from subtrack_jax.recovery import Residual, recover_and_scale
-from subtrack_jax.trackers import Init
+from subtrack_jax.trackers import Align, Init
 from subtrack_jax.tracking import track_subspace
 
 _Scalar = jax.typing.ArrayLike
@@ -295,6 +295,7 @@ def galore(
     mu_dtype: jax.typing.DTypeLike | None = None,
     monitor: bool = False,
     init: Init = "randomized",
+    align: Align = "none",
 ) -> optax.GradientTransformationExtraArgs:
     """GaLore: the leading singular subspace of the gradient, taken anew.
 
@@ -306,6 +307,7 @@ def galore(
     Args: as in `subtrack`, without those of its tracker and of the recovery.
       init: how leading singular vectors are found, at the start and at every
         refresh: "randomized" compiles to products and QR, "svd" is exact.
+      align: whether a new basis is turned towards the old one; see `trackers.svd`.
 
     Returns:
       The optimizer.
@@ -314,7 +316,7 @@ def galore(
       ValueError: as `subtrack`.
     """
     low_rank = LowRank(rank, dimension_numbers, side)
-    tracker = trackers.svd(init)
+    tracker = trackers.svd(init, align)
     return optax.chain(
         track_subspace(low_rank, tracker, update_interval, seed),
         *_project(low_rank, monitor),
@@ -345,6 +347,7 @@ def fira(
     mu_dtype: jax.typing.DTypeLike | None = None,
     monitor: bool = False,
     init: Init = "randomized",
+    align: Align = "none",
     residual: Residual = "exact",
 ) -> optax.GradientTransformationExtraArgs:
     """Fira: GaLore, and what it misses, scaled column by column and limited.
@@ -362,7 +365,7 @@ def fira(
       ValueError: as `subtrack`.
     """
     low_rank = LowRank(rank, dimension_numbers, side)
-    tracker = trackers.svd(init)
+    tracker = trackers.svd(init, align)
     return optax.chain(
         track_subspace(low_rank, tracker, update_interval, seed),
         *_project(low_rank, monitor),

@@ -17,6 +17,7 @@ from subtrack_jax._validation import check
 from subtrack_jax.rotation import RankOneRotation
 
 Init = Literal["randomized", "svd"]
+Align = Literal["none", "sign", "procrustes"]
 
 
 class Tracker(NamedTuple):
@@ -92,20 +93,38 @@ def geodesic(
     return Tracker(_leading_directions(init), move)
 
 
-def svd(init: Init = "svd") -> Tracker:
+def svd(init: Init = "svd", align: Align = "none") -> Tracker:
     """Takes the leading left singular vectors anew at every refresh (GaLore).
+
+    Signs of singular vectors are arbitrary, and so is their order where singular
+    values are close. Moments that are kept across a refresh then belong to other
+    directions; aligning the new basis with the old one gives each its own again as
+    far as it still has one. The subspace is the same either way.
 
     Args:
       init: "svd" for the exact decomposition, "randomized" for
         `grassmann.range_finder`, at the start and at every refresh.
+      align: "none" as the published code does; "sign" flips each new vector that
+        points away from its predecessor; "procrustes" turns the new basis within
+        its span to be as near the old one as it can (`grassmann.align`).
 
     Returns:
       A `Tracker`.
+
+    Raises:
+      ValueError: if an argument is none of its choices.
     """
     start = _leading_directions(init)
+    if align not in ("none", "sign", "procrustes"):
+        raise ValueError(f"align={align!r}: use 'none', 'sign' or 'procrustes'.")
 
     def move(key, gradient, basis):
-        return start(key, gradient, basis.shape[-1]), None
+        new_basis = start(key, gradient, basis.shape[-1])
+        if align == "sign":
+            new_basis = linear_algebra.with_signs_of(new_basis, basis)
+        elif align == "procrustes":
+            new_basis = grassmann.align(new_basis, basis)
+        return new_basis, None
 
     return Tracker(start, move)
 

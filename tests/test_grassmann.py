@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.optimize
+import scipy.stats
 
 from subtrack_jax import grassmann
 from tests import common, oracle
@@ -245,6 +246,26 @@ def test_orthonormalize(precision):
     assert before > 1e-3
     assert common.orthonormality_error(got) < 4 * before**2
     assert _angles(got, drifted).max() < 4 * ROUNDING[precision]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+def test_align_is_the_procrustes_rotation(spread, precision):
+    rng = np.random.default_rng(0)
+    basis = scipy.linalg.orth(rng.normal(size=(9, 4)))
+    noise = spread * rng.normal(size=(9, 4))
+    turned = basis @ scipy.stats.ortho_group.rvs(4, random_state=1)
+    other = scipy.linalg.orth(turned + noise)
+    got = grassmann.align(*(jnp.asarray(x, precision) for x in (basis, other)))
+    want = basis @ scipy.linalg.orthogonal_procrustes(basis, other)[0]
+    np.testing.assert_allclose(got, want, atol=20 * ROUNDING[precision])
+    assert got.dtype == precision
+
+
+def test_align_with_an_orthogonal_span_stays_orthonormal(precision):
+    frame = jnp.eye(8, dtype=precision)
+    got = grassmann.align(frame[:, :3], frame[:, 2:5])
+    assert common.orthonormality_error(got) < 4 * ROUNDING[precision]
+    np.testing.assert_allclose(np.abs(got[2]), [1, 0, 0], atol=4 * ROUNDING[precision])
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-4, 0.7, np.pi / 2 - 1e-4, np.pi / 2])

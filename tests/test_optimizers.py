@@ -198,8 +198,8 @@ OWN = {
     "subtrack_grad": GEODESIC | INIT,
     "grass_walk": RECOVERY | INIT | {"angle": 0.1},
     "grass_jump": RECOVERY,
-    "galore": INIT,
-    "fira": RECOVERY | INIT | {"residual": "exact"},
+    "galore": INIT | {"align": "none"},
+    "fira": RECOVERY | INIT | {"align": "none", "residual": "exact"},
 }
 
 

@@ -224,3 +224,21 @@ def test_of_a_zero_gradient(name):
 def test_bad_arguments_are_quoted(make, value):
     with pytest.raises(ValueError, match=str(value)):
         make(value)
+
+
+@pytest.mark.parametrize("init", ["svd", "randomized"])
+@pytest.mark.parametrize("align", ["sign", "procrustes"])
+def test_an_aligned_basis_keeps_the_signs_of_the_one_before(align, init, precision):
+    """And spans what it would have spanned."""
+    gradient = _gradient(6, 10, precision)
+    key = jax.random.key(0)
+    plain, _ = stj.svd(init).move(key, gradient, jnp.eye(6, RANK, dtype=precision))
+    before = plain * jnp.array([[-1.0, 1.0, -1.0]], precision)
+    aligned, rotation = stj.svd(init, align).move(key, gradient, before)
+    np.testing.assert_allclose(aligned, before, atol=TOLERANCE[precision])
+    assert rotation is None
+
+
+def test_an_unknown_alignment_is_refused():
+    with pytest.raises(ValueError, match="align='flip': use 'none', 'sign' or"):
+        stj.svd(align="flip")

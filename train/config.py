@@ -160,6 +160,9 @@ class OptimizerConfig:
         subtrack-grad). None: exact line search.
       damping: factor on the angle of that line search, up to 1.
       angle: largest angle between two subspaces, in radians (grass-walk).
+      align: what is done for moments that are kept while new singular vectors have
+        other signs (galore, fira): none; sign flips the vectors; procrustes turns
+        them as near the old ones as they can be.
       b1: decay of Adam's first moment.
       b2: decay of Adam's second moment.
       eps: added to the denominator of Adam.
@@ -181,6 +184,7 @@ class OptimizerConfig:
     step_size: float | None = None
     damping: float = 1.0
     angle: float = 0.1
+    align: Literal["none", "sign", "procrustes"] = "none"
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-6

@@ -34,6 +34,10 @@ def _static(config: OptimizerConfig) -> stj.Tracker:
     return _geodesic(config)._replace(move=lambda key, gradient, basis: (basis, None))
 
 
+def _svd(config: OptimizerConfig) -> stj.Tracker:
+    return stj.svd("randomized", config.align)
+
+
 _MOVES = ("update_interval", "transport")
 _GEODESIC = (*_MOVES, "step_size", "damping")
 _LOW_RANK = {
@@ -43,8 +47,8 @@ _LOW_RANK = {
         lambda config: stj.random_walk(config.angle), True, True, (*_MOVES, "angle")
     ),
     "grass-jump": _LowRank(lambda _: stj.random_jump(), True, True, _MOVES),
-    "galore": _LowRank(lambda _: stj.svd("randomized"), False, False, _MOVES),
-    "fira": _LowRank(lambda _: stj.svd("randomized"), False, True, _MOVES),
+    "galore": _LowRank(_svd, False, False, (*_MOVES, "align")),
+    "fira": _LowRank(_svd, False, True, (*_MOVES, "align")),
     "static": _LowRank(_static, True, True, ()),
 }
 
