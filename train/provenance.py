@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 from typing import Any
 
@@ -38,17 +39,19 @@ def machine() -> dict[str, Any]:
 
 def _commit() -> str:
     """Of the checkout, with a + if something in it has changed since."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=pathlib.Path(__file__).parent,
-        )
-    except (OSError, subprocess.CalledProcessError):
+    git, checkout = shutil.which("git"), pathlib.Path(__file__).parent
+    if git is None:
         return "unknown"
-    return done.stdout.strip()
+    # In a form for which Python need not fork, which JAX warns of.
+    done = subprocess.run(
+        [git, "-C", checkout, "describe", "--always", "--dirty=+", "--abbrev=12"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+        close_fds=False,
+    )
+    return done.stdout.strip() or "unknown"
 
 
 def _processor() -> str:

@@ -288,7 +288,9 @@ def test_a_hopeless_trial_ends_early_and_a_stopped_one_has_no_record(
     monkeypatch.setattr(
         steps,
         "make_train_step",
-        lambda *args, make=steps.make_train_step: compiled.append(1) or make(*args),
+        lambda *args, make=steps.make_train_step, **settings: (
+            compiled.append(1) or make(*args, **settings)
+        ),
     )
     adamw = [
         trial
