@@ -1,6 +1,8 @@
 """Products, norms and factorisations that the geometry is made of."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,17 +55,26 @@ def orthonormal_columns(matrix: jax.Array) -> jax.Array:
     return whole(q)
 
 
-def whole(matrix: jax.Array) -> jax.Array:
+def whole(matrix: jax.Array, axes: Sequence[int] = (-2, -1)) -> jax.Array:
     """Asks for a matrix whole on every device of a mesh with automatic axes.
 
     Devices that share the rows of a matrix would exchange numbers for every one of
-    its columns while it is decomposed. Leading axes stay where they are.
+    its columns while it is decomposed.
+
+    Args:
+      matrix: of shape (..., m, n).
+      axes: that are not to be split; others stay where they are.
+
+    Returns:
+      The same matrix.
     """
     mesh = jax.typeof(matrix).sharding.mesh
     if AxisType.Auto not in mesh.axis_types or mesh.size == 1:
         return matrix
-    batch = (PartitionSpec.UNCONSTRAINED,) * (matrix.ndim - 2)
-    place = NamedSharding(mesh, PartitionSpec(*batch, None, None))
+    spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * matrix.ndim
+    for axis in axes:
+        spec[axis] = None
+    place = NamedSharding(mesh, PartitionSpec(*spec))
     return jax.lax.with_sharding_constraint(matrix, place)
 
 

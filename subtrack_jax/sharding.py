@@ -210,12 +210,7 @@ def whole_rank(coordinates: jax.Array) -> jax.Array:
     Moments are where no mesh axis divides their columns. A product with them would
     have the compiler gather a gradient of m n numbers; coordinates have r n.
     """
-    mesh = jax.typeof(coordinates).sharding.mesh
-    if AxisType.Auto not in mesh.axis_types or mesh.size == 1:
-        return coordinates
-    free = PartitionSpec.UNCONSTRAINED
-    spec = PartitionSpec(*(free,) * (coordinates.ndim - 2), None, free)
-    return jax.lax.with_sharding_constraint(coordinates, NamedSharding(mesh, spec))
+    return whole(coordinates, axes=(-2,))
 
 
 def _explicit(mesh: Any) -> AbstractMesh:

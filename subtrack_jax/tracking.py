@@ -109,28 +109,26 @@ def track_subspace(
                 ],
             )
 
-        def starts(tracked):
-            results = refreshed(start, [basis for basis, _ in tracked])
-            return [
-                (basis, rotation)
-                for (basis, _), (_, rotation) in zip(results, tracked, strict=True)
-            ]
-
         def moves(tracked):
             move = functools.partial(tracker.move, key)
             return refreshed(move, [basis for basis, _ in tracked])
 
+        is_start = state.count == 0
+        moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
+        # Decided for the whole tree, and outside of any vmap, which would make a
+        # select of it and pay for a refresh on every step.
+        bases = apply_if(
+            is_start,
+            lambda bases: [basis for basis, _ in refreshed(start, bases)],
+            bases,
+            "start_subspaces",
+        )
         # A loop takes what it returns: ask which kind of rotation moves give.
         kinds = jax.eval_shape(moves, [(basis, None) for basis in bases])
         tracked = [
             (basis, None if rotation is None else RankOneRotation.identity(basis))
             for basis, (_, rotation) in zip(bases, kinds, strict=True)
         ]
-        is_start = state.count == 0
-        moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
-        # Decided for the whole tree, and outside of any vmap, which would make a
-        # select of it and pay for a refresh on every step.
-        tracked = apply_if(is_start, starts, tracked, "start_subspaces")
         tracked = apply_if(moved, moves, tracked, "move_subspaces")
         new_updates, new_bases = list(leaves), [optax.MaskedNode()] * len(leaves)
         for j, k in enumerate(chosen):

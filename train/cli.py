@@ -57,6 +57,18 @@ def parse(
     return read(type(base), program, argv, base)
 
 
+def run_of_preset(argv: Sequence[str], presets: Mapping[str, Config]) -> Config:
+    """What `--preset` names on a command line, for programs that read the rest of it.
+
+    Without it, or with a name that is no preset, which tyro reports as it knows the
+    choices, it is "tiny".
+    """
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset", nargs="?")
+    given = chooser.parse_known_args(argv)[0].preset
+    return presets.get(given, presets["tiny"])
+
+
 def read(
     kind: type[Config],
     program: str,

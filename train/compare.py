@@ -7,7 +7,6 @@ can be compared though the machine has other work. What was measured in all is i
 records.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -134,11 +133,7 @@ def _title(config: CompareConfig, record: Record) -> str:
 
 def read(argv: Sequence[str]) -> CompareConfig:
     """The command line, on top of a preset of train.pretrain."""
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--preset", nargs="?")
-    given = chooser.parse_known_args(argv)[0].preset
-    # A name that is no preset is reported by tyro, which knows the choices.
-    run = PRESETS.get(given, PRESETS["tiny"])
+    run = cli.run_of_preset(argv, PRESETS)
     return cli.read(CompareConfig, PROGRAM, argv, _of_run(run))
 
 

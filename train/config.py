@@ -132,6 +132,15 @@ class DataConfig:
         return self.batch_size_sequences * self.sequence_length_tokens
 
 
+def check_parts(data: DataConfig, parts: int) -> None:
+    """Raises a ValueError if batches cannot be cut into so many equal parts."""
+    if data.batch_size_sequences % parts:
+        raise ValueError(
+            f"--batch-size-sequences {data.batch_size_sequences} must be a multiple "
+            f"of --gradient-accumulation-steps {parts}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer's method and settings.
@@ -381,9 +390,4 @@ class PretrainConfig:
         check(self, at_least_1, "max_skipped_steps_in_a_row")
         check(self, not_negative, "z_loss_weight")
         check(self, fits_32_bits, "seed")
-        batch, parts = self.data.batch_size_sequences, self.gradient_accumulation_steps
-        if batch % parts:
-            raise ValueError(
-                f"--batch-size-sequences {batch} must be a multiple of "
-                f"--gradient-accumulation-steps {parts}"
-            )
+        check_parts(self.data, self.gradient_accumulation_steps)

@@ -1,6 +1,5 @@
 """What a run takes, without the hardware: `python -m train.plan --help`."""
 
-import argparse
 import dataclasses
 import json
 import math
@@ -199,13 +198,8 @@ def _heading(target: str, mesh: Mesh, run: PretrainConfig) -> str:
 
 def read(argv: Sequence[str]) -> PlanConfig:
     """The command line, on top of a preset of train.pretrain."""
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--preset", nargs="?")
-    given = chooser.parse_known_args(argv)[0].preset
-    # A name that is no preset is reported by tyro, which knows the choices.
-    return cli.read(
-        PlanConfig, PROGRAM, argv, _of_run(PRESETS.get(given, PRESETS["tiny"]))
-    )
+    run = cli.run_of_preset(argv, PRESETS)
+    return cli.read(PlanConfig, PROGRAM, argv, _of_run(run))
 
 
 def _of_run(run: PretrainConfig) -> PlanConfig:

@@ -15,7 +15,14 @@ import subtrack_jax as stj
 from models.llama import LlamaConfig
 from train import optimizers, records
 from train import step as steps
-from train.config import DataConfig, OptimizerConfig, at_least_1, check, not_negative
+from train.config import (
+    DataConfig,
+    OptimizerConfig,
+    at_least_1,
+    check,
+    check_parts,
+    not_negative,
+)
 from train.data import Text
 from train.provenance import machine, versions
 from train.records import Record
@@ -51,12 +58,7 @@ class Task:
         check(self, at_least_1, "steps", "eval_every_steps")
         check(self, at_least_1, "gradient_accumulation_steps")
         check(self, not_negative, "z_loss_weight")
-        batch, parts = self.data.batch_size_sequences, self.gradient_accumulation_steps
-        if batch % parts:
-            raise ValueError(
-                f"--batch-size-sequences {batch} must be a multiple of "
-                f"--gradient-accumulation-steps {parts}"
-            )
+        check_parts(self.data, self.gradient_accumulation_steps)
 
 
 class Runner:
