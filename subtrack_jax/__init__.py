@@ -26,8 +26,6 @@ from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.memory import state_bytes
 from subtrack_jax.monitoring import MonitorEnergyState, monitor_energy
 from subtrack_jax.optimizers import (
-    fira,
-    galore,
     grass_jump,
     grass_walk,
     subtrack,
@@ -37,6 +35,7 @@ from subtrack_jax.record import LowRankLeaf
 from subtrack_jax.recovery import RecoverAndScaleState, recover_and_scale
 from subtrack_jax.rotation import DenseRotation, RankOneRotation, Rotation
 from subtrack_jax.sharding import state_sharding
+from subtrack_jax.svd_optimizers import fira, galore
 from subtrack_jax.trackers import Tracker, geodesic, random_jump, random_walk, svd
 from subtrack_jax.tracking import TrackSubspaceState, track_subspace
 

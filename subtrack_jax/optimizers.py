@@ -31,12 +31,11 @@ import jax
 import optax
 
 from subtrack_jax import trackers
-from subtrack_jax._validation import check
-from subtrack_jax.coordinates import project, scale_by_projection_aware_adam
+from subtrack_jax.chains import assemble
+from subtrack_jax.coordinates import scale_by_projection_aware_adam
 from subtrack_jax.low_rank import LowRank
-from subtrack_jax.monitoring import monitor_energy
-from subtrack_jax.recovery import Residual, recover_and_scale
-from subtrack_jax.trackers import Align, Init
+from subtrack_jax.recovery import recover_and_scale
+from subtrack_jax.trackers import Init
 from subtrack_jax.tracking import track_subspace
 
 _Scalar = jax.typing.ArrayLike
@@ -133,12 +132,13 @@ def subtrack(
     """
     low_rank = LowRank(rank, dimension_numbers, side)
     tracker = trackers.geodesic(step_size, damping, init)
-    return optax.chain(
+    return assemble(
+        low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        *_project(low_rank, monitor),
         scale_by_projection_aware_adam(low_rank, b1, b2, eps, mu_dtype),
         recover_and_scale(low_rank, scale, "columns", recovery_scale, growth_limit),
-        *_decay_and_descend(weight_decay, mask, learning_rate),
+        end=(weight_decay, mask, learning_rate),
+        monitor=monitor,
     )
 
 
@@ -178,14 +178,15 @@ def subtrack_grad(
     """
     low_rank = LowRank(rank, dimension_numbers, side)
     tracker = trackers.geodesic(step_size, damping, init)
-    return optax.chain(
+    return assemble(
+        low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        *_project(low_rank, monitor),
         scale_by_projection_aware_adam(
             low_rank, b1, b2, eps, mu_dtype, transport=False
         ),
         recover_and_scale(low_rank, scale, "none"),
-        *_decay_and_descend(weight_decay, mask, learning_rate),
+        end=(weight_decay, mask, learning_rate),
+        monitor=monitor,
     )
 
 
@@ -226,12 +227,13 @@ def grass_walk(
     """
     low_rank = LowRank(rank, dimension_numbers, side)
     tracker = trackers.random_walk(angle, init)
-    return optax.chain(
+    return assemble(
+        low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        *_project(low_rank, monitor),
         scale_by_projection_aware_adam(low_rank, b1, b2, eps, mu_dtype),
         recover_and_scale(low_rank, scale, "columns", recovery_scale, growth_limit),
-        *_decay_and_descend(weight_decay, mask, learning_rate),
+        end=(weight_decay, mask, learning_rate),
+        monitor=monitor,
     )
 
 
@@ -269,136 +271,11 @@ def grass_jump(
     """
     low_rank = LowRank(rank, dimension_numbers, side)
     tracker = trackers.random_jump()
-    return optax.chain(
+    return assemble(
+        low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        *_project(low_rank, monitor),
         scale_by_projection_aware_adam(low_rank, b1, b2, eps, mu_dtype),
         recover_and_scale(low_rank, scale, "columns", recovery_scale, growth_limit),
-        *_decay_and_descend(weight_decay, mask, learning_rate),
+        end=(weight_decay, mask, learning_rate),
+        monitor=monitor,
     )
-
-
-def galore(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    rank: int | float = 128,
-    update_interval: _Scalar = 200,
-    b1: _Scalar = 0.9,
-    b2: _Scalar = 0.999,
-    eps: _Scalar = 1e-8,
-    scale: _Scalar = 0.25,
-    weight_decay: _Scalar = 0.0,
-    mask: Any = None,
-    side: Literal["short", "long"] = "short",
-    dimension_numbers: Any = None,
-    seed: _Scalar = 0,
-    mu_dtype: jax.typing.DTypeLike | None = None,
-    monitor: bool = False,
-    init: Init = "randomized",
-    align: Align = "none",
-) -> optax.GradientTransformationExtraArgs:
-    """GaLore: the leading singular subspace of the gradient, taken anew.
-
-    Zhao et al. 2024, arXiv 2403.03507. Moments are kept when the basis changes
-    and nothing is recovered. `optax.contrib.galore` is this with `scale=1.0`,
-    `init="svd"` and `side="long"`, up to the signs of singular vectors, which
-    kept moments depend on.
-
-    Args: as in `subtrack`, without those of its tracker and of the recovery.
-      init: how leading singular vectors are found, at the start and at every
-        refresh: "randomized" compiles to products and QR, "svd" is exact.
-      align: whether a new basis is turned towards the old one; see `trackers.svd`.
-
-    Returns:
-      The optimizer.
-
-    Raises:
-      ValueError: as `subtrack`.
-    """
-    low_rank = LowRank(rank, dimension_numbers, side)
-    tracker = trackers.svd(init, align)
-    return optax.chain(
-        track_subspace(low_rank, tracker, update_interval, seed),
-        *_project(low_rank, monitor),
-        scale_by_projection_aware_adam(
-            low_rank, b1, b2, eps, mu_dtype, transport=False
-        ),
-        recover_and_scale(low_rank, scale, "none"),
-        *_decay_and_descend(weight_decay, mask, learning_rate),
-    )
-
-
-def fira(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    rank: int | float = 128,
-    update_interval: _Scalar = 200,
-    b1: _Scalar = 0.9,
-    b2: _Scalar = 0.999,
-    eps: _Scalar = 1e-8,
-    scale: _Scalar = 0.25,
-    recovery_scale: _Scalar = 1.0,
-    growth_limit: _Scalar | None = 1.01,
-    weight_decay: _Scalar = 0.0,
-    mask: Any = None,
-    side: Literal["short", "long"] = "short",
-    dimension_numbers: Any = None,
-    seed: _Scalar = 0,
-    mu_dtype: jax.typing.DTypeLike | None = None,
-    monitor: bool = False,
-    init: Init = "randomized",
-    align: Align = "none",
-    residual: Residual = "exact",
-) -> optax.GradientTransformationExtraArgs:
-    """Fira: GaLore, and what it misses, scaled column by column and limited.
-
-    Chen et al. 2024, arXiv 2410.01623.
-
-    Args: as in `galore` and, of the recovery, in `subtrack`.
-      residual: "published" recovers what Fira's own code does; see
-        `recover_and_scale`.
-
-    Returns:
-      The optimizer.
-
-    Raises:
-      ValueError: as `subtrack`.
-    """
-    low_rank = LowRank(rank, dimension_numbers, side)
-    tracker = trackers.svd(init, align)
-    return optax.chain(
-        track_subspace(low_rank, tracker, update_interval, seed),
-        *_project(low_rank, monitor),
-        scale_by_projection_aware_adam(
-            low_rank, b1, b2, eps, mu_dtype, transport=False
-        ),
-        recover_and_scale(
-            low_rank, scale, "columns", recovery_scale, growth_limit, residual
-        ),
-        *_decay_and_descend(weight_decay, mask, learning_rate),
-    )
-
-
-def _project(
-    low_rank: LowRank, monitor: bool
-) -> tuple[optax.GradientTransformation, ...]:
-    """The projection, and what may watch it."""
-    if not monitor:
-        return (project(low_rank),)
-    return project(low_rank), monitor_energy(low_rank)
-
-
-def _decay_and_descend(
-    weight_decay: _Scalar, mask: Any, learning_rate: optax.ScalarOrSchedule
-) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """The end of every chain, as in `optax.adamw`."""
-    finite = lambda x: 0 <= x < float("inf")
-    check("weight_decay", weight_decay, finite, "a finite number, 0 or above")
-    if not callable(learning_rate):
-        check("learning_rate", learning_rate, finite, "a finite number, 0 or above")
-    # Without decay, updates need no parameters; the state is the same either way.
-    is_zero = isinstance(weight_decay, (int, float)) and weight_decay == 0
-    decay = optax.add_decayed_weights(weight_decay, mask)
-    if is_zero and mask is None:
-        decay = optax.identity()
-    return decay, optax.scale_by_learning_rate(learning_rate)
