@@ -19,7 +19,6 @@ from subtrack_jax.coordinates import (
     on_coordinates,
     project,
     scale_by_projection_aware_adam,
-    transport_adam,
 )
 from subtrack_jax.low_rank import LowRank, by_path
 from subtrack_jax.matrix_view import MatrixView
@@ -38,6 +37,7 @@ from subtrack_jax.sharding import state_sharding
 from subtrack_jax.svd_optimizers import fira, galore
 from subtrack_jax.trackers import Tracker, geodesic, random_jump, random_walk, svd
 from subtrack_jax.tracking import TrackSubspaceState, track_subspace
+from subtrack_jax.transport import transport_adam, transport_momentum
 
 __all__ = [
     "DenseRotation",
@@ -73,4 +73,5 @@ __all__ = [
     "svd",
     "track_subspace",
     "transport_adam",
+    "transport_momentum",
 ]

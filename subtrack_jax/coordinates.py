@@ -7,7 +7,7 @@ to a basis that moves.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from subtrack_jax._validation import check
 from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import is_box, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
-from subtrack_jax.record import Pair, expect_records, is_record, map_records, unzip
-from subtrack_jax.rotation import Rotation
+from subtrack_jax.record import expect_records, is_record, map_records
+from subtrack_jax.transport import transport_adam, transport_momentum
 
 Transport = Callable[[optax.OptState, Any], optax.OptState]
 
@@ -67,9 +67,10 @@ def on_coordinates(
       inner: the rule, `optax.scale_by_lion()` for example.
       transport: what happens to the rule's state on a step that moves a basis.
         None keeps it: its numbers then belong to the old coordinates, an error
-        that fades as the rule forgets. A function gets the rule's state and a
-        tree with a `Rotation` for each low-rank leaf, other leaves masked out of
-        both (`optax.MaskedNode`), and returns the state in the new coordinates.
+        that fades as the rule forgets. `transport_momentum` turns the momentum of
+        any rule. Any function will do that gets the rule's state and a tree with a
+        `Rotation` for each low-rank leaf, other leaves masked out of both
+        (`optax.MaskedNode`), and returns the state in the new coordinates.
 
     Returns:
       A transformation, to be chained after `project`. Its state is the rule's.
@@ -143,13 +144,13 @@ def scale_by_projection_aware_adam(
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
     mu_dtype: jax.typing.DTypeLike | None = None,
-    transport: bool = True,
+    transport: bool | Literal["momentum"] = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on coordinates, with moments that follow the basis.
 
     On a step that moved the basis the moments are first rewritten in the new
-    coordinates (`transport_adam`); then, and on all other leaves, it is
-    `optax.scale_by_adam`.
+    coordinates (`transport_adam`, unless `transport` says otherwise); then, and on
+    all other leaves, it is `optax.scale_by_adam`.
 
     Args:
       low_rank: the same `LowRank` as in the other stages.
@@ -159,8 +160,10 @@ def scale_by_projection_aware_adam(
       mu_dtype: dtype of the first moment; None for the parameter's, float32 at
         least. The second moment always has the latter: bfloat16 cannot hold
         its small increments.
-      transport: False keeps the moments as they are when the basis moves, as in
-        GaLore and SubTrack (2024).
+      transport: what happens to the moments when the basis moves. True rewrites
+        both; "momentum" the first alone (`transport_momentum`), as in GoLore (He et
+        al. 2024, arXiv 2410.11289); False keeps both as they are, as in GaLore and
+        SubTrack (2024).
 
     Returns:
       A transformation, to be chained after `project`. Its state is an
@@ -179,6 +182,13 @@ def scale_by_projection_aware_adam(
             "a floating-point dtype",
         )
     check("eps", eps, lambda x: 0 <= x < float("inf"), "0 or a small positive number")
+    if transport not in (True, False, "momentum"):
+        raise ValueError(f"transport={transport!r}: use True, False or 'momentum'.")
+    follow: dict[Any, Transport | None] = {
+        True: functools.partial(transport_adam, b1=b1, b2=b2),
+        False: None,
+        "momentum": transport_momentum,
+    }
 
     def adam():
         return optax.scale_by_adam(
@@ -191,51 +201,8 @@ def scale_by_projection_aware_adam(
             lambda params: adam().init(params),
             lambda *arguments: adam().update(*arguments),
         ),
-        functools.partial(transport_adam, b1=b1, b2=b2) if transport else None,
+        follow[transport],
     )
-
-
-def transport_adam(
-    state: optax.ScaleByAdamState,
-    rotations: Any,
-    *,
-    b1: jax.typing.ArrayLike,
-    b2: jax.typing.ArrayLike,
-) -> optax.ScaleByAdamState:
-    """Writes Adam's moments in new coordinates.
-
-    The first moment is a vector and turns with C. The second is a variance plus
-    a squared mean, of which C∘C mixes the former (LDAdam, arXiv 2410.16103, for
-    coordinates taken as uncorrelated; SubTrack++, equations 8 and 9):
-    M <- C M, V <- (1 - b2^t) |C∘C (v^ - m^∘m^) + (C m^)∘(C m^)|, with the
-    bias-corrected m^ and v^ after t steps.
-
-    Args:
-      state: the moments after `count` steps.
-      rotations: tree with a `Rotation` C for each moment.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-
-    Returns:
-      The same state in the new coordinates.
-    """
-
-    def weight(decay, dtype):
-        weight = 1 - jnp.asarray(sharding.local(decay), dtype) ** state.count
-        return jnp.where(weight > 0, weight, 1)  # moments are 0 before step 1
-
-    def rotate(rotation, mu, nu):
-        mean = mu.astype(nu.dtype)
-        rotated = rotation.rotate(mean)
-        nu_weight, mean_weight = weight(b2, nu.dtype), weight(b1, nu.dtype)
-        variance = nu / nu_weight - (mean / mean_weight) ** 2
-        second = rotation.rotate_squared(variance) + (rotated / mean_weight) ** 2
-        return Pair(rotated.astype(mu.dtype), nu_weight * jnp.abs(second))
-
-    is_rotation = lambda leaf: isinstance(leaf, Rotation)
-    pairs = jax.tree.map(rotate, rotations, state.mu, state.nu, is_leaf=is_rotation)
-    mu, nu = unzip(pairs)
-    return state._replace(mu=mu, nu=nu)
 
 
 def _mask_plain(
