@@ -9,6 +9,7 @@ import pytest
 
 from tests.train.test_comparison_report import cells, record
 from train import compare, data
+from train.comparison import later_trials, make_plan
 
 STEPS = 10
 ASKED = [
@@ -150,6 +151,28 @@ def test_the_same_command_goes_on_where_it_stopped(program, tmp_path, stop_after
     done = max(stop_after - 6, 0)
     assert f"4 trials at the best rates, {done} of them finished before" in out
     assert program("--tuning-seeds", "1")[3] == []
+
+
+def test_a_signal_while_the_search_ends_is_obeyed(program):
+    def loss(trial):
+        if (trial.optimizer.learning_rate, trial.seed) == (0.3, 0):
+            signal.raise_signal(signal.SIGTERM)
+        return made_up_loss(trial)
+
+    asked = ["--tuning-seeds", "1", "--optimizers", "subtrack"]
+    _, out, _, ran = program(*asked, loss=loss)
+    assert len(ran) == 3
+    assert "SIGTERM: 3 of 3 trials to search rates are finished. To go on: " in out
+    assert program(*asked)[3] == [("subtrack", 0.3, 1), ("subtrack", 0.3, 2)]
+
+
+def test_nothing_follows_before_the_search_has_finished():
+    config = compare.read([*ASKED, "--tuning-seeds", "2"])
+    plan = make_plan(config)
+    finished = {t: record(t.optimizer, t.seed, [made_up_loss(t)]) for t in plan.trials}
+    assert [trial.seed for trial in later_trials(config, plan, finished)] == [2, 2]
+    del finished[plan.trials[-1]]
+    assert later_trials(config, plan, finished) == []
 
 
 def test_a_seed_that_some_methods_lack_is_left_out(program, tmp_path):
