@@ -5,6 +5,7 @@ import contextlib
 import errno
 import io
 import itertools
+import os
 import pathlib
 import re
 import sys
@@ -85,7 +86,7 @@ def read(
     """
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with _reader_may_leave(), contextlib.redirect_stderr(errors):
             return tyro.cli(
                 kind,
                 prog=program,
@@ -97,6 +98,21 @@ def read(
         if stop.code:
             fail(_unboxed(errors.getvalue()))
         raise
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Ends the program without a word when help is not read to its end: `| head`."""
+    try:
+        try:
+            yield
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        # Python writes what is left in the buffer once more as it exits.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        sys.exit(0)
 
 
 @contextlib.contextmanager

@@ -13,14 +13,22 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tqdm
 
 from train import cli, comparison_report, data, records
-from train.comparison import CompareConfig, Plan, Settings, make_plan
-from train.comparison_report import Entry, Try
+from train.comparison import (
+    CompareConfig,
+    Plan,
+    Settings,
+    later_trials,
+    make_entries,
+    make_plan,
+    phases,
+)
 from train.config import PretrainConfig
+from train.entries import Entry
 from train.interruption import Interruption
 from train.presets import PRESETS
 from train.records import Record
@@ -66,54 +74,56 @@ def run_trials(
     return interruption
 
 
-def write_report(config: CompareConfig, plan: Plan, found: Sequence[Record]) -> str:
+def write_report(
+    config: CompareConfig, plan: Plan, finished: Mapping[Trial, Record]
+) -> str:
     """Writes tables, plot and numbers of what has finished; returns the tables.
 
-    Seeds that some trials still lack are left out, unless there is no other.
+    Seeds that some trials still lack are left out, unless there is no other on which
+    rates are searched.
     """
-    by_trial = {record.trial: record for record in found}
-    lacking = {trial.seed for trial in plan.trials if trial not in by_trial}
-    seeds = [seed for seed in config.seeds if seed not in lacking] or config.seeds
-
-    def entry(variant: Variant) -> Entry | None:
-        tries = []
-        for optimizer in variant.search(config.learning_rates, config.matrix_scales):
-            trials = [Trial(optimizer, seed) for seed in seeds]
-            finished = tuple(by_trial[t] for t in trials if t in by_trial)
-            if finished:
-                tries.append(Try(optimizer, finished))
-        return Entry(variant, tuple(tries)) if tries else None
+    later = later_trials(config, plan, finished)
+    lacking = {trial.seed for trial in (*plan.trials, *later) if trial not in finished}
+    whole = [seed for seed in config.searched_seeds if seed not in lacking]
+    seeds = whole or config.searched_seeds
+    kept = [finished[trial] for trial in later if trial.seed not in lacking]
 
     def entries(variants: Sequence[Variant]) -> list[Entry]:
-        unique = dict.fromkeys(variants)
-        return [each for each in map(entry, unique) if each is not None]
+        return make_entries(config, variants, finished, seeds, kept)
 
     main, steps = entries(plan.variants), config.task.steps
-    title = _title(config, found[0])
-    parts = [
-        f"# {title}",
-        comparison_report.results_table(main, steps),
-        comparison_report.NOTES,
-        "## All that was tried",
-        comparison_report.grid_table(main),
-    ]
-    swept = {}
+    tables, swept = [], {}
     for sweep in plan.sweeps:
         variants = list(all_variants(plan.variants, [sweep]))
-        parts += [
+        tables += [
             f"## {sweep.name}",
             comparison_report.sweep_table(sweep, plan.variants, entries(variants)),
         ]
-        swept[sweep.name] = comparison_report.aggregate(
-            entries(variants[len(plan.variants) :]), steps
-        )
+        swept[sweep.name] = entries(variants[len(plan.variants) :])
+    tuning_seeds = seeds if config.later_seeds else ()
+    first = next(iter(finished.values()))
+    title = _title(config, first)
+    parts = [
+        f"# {title}",
+        comparison_report.results_table(main, steps),
+        comparison_report.notes(
+            main, [entry for found in swept.values() for entry in found], tuning_seeds
+        ),
+        "## All that was tried",
+        comparison_report.grid_table(main),
+        *tables,
+    ]
     text = "\n\n".join(parts) + "\n"
     results = {
         "title": title,
-        "machine": found[0].machine,
-        "versions": found[0].versions,
+        "machine": first.machine,
+        "versions": first.versions,
+        "tuning_seeds": tuning_seeds,
         "optimizers": comparison_report.aggregate(main, steps),
-        "sweeps": swept,
+        "sweeps": {
+            name: comparison_report.aggregate(found, steps)
+            for name, found in swept.items()
+        },
     }
     directory = config.output_dir
     write_whole(directory / "table.md", text)
@@ -159,6 +169,19 @@ def _open_directory(config: CompareConfig) -> bool:
     return True
 
 
+def _open_text(config: CompareConfig, is_known: bool) -> data.Text:
+    """The text of all trials; the directory then says which task it is of."""
+    text = data.open_text(
+        config.task.data,
+        config.task.model.vocabulary_size,
+        seed=config.seeds[0],
+        tokenizer_directory=config.output_dir if is_known else None,
+    )
+    text.tokenizer.save(config.output_dir)
+    save_config(config.task, config.output_dir / TASK_FILE)
+    return text
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
     argv = sys.argv[1:] if argv is None else argv
@@ -171,38 +194,40 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(config: CompareConfig, command: str) -> int:
+    directory = config.output_dir / TRIALS
+    finished, runner, interruption = {}, None, None
     with contextlib.ExitStack() as stack:
         with cli.user_errors(ValueError, OSError):
             plan = make_plan(config)
             stack.enter_context(lock_directory(config.output_dir))
-            found = _open_directory(config)
-            directory = config.output_dir / TRIALS
+            is_known = _open_directory(config)
             directory.mkdir(exist_ok=True)
-            missing = [t for t in plan.trials if records.load(t, directory) is None]
-            if missing:
-                text = data.open_text(
-                    config.task.data,
-                    config.task.model.vocabulary_size,
-                    seed=config.seeds[0],
-                    tokenizer_directory=config.output_dir if found else None,
-                )
-                text.tokenizer.save(config.output_dir)
-                save_config(config.task, config.output_dir / TASK_FILE)
-        total = len(plan.trials)
-        print(f"{total} trials, {total - len(missing)} of them finished before")
-        interruption = None
-        with cli.user_errors(OSError):
-            if missing:
-                print(text.description, flush=True)
-                runner = Runner(config.task, text, command)
+        for trials, words, more in phases(config, plan, finished):
+            with cli.user_errors(ValueError, OSError):
+                finished |= records.load_finished(trials, directory)
+                missing = [trial for trial in trials if trial not in finished]
+                if missing and runner is None:
+                    text = _open_text(config, is_known)
+            before = len(trials) - len(missing)
+            print(f"{len(trials)} {words}, {before} of them finished before{more}")
+            if not missing:
+                continue
+            with cli.user_errors(OSError):
+                if runner is None:
+                    print(text.description, flush=True)
+                    runner = Runner(config.task, text, command)
                 interruption = run_trials(missing, runner, directory, config.task.steps)
-            kept = [records.load(trial, directory) for trial in plan.trials]
-            finished = [record for record in kept if record is not None]
+                finished |= records.load_finished(missing, directory)
+            if interruption.received:
+                break
+        with cli.user_errors(OSError):
             tables = write_report(config, plan, finished) if finished else ""
-        if len(finished) < total:
+        following = later_trials(config, plan, finished)
+        if any(trial not in finished for trial in (*plan.trials, *following)):
+            done = sum(trial in finished for trial in trials)
             print(
-                f"Stopped by {interruption.received.name}: {len(finished)} of {total} "
-                f"trials are finished. To go on: {command}"
+                f"Stopped by {interruption.received.name}: {done} of {len(trials)} "
+                f"{words} are finished. To go on: {command}"
             )
             return interruption.exit_code
         print(f"\n{tables}\nTables, plot and numbers are in {config.output_dir}")

@@ -1,95 +1,57 @@
 """Tables and plots of a comparison, from the records of its trials."""
 
 import dataclasses
-import functools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib import figure
 
-from train.config import OptimizerConfig
-from train.records import Record, elapsed_seconds
+from train.entries import Entry, Try, by_loss
 from train.variants import Sweep, Variant, word
 
 # The loss of the first tenth of a run would flatten all that follows.
 SHOWN_FROM_FRACTION = 0.1
-NOTES = (
-    "Loss: mean ± standard deviation over seeds, at the rates of the least mean. "
-    "Matrices: factor on the updates of attention and MLP matrices.\n"
-    "\\*: the least or the largest that was tried; the best may lie beyond. "
-    "Seconds: of all steps, by the median step of each kind in the fastest trial."
-)
 
 
-@dataclasses.dataclass(frozen=True)
-class Try:
-    """One choice of learning rate and factor on matrices, over the seeds there are."""
+def notes(
+    entries: Sequence[Entry],
+    swept: Sequence[Entry] = (),
+    tuning_seeds: Sequence[int] = (),
+) -> str:
+    """What the words and marks of the tables mean, and how rates were chosen.
 
-    optimizer: OptimizerConfig
-    records: tuple[Record, ...]
-
-    @functools.cached_property
-    def losses(self) -> list[float]:
-        """Final held-out loss of each seed, infinite where it diverged."""
-        return [record.final_loss for record in self.records]
-
-    @property
-    def mean(self) -> float:
-        """Of the losses; infinite if any is."""
-        return statistics.fmean(self.losses)
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation over seeds; None for fewer than two or an infinite one."""
-        if len(self.losses) < 2 or math.isinf(self.mean):
-            return None
-        return statistics.stdev(self.losses)
-
-    @property
-    def text(self) -> str:
-        """The mean loss with its deviation, or how many seeds diverged."""
-        if lost := sum(map(math.isinf, self.losses)):
-            return f"diverged ({lost} of {len(self.losses)})"
-        return f"{self.mean:.3f}" + (
-            "" if self.deviation is None else f" ± {self.deviation:.3f}"
+    Args:
+      entries: those of the first table.
+      swept: those of the tables of sweeps.
+      tuning_seeds: on which rates were searched, where that is not all seeds.
+    """
+    searched = ""
+    if tuning_seeds:
+        plural = "s" if len(tuning_seeds) > 1 else ""
+        searched = f" on seed{plural} {', '.join(map(str, tuning_seeds))}"
+    lines = [
+        "Loss: mean ± standard deviation over seeds, at the rates of the least mean"
+        f"{searched}. Matrices: factor on the updates of attention and MLP matrices. "
+        "Seconds: of all steps, by the median step of each kind in the fastest trial."
+    ]
+    if searched:
+        counts = sorted({len(entry.tries) for entry in entries})
+        tries = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        lines.append(
+            f"Rates were searched{searched} alone, with {tries} tries for each method; "
+            "other seeds were run at the best of them, unless all diverged."
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """All that was tried of one variant; at least one trial has finished."""
-
-    variant: Variant
-    tries: tuple[Try, ...]
-
-    @functools.cached_property
-    def best(self) -> Try:
-        """The least mean loss, of those tries that have the most seeds."""
-        seeds = max(len(each.records) for each in self.tries)
-        return min(
-            (each for each in self.tries if len(each.records) == seeds),
-            key=lambda each: each.mean,
+    at_edge = {rate for entry in (*entries, *swept) for rate in entry.at_edge}
+    if at_edge:
+        flags = " and ".join(f"--{rate.replace('_', '-')}s" for rate in sorted(at_edge))
+        lines.append(
+            "\\*: the least or the largest that was tried; the best may lie beyond: "
+            f"extend {flags}."
         )
-
-    @functools.cached_property
-    def step_seconds(self) -> dict[str, float]:
-        """Of each kind of step, the median of the trial that was disturbed least.
-
-        Rates and seeds cost no time; whatever else a machine does, does.
-        """
-        records = [record for each in self.tries for record in each.records]
-        kinds = {kind for record in records for kind in record.step_seconds}
-        return {
-            kind: min(r.step_seconds[kind] for r in records if kind in r.step_seconds)
-            for kind in kinds
-        }
-
-    def seconds(self, step: int) -> float:
-        """What so many steps take; see `elapsed_seconds`."""
-        return elapsed_seconds(self.variant.optimizer, self.step_seconds, step)
+    return "\n".join(lines)
 
 
 def results_table(entries: Sequence[Entry], steps: int) -> str:
@@ -107,8 +69,8 @@ def results_table(entries: Sequence[Entry], steps: int) -> str:
                 entry.variant.label,
                 best.text,
                 str(len(best.records)),
-                f"{best.optimizer.learning_rate:g}{_edge(entry, 'learning_rate')}",
-                f"{_factor(best):g}{_edge(entry, 'matrix_scale')}",
+                f"{best.learning_rate:g}{_mark(entry, 'learning_rate')}",
+                f"{best.matrix_scale:g}{_mark(entry, 'matrix_scale')}",
                 str(len(entry.tries)),
                 _seconds(entry, steps),
                 f"{best.records[0].state_bytes / 1e6:.2f}",
@@ -119,16 +81,16 @@ def results_table(entries: Sequence[Entry], steps: int) -> str:
 
 def grid_table(entries: Sequence[Entry]) -> str:
     """Every try: the mean loss of each learning rate and factor on matrices."""
-    rates = sorted({t.optimizer.learning_rate for e in entries for t in e.tries})
+    rates = sorted({each.learning_rate for e in entries for each in e.tries})
     rows = [("optimizer", "matrices", *(f"{rate:g}" for rate in rates))]
     for entry in by_loss(entries):
-        for factor in sorted({_factor(each) for each in entry.tries}):
+        for factor in sorted({each.matrix_scale for each in entry.tries}):
             cells = {
-                each.optimizer.learning_rate: f"**{each.text}**"
-                if each is entry.best
+                each.learning_rate: f"**{each.text}**"
+                if each is entry.chosen
                 else each.text
                 for each in entry.tries
-                if _factor(each) == factor
+                if each.matrix_scale == factor
             }
             found = (cells.get(rate, "") for rate in rates)
             rows.append((entry.variant.label, f"{factor:g}", *found))
@@ -139,7 +101,7 @@ def sweep_table(
     sweep: Sweep, variants: Sequence[Variant], entries: Sequence[Entry]
 ) -> str:
     """The best mean loss of each variant at each value of one setting."""
-    known = {entry.variant: entry.best.text for entry in entries}
+    known = {e.variant: e.best.text + _mark(e, *e.at_edge) for e in entries}
     columns = [word(value) for value in sweep.values]
     rows = [(f"optimizer, by {sweep.name}", *columns)]
     for variant in variants:
@@ -156,21 +118,17 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def by_loss(entries: Iterable[Entry]) -> list[Entry]:
-    """Sorted by final loss; those that diverged come last."""
-    return sorted(entries, key=lambda entry: entry.best.mean)
-
-
 def aggregate(entries: Sequence[Entry], steps: int) -> list[dict[str, Any]]:
     """The numbers of the tables, for JSON."""
     return [
         {
             "optimizer": entry.variant.label,
             "settings": dataclasses.asdict(entry.best.optimizer),
-            "seconds": entry.seconds(steps) if _ran_fully(entry) else None,
+            "seconds": entry.seconds(steps) if entry.ran_fully else None,
             "step_seconds": entry.step_seconds,
             "state_bytes": entry.best.records[0].state_bytes,
             "best": _numbers(entry.best),
+            "at_edge": entry.at_edge,
             "tries": [_numbers(each) for each in entry.tries],
         }
         for entry in by_loss(entries)
@@ -231,35 +189,20 @@ def _bands(best: Try) -> list[tuple[int, list[float]]]:
     return [(step, losses) for step, losses in bands if None not in losses]
 
 
-def _ran_fully(entry: Entry) -> bool:
-    """Whether there are times of all kinds of steps."""
-    return any(not r.diverged for each in entry.tries for r in each.records)
-
-
 def _seconds(entry: Entry, steps: int) -> str:
-    return f"{entry.seconds(steps):.3g}" if _ran_fully(entry) else "-"
+    return f"{entry.seconds(steps):.3g}" if entry.ran_fully else "-"
 
 
-def _factor(each: Try) -> float:
-    return each.records[0].trial.matrix_scale
-
-
-def _edge(entry: Entry, rate: str) -> str:
-    """A mark where the best is the least or the largest of several that were tried."""
-    if rate == "learning_rate":
-        value = lambda each: each.optimizer.learning_rate
-    else:
-        value = _factor
-    tried = {value(each) for each in entry.tries}
-    at_edge = value(entry.best) in (min(tried), max(tried))
-    return "*" if at_edge and len(tried) > 1 else ""
+def _mark(entry: Entry, *rates: str) -> str:
+    """A mark where one of these rates is at the edge of what was tried."""
+    return "*" if set(rates) & set(entry.at_edge) else ""
 
 
 def _numbers(each: Try) -> dict[str, Any]:
     losses = [None if math.isinf(loss) else loss for loss in each.losses]
     return {
-        "learning_rate": each.optimizer.learning_rate,
-        "matrix_scale": _factor(each),
+        "learning_rate": each.learning_rate,
+        "matrix_scale": each.matrix_scale,
         "mean": None if None in losses else each.mean,
         "deviation": each.deviation,
         "losses": losses,

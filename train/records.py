@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,14 @@ def load(trial: Trial, directory: pathlib.Path) -> Record | None:
             f"{path} is the record of another trial: delete it to run this one"
         )
     return record
+
+
+def load_finished(
+    trials: Iterable[Trial], directory: pathlib.Path
+) -> dict[Trial, Record]:
+    """The records of those trials that have finished; raises as `load` does."""
+    found = {trial: load(trial, directory) for trial in trials}
+    return {trial: record for trial, record in found.items() if record is not None}
 
 
 def _kind(optimizer: OptimizerConfig, count: int) -> str:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
+import sys
 
 import pytest
 
@@ -189,3 +191,19 @@ def test_help_shows_the_values_of_a_config_file(capsys, monkeypatch, saved):
 def test_help_of_the_other_programs(capsys, monkeypatch, main, kind):
     text = help_of(capsys, monkeypatch, lambda: main(["--help"]))
     assert_helps(text, kind)
+
+
+@pytest.mark.parametrize("buffer_bytes", [1, 2**20])
+def test_help_that_is_not_read_to_its_end_is_no_error(
+    capsys, monkeypatch, buffer_bytes
+):
+    """As with `| head`: whether the pipe breaks in the middle or at the end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=buffer_bytes) as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        with pytest.raises(SystemExit) as stop:
+            parse("--help")
+        assert stop.value.code == 0
+        pipe.flush()  # as Python does when it exits
+    assert capsys.readouterr().err == ""

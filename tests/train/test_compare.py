@@ -196,12 +196,12 @@ def test_a_damaged_record_is_one_line(tmp_path, capsys):
 def test_seeds_that_are_not_finished_are_left_out(finished, tmp_path):
     config = compare.read(arguments(tmp_path))
     plan = compare.make_plan(config)
-    found = [records.load(trial, finished[0] / "trials") for trial in plan.trials]
-    compare.write_report(config, plan, found[:-1])
+    found = records.load_finished(plan.trials, finished[0] / "trials")
+    compare.write_report(config, plan, dict(list(found.items())[:-1]))
     results = json.loads((tmp_path / "results.json").read_text())
     for each in results["optimizers"]:
         assert {len(tried["losses"]) for tried in each["tries"]} == {1}
-    compare.write_report(config, plan, found[:2])
+    compare.write_report(config, plan, dict(list(found.items())[:2]))
     results = json.loads((tmp_path / "results.json").read_text())
     assert [len(each["tries"]) for each in results["optimizers"]] == [1, 1]
 
@@ -344,6 +344,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         (["--matrix-scales", "-1"], "--matrix-scales must be positive and finite"),
         (["--seeds", "1", "1"], "--seeds has a value twice: 1 1"),
         (["--seeds", "-1"], "--seeds must be at least 0 and below 2^32, got -1"),
+        (["--tuning-seeds", "0"], "--tuning-seeds must be at least 1 and at most the"),
+        (["--tuning-seeds", "4"], "number of --seeds, 3, got 4"),
         (["--rank", "0"], "--rank must be at least 1"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--learning-rate", "1e-3"], "learning-rate"),

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from train import comparison_report as report
-from train.comparison_report import Entry, Try
 from train.config import OptimizerConfig
+from train.entries import Entry, Try
 from train.records import Record
 from train.variants import Trial, parse_sweep, parse_variant
 
@@ -83,17 +83,29 @@ def test_the_grid_has_every_try():
     ]
 
 
-def test_a_try_that_lacks_seeds_is_not_the_best():
-    started = entry("adamw", [(3.0, 3.0), (2.0,)])
-    assert started.best.optimizer.learning_rate == 0.1
-
-
 @pytest.mark.parametrize(("rate", "mark"), [(0.1, "*"), (0.2, ""), (0.3, "*")])
 def test_the_edges_of_the_grid_are_marked(rate, mark):
     losses = [(2.0,) if k == round(rate * 10) else (3.0,) for k in (1, 2, 3)]
     row = cells(report.results_table([entry("adamw", losses)], STEPS))[2]
     assert row[3] == f"{rate:g}{mark}"
     assert row[1] == "2.000"
+
+
+def test_what_to_extend_is_said_where_there_is_a_mark():
+    inside, swept = entry("adamw", [(3.0,), (2.0,), (3.0,)]), SUBTRACK
+    assert "\\*" not in report.notes([inside])
+    (line,) = [x for x in report.notes([inside], [swept]).splitlines() if "\\*" in x]
+    assert line.endswith("the best may lie beyond: extend --learning-rates.")
+    both = entry("adamw", [(2.0,), (3.0,), (3.0,), (3.0,)], scales=(0.25, 1.0))
+    assert "extend --learning-rates and --matrix-scales." in report.notes([both])
+
+
+def test_notes_say_how_rates_were_chosen():
+    fixed = entry("adamw:learning_rate=1", [(3.0,)])
+    assert "searched" not in report.notes([ADAMW, fixed])
+    notes = report.notes([ADAMW, fixed], tuning_seeds=(3, 5))
+    assert "at the rates of the least mean on seeds 3, 5. " in notes
+    assert "on seeds 3, 5 alone, with 1 to 3 tries for each method; other" in notes
 
 
 def test_sweeps_show_methods_without_the_setting_as_they_are():
@@ -107,15 +119,8 @@ def test_sweeps_show_methods_without_the_setting_as_they_are():
     assert table[0] == ["optimizer, by rank", "2", "4"]
     assert table[2:] == [
         ["adamw", "3.100 ± 0.141", "3.100 ± 0.141"],
-        ["subtrack", "-", "3.000 ± 0.141"],
+        ["subtrack", "-", "3.000 ± 0.141*"],
     ]
-
-
-def test_seconds_are_those_of_the_trial_disturbed_least():
-    slow, fast = (entry("subtrack", [(2.0,)], seconds=s).tries for s in (4.0, 0.5))
-    both = Entry(SUBTRACK.variant, slow + fast)
-    assert both.step_seconds == {"first": 5.0, "steady": 0.5, "moving": 3.0}
-    assert both.seconds(STEPS) == 5 + 8 * 0.5 + 3
 
 
 def test_numbers_for_json_have_no_infinity():
