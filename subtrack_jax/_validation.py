@@ -22,3 +22,8 @@ def check(
         accepted = False
     if not accepted:
         raise ValueError(f"{name}={value!r}: must be {requirement}.")
+
+
+def check_factor(name: str, value: Any) -> None:
+    """Raises ValueError unless a factor or a rate is finite and not negative."""
+    check(name, value, lambda x: 0 <= x < float("inf"), "a finite number, 0 or above")

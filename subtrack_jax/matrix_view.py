@@ -125,7 +125,7 @@ class MatrixView:
             view = view._without(axis)
         return view.wide(leaf)
 
-    def map(self, function: Callable, leaf: jax.Array, *stacks: jax.Array) -> Any:
+    def map(self, function: Callable, leaf: jax.Array, *stacks: Any) -> Any:
         """Calls a function on one matrix of a stack after another.
 
         A program for one matrix is compiled in a third of the time of one for a
@@ -137,7 +137,7 @@ class MatrixView:
           function: of the wide form of one matrix, (m, n), and one entry of each of
             `stacks`.
           leaf: of this view's shape.
-          *stacks: whose leading axes are the batch axes.
+          *stacks: trees of arrays whose leading axes are the batch axes.
 
         Returns:
           What the function returns, with the batch axes in front.
@@ -160,8 +160,10 @@ class MatrixView:
                 return jax.lax.dynamic_index_in_dim(x, k, axis, keepdims=False)
 
             if side_by_side == 1:
-                return call(pick(leaf, axis), *(pick(x, 0) for x in stacks))
-            pieces = [pick(divided(x, 0), 1) for x in stacks]
+                return call(
+                    pick(leaf, axis), *jax.tree.map(lambda x: pick(x, 0), stacks)
+                )
+            pieces = jax.tree.map(lambda x: pick(divided(x, 0), 1), stacks)
             return jax.vmap(call, (axis, *(0 for _ in stacks)))(
                 pick(divided(leaf, axis), axis + 1), *pieces
             )

@@ -1,13 +1,14 @@
 """The last stage: back to a full-size update, with what the subspace missed."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from subtrack_jax import sharding
-from subtrack_jax._validation import check
+from subtrack_jax._validation import check, check_factor
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import (
     LowRankLeaf,
@@ -24,7 +25,7 @@ class RecoverAndScaleState(NamedTuple):
     """What the growth limiter remembers.
 
     Attributes:
-      recovery_norm: Frobenius norm of the last recovered term of each matrix,
+      recovery_norm: Frobenius norm of the last term that was limited, of each matrix,
         of shape (...), 0 before there was one; `optax.MaskedNode` for leaves
         that are not low-rank.
     """
@@ -72,36 +73,144 @@ def recover_and_scale(
     Raises:
       ValueError: if an argument is out of its range.
     """
-    finite = lambda x: 0 <= x < float("inf")
-    check("scale", scale, finite, "a finite number, 0 or above")
-    check("recovery_scale", recovery_scale, finite, "a finite number, 0 or above")
+    check_factor("scale", scale)
+    check_factor("recovery_scale", recovery_scale)
     if recovery not in ("columns", "none"):
         raise ValueError(f"recovery={recovery!r}: use 'columns' or 'none'.")
     if residual not in ("exact", "published"):
         raise ValueError(f"residual={residual!r}: use 'exact' or 'published'.")
+
+    def lift(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
+        inside = sharding.local(scale) * sharding.whole_rank(record.direction)
+        return _finished(record, record.view.lift(record.basis, inside), last_norm)
+
+    def recover(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
+        view, coordinates = record.view, sharding.whole_rank(record.coordinates)
+        direction = sharding.whole_rank(record.direction)
+        gradient = record.gradient.astype(coordinates.dtype)
+        energy, phi = _energy_and_ratio(coordinates, direction, axis=-2)
+        alpha = sharding.local(scale)
+        removed = alpha if residual == "published" else 1
+        # |G_:j - c S A_:j|^2 = |G_:j|^2 - c (2 - c) |A_:j|^2
+        inside_energy = removed * (2 - removed) * energy
+        missed = jnp.maximum(view.column_energy(gradient) - inside_energy, 0)
+        norm = jnp.sqrt(jnp.sum(phi * phi * missed, axis=-1))
+        gamma = _limiter(norm, last_norm, growth_limit)
+        factors = jnp.multiply(sharding.local(recovery_scale), gamma)[..., None] * phi
+        inside = view.lift(
+            record.basis,
+            alpha * direction - removed * factors[..., None, :] * coordinates,
+        )
+        update = inside + view.scale_columns(gradient, factors)
+        return _finished(record, update, gamma * norm)
+
+    finish = lift if recovery == "none" else recover
+    limit = None if recovery == "none" else growth_limit
+    return _last_stage("recover_and_scale", low_rank, finish, limit)
+
+
+def scale_gradient(
+    low_rank: LowRank,
+    scale: jax.typing.ArrayLike = 1.0,
+    per: Literal["columns", "matrix"] = "columns",
+    growth_limit: jax.typing.ArrayLike | None = 1.01,
+) -> optax.GradientTransformationExtraArgs:
+    """The gradient itself, scaled as the inner rule scaled its projection.
+
+    With phi_j = |N_:j| / |A_:j| the update is scale * gamma * G diag(phi); with one
+    phi = |N| / |A| for all columns it is scale * gamma * phi * G (APOLLO and
+    APOLLO-Mini, Zhu et al. 2024, arXiv 2412.05270, algorithm 1). No direction is
+    lifted back, so that a basis need not be orthonormal. The limiter gamma is that of
+    `recover_and_scale`, on the norm of the whole update.
+
+    Args:
+      low_rank: the same `LowRank` as in the other stages.
+      scale: of the update.
+      per: "columns" or "matrix", what has a factor of its own.
+      growth_limit: zeta, at least 1; None for no limiter.
+
+    Returns:
+      A transformation from records back to plain updates in the gradient's
+      dtype, to be chained after the inner rule.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    check_factor("scale", scale)
+    if per not in ("columns", "matrix"):
+        raise ValueError(f"per={per!r}: use 'columns' or 'matrix'.")
+
+    def finish(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
+        coordinates = sharding.whole_rank(record.coordinates)
+        direction = sharding.whole_rank(record.direction)
+        gradient = record.gradient.astype(coordinates.dtype)
+        axes = -2 if per == "columns" else (-2, -1)
+        _, phi = _energy_and_ratio(coordinates, direction, axes)
+        energy = record.view.column_energy(gradient)
+        phi = jnp.broadcast_to(
+            phi if per == "columns" else phi[..., None], energy.shape
+        )
+        norm = jnp.sqrt(jnp.sum(phi * phi * energy, axis=-1))
+        gamma = _limiter(norm, last_norm, growth_limit)
+        factors = jnp.multiply(sharding.local(scale), gamma)[..., None] * phi
+        update = record.view.scale_columns(gradient, factors)
+        return _finished(record, update, gamma * norm)
+
+    return _last_stage("scale_gradient", low_rank, finish, growth_limit)
+
+
+def _energy_and_ratio(
+    coordinates: jax.Array, direction: jax.Array, axis: Any
+) -> tuple[jax.Array, jax.Array]:
+    """|A|^2 and phi = |N| / |A|, 0 where A is, over the given axes."""
+    energy = jnp.sum(coordinates * coordinates, axis=axis)
+    ratio = jnp.sum(direction * direction, axis) / jnp.where(energy > 0, energy, 1)
+    return energy, jnp.where(energy > 0, jnp.sqrt(ratio), 0)
+
+
+def _limiter(
+    norm: jax.Array,
+    last_norm: jax.Array | None,
+    growth_limit: jax.typing.ArrayLike | None,
+) -> jax.Array:
+    """min(1, zeta l / |L|) for the last norm l; 1 if there is none."""
+    if last_norm is None:
+        return jnp.ones_like(norm)
+    limit = last_norm * sharding.local(growth_limit)
+    return jnp.where((limit > 0) & (norm > limit), limit / norm, 1)
+
+
+def _finished(record: LowRankLeaf, update: jax.Array, norm: jax.Array | None) -> Pair:
+    """An update as the gradient came, and the norm for the next limit, if any."""
+    return Pair(
+        record.boxed(update.astype(record.gradient.dtype)),
+        None if norm is None else norm.astype(record.basis.dtype),
+    )
+
+
+def _last_stage(
+    name: str,
+    low_rank: LowRank,
+    finish: Callable[[LowRankLeaf, jax.Array | None], Pair],
+    growth_limit: jax.typing.ArrayLike | None,
+) -> optax.GradientTransformationExtraArgs:
+    """From records to updates; with norms in the state where there is a limit."""
     if growth_limit is not None:
         check("growth_limit", growth_limit, lambda x: x >= 1, "at least 1, or None")
-    is_limited = recovery == "columns" and growth_limit is not None
-    zeta = 1.0 if growth_limit is None else growth_limit
 
     def init_fn(params):
-        if not is_limited:
+        if growth_limit is None:
             return optax.EmptyState()
         views = low_rank.views(params)
         return RecoverAndScaleState(sharding.norms_like(params, views))
 
     def update_fn(updates, state, **extra_args):
         del extra_args
-        if recovery == "none":
-            lift = lambda record: _lift(
-                record, sharding.local(scale) * sharding.whole_rank(record.direction)
-            )
+        if growth_limit is None:
+            lift = lambda record: finish(record, None).first
             return map_records(lift, lambda g: g, updates), state
-        if not is_limited:
-            recover = lambda record: _recover(record, None).first
-            return map_records(recover, lambda g: g, updates), state
         pairs = map_records(
-            _recover,
+            finish,
             lambda g, _: Pair(g, optax.MaskedNode()),
             updates,
             state.recovery_norm,
@@ -109,45 +218,6 @@ def recover_and_scale(
         new_updates, norms = unzip(pairs)
         return new_updates, RecoverAndScaleState(norms)
 
-    def _recover(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
-        view, coordinates = record.view, sharding.whole_rank(record.coordinates)
-        direction = sharding.whole_rank(record.direction)
-        gradient = record.gradient.astype(coordinates.dtype)
-        energy = jnp.sum(coordinates * coordinates, axis=-2)
-        phi = jnp.where(
-            energy > 0,
-            jnp.sqrt(
-                jnp.sum(direction * direction, axis=-2)
-                / jnp.where(energy > 0, energy, 1)
-            ),
-            0,
-        )
-        alpha = sharding.local(scale)
-        removed = alpha if residual == "published" else 1
-        # |G_:j - c S A_:j|^2 = |G_:j|^2 - c (2 - c) |A_:j|^2
-        inside_energy = removed * (2 - removed) * energy
-        missed = jnp.maximum(view.column_energy(gradient) - inside_energy, 0)
-        norm = jnp.sqrt(jnp.sum(phi * phi * missed, axis=-1))
-        if last_norm is None:
-            gamma = jnp.ones_like(norm)
-        else:
-            limit = last_norm * sharding.local(zeta)
-            gamma = jnp.where((limit > 0) & (norm > limit), limit / norm, 1)
-        factors = jnp.multiply(sharding.local(recovery_scale), gamma)[..., None] * phi
-        inside = view.lift(
-            record.basis,
-            alpha * direction - removed * factors[..., None, :] * coordinates,
-        )
-        update = inside + view.scale_columns(gradient, factors)
-        return Pair(
-            record.boxed(update.astype(record.gradient.dtype)),
-            (gamma * norm).astype(norm.dtype),
-        )
-
-    def _lift(record: LowRankLeaf, direction: jax.Array):
-        update = record.view.lift(record.basis, direction)
-        return record.boxed(update.astype(record.gradient.dtype))
-
     return sharding.stage(
-        init_fn, update_fn, expect_records("recover_and_scale", low_rank, "direction")
+        init_fn, update_fn, expect_records(name, low_rank, "direction")
     )

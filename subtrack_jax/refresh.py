@@ -13,8 +13,13 @@ import numpy as np
 from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.rotation import RankOneRotation
 
-Move = Callable[[jax.Array, jax.Array], tuple[jax.Array, RankOneRotation | None]]
-Result = tuple[jax.Array, RankOneRotation | None]
+
+class Moved(NamedTuple):
+    """What a refresh gives for one matrix, or with batch axes in front for a leaf."""
+
+    basis: jax.Array
+    rotation: RankOneRotation | None = None
+    memory: Any = ()
 
 
 class Leaf(NamedTuple):
@@ -23,9 +28,15 @@ class Leaf(NamedTuple):
     view: MatrixView
     gradient: jax.Array  # of the view's shape
     basis: jax.Array  # (..., m, r), float32 or float64
+    memory: Any = ()  # the tracker's, batch axes first
+    extras: Any = ()  # what else it reads, batch axes first
 
 
-def refresh(move: Move, leaves: Sequence[Leaf]) -> list[Result]:
+# Of one matrix: (gradient, basis, memory, extras) -> what has moved.
+Move = Callable[[jax.Array, jax.Array, Any, Any], Moved]
+
+
+def refresh(move: Move, leaves: Sequence[Leaf]) -> list[Moved]:
     """Moves the bases of all leaves, each only if what goes in and out is finite.
 
     On one device all matrices of a size, of whatever leaf, go through the same loop:
@@ -34,45 +45,54 @@ def refresh(move: Move, leaves: Sequence[Leaf]) -> list[Result]:
     size may be split along different sides.
 
     Args:
-      move: (gradient, basis) -> (new basis, rotation or None), for one matrix.
+      move: of one matrix.
       leaves: the leaves.
 
     Returns:
-      The new basis and the rotation of every leaf.
+      What has moved, of every leaf.
     """
     move = functools.partial(_move_if_finite, move)
     if any(jax.typeof(leaf.gradient).sharding.mesh.size > 1 for leaf in leaves):
-        return [leaf.view.map(move, leaf.gradient, leaf.basis) for leaf in leaves]
+        return [leaf.view.map(move, leaf.gradient, *leaf[2:]) for leaf in leaves]
     groups: dict[Any, list[int]] = {}
-    for k, (view, gradient, basis) in enumerate(leaves):
-        size = (view.basis_shape[-2:], view.coordinates_shape[-1])
-        groups.setdefault((size, gradient.dtype, basis.dtype), []).append(k)
-    results: dict[int, Result] = {}
+    for k, leaf in enumerate(leaves):
+        size = (leaf.view.basis_shape[-2:], leaf.view.coordinates_shape[-1])
+        dtypes = (leaf.gradient.dtype, leaf.basis.dtype)
+        groups.setdefault((size, dtypes), []).append(k)
+    results: dict[int, Moved] = {}
     for members in groups.values():
         found = _in_one_loop(move, [leaves[k] for k in members])
         results |= dict(zip(members, found, strict=True))
     return [results[k] for k in range(len(leaves))]
 
 
-def _move_if_finite(move: Move, gradient: jax.Array, basis: jax.Array) -> Result:
+def _move_if_finite(
+    move: Move, gradient: jax.Array, basis: jax.Array, memory: Any, extras: Any
+) -> Moved:
     gradient = gradient.astype(basis.dtype)
-    new_basis, rotation = move(gradient, basis)
-    usable = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(new_basis))
-    return (
-        jnp.where(usable, new_basis.astype(basis.dtype), basis),
-        jax.tree.map(lambda leaf: jnp.where(usable, leaf, 0), rotation),
+    moved = move(gradient, basis, memory, extras)
+    usable = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(moved.basis))
+    keep = lambda new, old: jnp.where(usable, new.astype(old.dtype), old)
+    return Moved(
+        keep(moved.basis, basis),
+        jax.tree.map(lambda leaf: jnp.where(usable, leaf, 0), moved.rotation),
+        jax.tree.map(keep, moved.memory, memory),
     )
 
 
-def _in_one_loop(move: Move, leaves: Sequence[Leaf]) -> list[Result]:
+def _in_one_loop(move: Move, leaves: Sequence[Leaf]) -> list[Moved]:
     """Moves the bases of leaves whose matrices have one size."""
     counts = [math.prod(leaf.view.batch_shape) for leaf in leaves]
     leaf_of = np.repeat(np.arange(len(leaves)), counts)
     index_of = np.concatenate([np.arange(count) for count in counts])
 
     def pick_from(leaf):
-        bases = leaf.basis.reshape(-1, *leaf.basis.shape[-2:])
-        return lambda index: (leaf.view.wide_at(leaf.gradient, index), bases[index])
+        axes = len(leaf.view.batch_shape)
+        stacks = jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), leaf[2:])
+        return lambda index: (
+            leaf.view.wide_at(leaf.gradient, index),
+            *jax.tree.map(lambda x: x[index], stacks),
+        )
 
     picks = [pick_from(leaf) for leaf in leaves]
     moved = jax.lax.map(

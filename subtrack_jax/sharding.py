@@ -111,6 +111,7 @@ def stage(
     init_fn: Callable[[optax.Params], Any],
     update_fn: Callable[..., tuple[Any, Any]],
     check_updates: Callable[[Any], None],
+    takes: tuple[str, ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Builds a transformation that works on explicit and automatic meshes.
 
@@ -119,6 +120,7 @@ def stage(
       update_fn: (updates, state, **extra_args) -> (updates, state), in which
         nothing need be said about sharding.
       check_updates: raises if the updates are not what the stage works on.
+      takes: extra arguments that are trees of arrays, if they are given.
 
     Returns:
       The transformation.
@@ -127,16 +129,18 @@ def stage(
     def update(updates, state, params=None, **extra_args):
         del params
         check_updates(updates)
+        taken = {name: extra_args.pop(name) for name in takes if name in extra_args}
 
-        def run(updates, state):
-            return update_fn(updates, state, **extra_args)
+        def run(updates, state, taken):
+            return update_fn(updates, state, **taken, **extra_args)
 
         mesh = _explicit_mesh(updates)
         if mesh is None:
-            return run(updates, state)
-        shapes = jax.eval_shape(run, *_without_sharding((updates, state)))
+            return run(updates, state, taken)
+        arguments = updates, state, taken
+        shapes = jax.eval_shape(run, *_without_sharding(arguments))
         out_sharding = _result_shardings(*shapes, updates, state, mesh)
-        return jax.sharding.auto_axes(run, out_sharding=out_sharding)(updates, state)
+        return jax.sharding.auto_axes(run, out_sharding=out_sharding)(*arguments)
 
     return optax.GradientTransformationExtraArgs(init_fn, update)
 

@@ -67,6 +67,56 @@ def galore(
     )
 
 
+def golore(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    rank: int | float = 128,
+    update_interval: _Scalar = 200,
+    b1: _Scalar = 0.9,
+    b2: _Scalar = 0.999,
+    eps: _Scalar = 1e-8,
+    scale: _Scalar = 0.25,
+    weight_decay: _Scalar = 0.0,
+    mask: Any = None,
+    side: Literal["short", "long"] = "short",
+    dimension_numbers: Any = None,
+    seed: _Scalar = 0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    monitor: bool = False,
+    init: Init = "randomized",
+    random_after_steps: _Scalar = 5_000,
+) -> optax.GradientTransformationExtraArgs:
+    """GoLore: GaLore at first, random subspaces when noise rules the gradient.
+
+    He et al. 2024, arXiv 2410.11289. The first moment is projected onto each new
+    subspace, the second kept, and nothing recovered.
+
+    Args: as in `galore`, without `align`.
+      random_after_steps: steps after which refreshes are random: half of all in the
+        paper's pre-training, which the default is for 10,000.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: as `subtrack`.
+    """
+    low_rank = LowRank(rank, dimension_numbers, side)
+    tracker = trackers.switch(
+        trackers.svd(init), trackers.random_jump(), random_after_steps
+    )
+    return assemble(
+        low_rank,
+        track_subspace(low_rank, tracker, update_interval, seed),
+        scale_by_projection_aware_adam(
+            low_rank, b1, b2, eps, mu_dtype, transport="momentum"
+        ),
+        recover_and_scale(low_rank, scale, "none"),
+        end=(weight_decay, mask, learning_rate),
+        monitor=monitor,
+    )
+
+
 def fira(
     learning_rate: optax.ScalarOrSchedule,
     *,

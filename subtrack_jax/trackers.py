@@ -7,7 +7,7 @@ where a gradient or a result is not finite.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,11 @@ class Tracker(NamedTuple):
       move: (key, gradient, basis) -> (new_basis, rotation), for every later
         refresh. `rotation` is a `RankOneRotation` from the old coordinates to
         the new, or None to have it formed from the two bases.
+      needs: what else `move` takes, by name: "count", the steps taken so far;
+        "momentum", the bias-corrected first moment (r x n) in the coordinates of
+        `basis`, for a chain inside of `feed_back`.
+      remember: basis -> memory, for a tracker with a state of its own: a tree of
+        arrays, which `move` takes as `memory` and returns anew as a third result.
 
     Example:
       >>> import subtrack_jax as stj
@@ -37,9 +42,9 @@ class Tracker(NamedTuple):
     """
 
     start: Callable[[jax.Array, jax.Array, int], jax.Array]
-    move: Callable[
-        [jax.Array, jax.Array, jax.Array], tuple[jax.Array, RankOneRotation | None]
-    ]
+    move: Callable[..., tuple[Any, ...]]
+    needs: tuple[str, ...] = ()
+    remember: Callable[[jax.Array], Any] | None = None
 
 
 def geodesic(
@@ -90,7 +95,7 @@ def geodesic(
         turned = grassmann.geodesic(basis, u, v, angle)
         return grassmann.orthonormalize(turned), RankOneRotation(v, jnp.cos(angle))
 
-    return Tracker(_leading_directions(init), move)
+    return Tracker(leading_directions(init), move)
 
 
 def svd(init: Init = "svd", align: Align = "none") -> Tracker:
@@ -114,7 +119,7 @@ def svd(init: Init = "svd", align: Align = "none") -> Tracker:
     Raises:
       ValueError: if an argument is none of its choices.
     """
-    start = _leading_directions(init)
+    start = leading_directions(init)
     if align not in ("none", "sign", "procrustes"):
         raise ValueError(f"align={align!r}: use 'none', 'sign' or 'procrustes'.")
 
@@ -127,6 +132,45 @@ def svd(init: Init = "svd", align: Align = "none") -> Tracker:
         return new_basis, None
 
     return Tracker(start, move)
+
+
+def switch(first: Tracker, then: Tracker, after_steps: jax.typing.ArrayLike) -> Tracker:
+    """One tracker for the first steps, another from then on.
+
+    GoLore (He et al. 2024, arXiv 2410.11289) goes over from singular vectors to
+    random subspaces, where noise has come to rule the gradient.
+
+    Args:
+      first: starts, and moves as long as fewer than `after_steps` steps were taken.
+      then: moves afterwards.
+      after_steps: at least 0.
+
+    Returns:
+      A `Tracker`.
+
+    Raises:
+      ValueError: if `after_steps` is negative, or a tracker has needs of its own.
+
+    Example:
+      >>> import subtrack_jax as stj
+      >>> tracker = stj.switch(stj.svd(), stj.random_jump(), after_steps=5_000)
+    """
+    check("after_steps", after_steps, lambda x: x >= 0 and x == int(x), "an int >= 0")
+    if first.needs or then.needs or first.remember or then.remember:
+        raise ValueError("switch() takes trackers that need gradient and basis alone.")
+
+    def move(key, gradient, basis, *, count):
+        def by(tracker):
+            def new_basis(key, gradient, basis):
+                return tracker.move(key, gradient, basis)[0].astype(basis.dtype)
+
+            return new_basis
+
+        is_first = count < sharding.local(after_steps)
+        choices = by(first), by(then)
+        return jax.lax.cond(is_first, *choices, key, gradient, basis), None
+
+    return Tracker(first.start, move, needs=("count",))
 
 
 def random_walk(
@@ -153,7 +197,7 @@ def random_walk(
         new_basis = grassmann.exponential_map(basis, tangent.astype(basis.dtype))
         return grassmann.orthonormalize(new_basis), None
 
-    return Tracker(_leading_directions(init), move)
+    return Tracker(leading_directions(init), move)
 
 
 def random_jump() -> Tracker:
@@ -172,7 +216,8 @@ def random_jump() -> Tracker:
     return Tracker(start, move)
 
 
-def _leading_directions(init: Init) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+def leading_directions(init: Init) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    """The start of most trackers: leading left singular vectors, found as asked."""
     if init not in ("randomized", "svd"):
         raise ValueError(f"init={init!r}: use 'randomized' or 'svd'.")
 

@@ -1,7 +1,8 @@
 """The first stage: a subspace for every low-rank gradient."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import content, is_box, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import LowRankLeaf, is_record
-from subtrack_jax.refresh import Leaf, refresh
+from subtrack_jax.refresh import Leaf, Moved, refresh
 from subtrack_jax.rotation import RankOneRotation
 from subtrack_jax.trackers import Tracker
 
@@ -25,10 +26,13 @@ class TrackSubspaceState(NamedTuple):
       count: steps taken so far; scalar int32.
       basis: S for each low-rank leaf, of shape (..., m, r), orthonormal;
         `optax.MaskedNode` for other leaves.
+      memory: what the tracker keeps for each low-rank leaf, batch axes first;
+        nothing for most.
     """
 
     count: jax.Array  # type: ignore[assignment]  # also a method of tuples
     basis: optax.Updates
+    memory: Any = ()
 
 
 def track_subspace(
@@ -61,6 +65,128 @@ def track_subspace(
     Raises:
       ValueError: if `update_interval` is below 1; on `init`, if no leaf matches.
     """
+    needs_momentum = "momentum" in tracker.needs
+    check_schedule(update_interval, seed)
+
+    def init_fn(params):
+        views = low_rank.views(params)
+        empty = lambda _: optax.MaskedNode()
+
+        def basis_of(leaf, view):
+            dtype = jnp.dtype(basis_dtype or state_dtype(leaf.dtype))
+            return sharding.basis_like(leaf, view, dtype)
+
+        def memory_of(leaf, view):
+            remember = tracker.remember
+            for _ in view.batch_shape:
+                remember = jax.vmap(remember)
+            return remember(sharding.basis_like(leaf, view, state_dtype(leaf.dtype)))
+
+        return TrackSubspaceState(
+            count=jnp.zeros([], jnp.int32),
+            basis=map_leaves(basis_of, empty, params, views),
+            memory=map_leaves(memory_of, empty, params, views)
+            if tracker.remember
+            else (),
+        )
+
+    def update_fn(updates, state, momentum=None, **extra_args):
+        del extra_args
+        if needs_momentum and momentum is None:
+            raise TypeError(
+                "track_subspace was given a tracker that needs momentum, and none: put"
+                " the chain up to its inner rule inside of feed_back."
+            )
+        leaves, structure = jax.tree.flatten(updates, is_leaf=is_box)
+        views = structure.flatten_up_to(low_rank.views(updates))
+        chosen = [k for k, view in enumerate(views) if view is not None]
+
+        def of_chosen(tree):
+            entries = structure.flatten_up_to(tree)
+            return [entries[k] for k in chosen]
+
+        stored = of_chosen(state.basis)
+        memories = of_chosen(state.memory) if tracker.remember else [()] * len(chosen)
+        extras = of_chosen(momentum) if needs_momentum else [()] * len(chosen)
+        bases = [basis.astype(state_dtype(basis.dtype)) for basis in stored]
+        gradients = {k: content(leaves[k]) for k in chosen}
+        key = jax.random.fold_in(jax.random.key(sharding.local(seed)), state.count)
+
+        def start(gradient, basis, memory, extra):
+            del extra
+            return Moved(tracker.start(key, gradient, basis.shape[-1]), memory=memory)
+
+        def move(gradient, basis, memory, extra):
+            given = {"count": state.count, "momentum": extra}
+            named = {name: given[name] for name in tracker.needs}
+            if tracker.remember:
+                named["memory"] = memory
+            return Moved(*tracker.move(key, gradient, basis, **named))
+
+        def refreshed(how, tracked):
+            return refresh(
+                how,
+                [
+                    Leaf(views[k], gradients[k], old.basis, old.memory, extra)
+                    for k, old, extra in zip(chosen, tracked, extras, strict=True)
+                ],
+            )
+
+        is_start = state.count == 0
+        moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
+        # Decided for the whole tree, and outside of any vmap, which would make a
+        # select of it and pay for a refresh on every step.
+        started = apply_if(
+            is_start,
+            functools.partial(refreshed, start),
+            [
+                Moved(basis, memory=memory)
+                for basis, memory in zip(bases, memories, strict=True)
+            ],
+            "start_subspaces",
+        )
+        # A loop takes what it returns: ask which kind of rotation moves give.
+        kinds = jax.eval_shape(functools.partial(refreshed, move), started)
+        tracked = [
+            old
+            if kind.rotation is None
+            else old._replace(rotation=RankOneRotation.identity(old.basis))
+            for old, kind in zip(started, kinds, strict=True)
+        ]
+        tracked = apply_if(
+            moved, functools.partial(refreshed, move), tracked, "move_subspaces"
+        )
+        new_updates, new_bases = list(leaves), [optax.MaskedNode()] * len(leaves)
+        new_memories = list(new_bases)
+        for j, k in enumerate(chosen):
+            new, new_memories[k] = tracked[j].basis, tracked[j].memory
+            new_bases[k] = new.astype(stored[j].dtype)
+            new_updates[k] = LowRankLeaf(
+                gradient=gradients[k],
+                basis=new_bases[k].astype(new.dtype),
+                previous_basis=started[j].basis,
+                rank_one=tracked[j].rotation,
+                moved=moved,
+                coordinates=None,
+                direction=None,
+                view=views[k],
+                box=jax.tree.structure(leaves[k]),
+            )
+        return structure.unflatten(new_updates), TrackSubspaceState(
+            count=optax.safe_increment(state.count),
+            basis=structure.unflatten(new_bases),
+            memory=structure.unflatten(new_memories) if tracker.remember else (),
+        )
+
+    return sharding.stage(
+        init_fn, update_fn, expect_plain("track_subspace"), takes=("momentum",)
+    )
+
+
+def check_schedule(
+    update_interval: jax.typing.ArrayLike, seed: jax.typing.ArrayLike
+) -> None:
+    """Raises a ValueError if moves cannot be scheduled and seeded by these."""
     check(
         "seed",
         seed,
@@ -74,87 +200,15 @@ def track_subspace(
         "an int >= 1",
     )
 
-    def init_fn(params):
-        return TrackSubspaceState(
-            count=jnp.zeros([], jnp.int32),
-            basis=map_leaves(
-                lambda leaf, view: sharding.basis_like(
-                    leaf, view, jnp.dtype(basis_dtype or state_dtype(leaf.dtype))
-                ),
-                lambda _: optax.MaskedNode(),
-                params,
-                low_rank.views(params),
-            ),
-        )
 
-    def update_fn(updates, state, **extra_args):
-        del extra_args
-        leaves, structure = jax.tree.flatten(updates, is_leaf=is_box)
-        views = structure.flatten_up_to(low_rank.views(updates))
-        chosen = [k for k, view in enumerate(views) if view is not None]
-        stored = [structure.flatten_up_to(state.basis)[k] for k in chosen]
-        bases = [basis.astype(state_dtype(basis.dtype)) for basis in stored]
-        gradients = {k: content(leaves[k]) for k in chosen}
-        key = jax.random.fold_in(jax.random.key(sharding.local(seed)), state.count)
-
-        def start(gradient, basis):
-            return tracker.start(key, gradient, basis.shape[-1]), None
-
-        def refreshed(move, bases):
-            return refresh(
-                move,
-                [
-                    Leaf(views[k], gradients[k], basis)
-                    for k, basis in zip(chosen, bases, strict=True)
-                ],
-            )
-
-        def moves(tracked):
-            move = functools.partial(tracker.move, key)
-            return refreshed(move, [basis for basis, _ in tracked])
-
-        is_start = state.count == 0
-        moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
-        # Decided for the whole tree, and outside of any vmap, which would make a
-        # select of it and pay for a refresh on every step.
-        bases = apply_if(
-            is_start,
-            lambda bases: [basis for basis, _ in refreshed(start, bases)],
-            bases,
-            "start_subspaces",
-        )
-        # A loop takes what it returns: ask which kind of rotation moves give.
-        kinds = jax.eval_shape(moves, [(basis, None) for basis in bases])
-        tracked = [
-            (basis, None if rotation is None else RankOneRotation.identity(basis))
-            for basis, (_, rotation) in zip(bases, kinds, strict=True)
-        ]
-        tracked = apply_if(moved, moves, tracked, "move_subspaces")
-        new_updates, new_bases = list(leaves), [optax.MaskedNode()] * len(leaves)
-        for j, k in enumerate(chosen):
-            old, (new, rotation) = bases[j], tracked[j]
-            new_bases[k] = new.astype(stored[j].dtype)
-            new_updates[k] = LowRankLeaf(
-                gradient=gradients[k],
-                basis=new_bases[k].astype(new.dtype),
-                previous_basis=old,
-                rank_one=rotation,
-                moved=moved,
-                coordinates=None,
-                direction=None,
-                view=views[k],
-                box=jax.tree.structure(leaves[k]),
-            )
-        return structure.unflatten(new_updates), TrackSubspaceState(
-            count=optax.safe_increment(state.count),
-            basis=structure.unflatten(new_bases),
-        )
+def expect_plain(stage: str) -> Callable[[optax.Updates], None]:
+    """Builds the check that nothing has been given a subspace before a first stage."""
 
     def check_updates(updates):
         if any(map(is_record, jax.tree.leaves(updates, is_leaf=is_record))):
             raise TypeError(
-                "track_subspace was given updates that have a subspace already:"
-                " chain one track_subspace only."
+                f"{stage} was given updates that have a subspace already: chain one"
+                " first stage only."
             )
 
-    return sharding.stage(init_fn, update_fn, check_updates)
+    return check_updates

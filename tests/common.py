@@ -21,7 +21,16 @@ OPTIMIZERS = {
     "grass_jump": stj.grass_jump,
     "galore": stj.galore,
     "fira": stj.fira,
+    "golore": stj.golore,
+    "ldadam": stj.ldadam,
+    "online_subspace_descent": stj.online_subspace_descent,
+    "apollo": stj.apollo,
+    "apollo_mini": stj.apollo_mini,
 }
+# Those that keep a basis in their state; the others draw one when they need it.
+TRACKING = [name for name in OPTIMIZERS if not name.startswith("apollo")]
+# Online Subspace Descent learns a projection that is nearly orthonormal.
+ORTHONORMAL = [name for name in TRACKING if name != "online_subspace_descent"]
 TRACKERS = {
     "geodesic": stj.geodesic(),
     "geodesic_fixed_step": stj.geodesic(step_size=1e-3),

@@ -1,4 +1,4 @@
-"""The five methods in float64 NumPy, written from the equations alone.
+"""The methods in float64 NumPy, written from the equations alone.
 
 The tests compare the library with this module, so the two share no code. It is
 slow and plain on purpose: it forms residuals, m x m spaces and full SVDs, and
@@ -113,11 +113,17 @@ class Method:
     """What the methods differ in; the rest of the hyper-parameters with it.
 
     `move` is the tracked refresh, or None where the bases are given from outside
-    (random ones, or an SVD's with its arbitrary signs).
+    (random ones, or an SVD's with its arbitrary signs). `rho` makes it LDAdam's power
+    iteration, `projection_rate` Online Subspace Descent's learned projection. `per`
+    has the gradient itself scaled, by "columns" or as a "matrix" (APOLLO).
     """
 
     move: Move | None = None
-    transport: bool = True
+    rho: float | None = None
+    projection_rate: float | None = None
+    error_feedback: bool = False
+    per: str | None = None
+    transport: bool | str = True
     recovery: bool = True
     update_interval: int = 200
     b1: float = 0.9
@@ -140,7 +146,10 @@ class Adam:
         return self.mu / (1 - b1**self.steps), self.nu / (1 - b2**self.steps)
 
     def change_basis(self, rotation: np.ndarray) -> None:
-        """LDAdam's estimate of the moments in the new coordinates."""
+        """LDAdam's estimate of the moments in the new coordinates; GoLore's of one."""
+        if self.method.transport == "momentum":
+            self.mu = rotation @ self.mu
+            return
         m, v = self.corrected_moments()
         variance = rotation**2 @ (v - m**2) + (rotation @ m) ** 2
         self.mu = rotation @ self.mu
@@ -160,17 +169,30 @@ class LowRankMatrix:
 
     def __init__(self, method: Method):
         self.method, self.adam = method, Adam(method)
-        self.basis, self.limited_norm = None, None
+        self.basis, self.limited_norm, self.error = None, None, 0.0
+        rate = dict(b1=0.9, b2=0.999, eps=1e-8)
+        self.projection_adam = Adam(dataclasses.replace(method, **rate))
 
     def direction(self, gradient: np.ndarray, given_basis: np.ndarray) -> np.ndarray:
+        gradient = gradient + self.error
+        before, mean = self.basis, self.adam.mu
         self._refresh(gradient, given_basis)
         coordinates = self.basis.T @ gradient
+        if self.method.error_feedback:
+            self.error = gradient - self.basis @ coordinates
+            if before is not None:
+                lost = before @ mean - self.basis @ self.basis.T @ before @ mean
+                self.error += self.method.b1 / (1 - self.method.b1) * lost
         inner = self.adam.direction(coordinates)
+        if self.method.per is not None:
+            axis = 0 if self.method.per == "columns" else None
+            scaled = gradient * _ratio(inner, coordinates, axis)
+            return math.sqrt(self.method.scale) * self._limited(scaled)
         direction = self.method.scale * self.basis @ inner
         if self.method.recovery:
             residual = gradient - self.method.removed * self.basis @ coordinates
             direction = direction + self.method.recovery_scale * self._limited(
-                residual * _column_ratio(inner, coordinates)
+                residual * _ratio(inner, coordinates, axis=0)
             )
         return direction
 
@@ -181,9 +203,27 @@ class LowRankMatrix:
             self.basis = given_basis
         elif step % self.method.update_interval == 0:
             move = self.method.move
+            if self.method.rho is not None:
+                move = self._power_iteration
+            elif self.method.projection_rate is not None:
+                move = self._descend
             self.basis = given_basis if move is None else move(before, gradient)
             if self.method.transport:
                 self.adam.change_basis(self.basis.T @ before)
+
+    def _power_iteration(self, basis: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """LDAdam's B B^T S, B = rho S m^ + (1 - rho) G, made orthonormal."""
+        rho, (mean, _) = self.method.rho, self.adam.corrected_moments()
+        mixed = rho * basis @ mean + (1 - rho) * gradient
+        return np.linalg.qr(mixed @ mixed.T @ basis)[0]
+
+    def _descend(self, basis: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """One step of Adam on |P P^T g - g|^2 with g = G / |G|."""
+        outer = gradient @ gradient.T / np.sum(gradient**2)
+        missed = basis @ basis.T - np.eye(len(basis))
+        slope = 2 * (outer @ missed + missed @ outer) @ basis
+        step = self.projection_adam.direction(slope)
+        return basis - self.method.projection_rate * step
 
     def _limited(self, recovered: np.ndarray) -> np.ndarray:
         """Keeps |L| below `growth_limit` times the limited |L| of the last step."""
@@ -194,9 +234,11 @@ class LowRankMatrix:
         return recovered
 
 
-def _column_ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Fira's phi, `|N_:j| / |A_:j|`, 0 where the denominator is 0."""
-    top, bottom = (np.linalg.norm(x, axis=0) for x in (numerator, denominator))
+def _ratio(
+    numerator: np.ndarray, denominator: np.ndarray, axis: int | None
+) -> np.ndarray:
+    """Fira's phi, `|N_:j| / |A_:j|`, 0 where the denominator is 0; or for a matrix."""
+    top, bottom = (np.linalg.norm(x, axis=axis) for x in (numerator, denominator))
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0.0)
 
 

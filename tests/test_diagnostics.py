@@ -158,7 +158,7 @@ def test_gradients_of_any_size():
     assert_same(fit(zero(gradient)), [ones, zero(ratio), zero(slopes)])
 
 
-@pytest.mark.parametrize("name", common.OPTIMIZERS)
+@pytest.mark.parametrize("name", common.ORTHONORMAL)
 def test_how_subspaces_move(name):
     leaves = common.LEAVES if name == "subtrack" else FEW
     optimizer = make(leaves, common.OPTIMIZERS[name])

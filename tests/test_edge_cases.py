@@ -48,7 +48,7 @@ def test_zero_gradient_from_the_start(name):
     run = _run(name, gradients)
     common.assert_all_finite((run.updates, run.state))
     for leaf in LOW_RANK:
-        assert common.orthonormality_error(run.bases[leaf]) < 1e-5
+        _assert_orthonormal(name, run.bases, leaf)
         np.testing.assert_array_equal(run.updates[leaf][: INTERVAL + 2], 0.0)
         thawed = run.updates[leaf][INTERVAL + 2 :]
         assert np.all(np.linalg.norm(thawed.reshape(len(thawed), -1), axis=1) > 1e-4)
@@ -92,7 +92,7 @@ def test_zero_gradient_on_a_refresh(name):
     run = _run(name, gradients)
     common.assert_all_finite((run.updates, run.state))
     for leaf in LOW_RANK:
-        assert common.orthonormality_error(run.bases[leaf]) < 1e-5
+        _assert_orthonormal(name, run.bases, leaf)
 
 
 @BY_NAME
@@ -106,7 +106,7 @@ def test_zero_columns_and_rows(name):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["nan", "inf"])
-@BY_NAME
+@pytest.mark.parametrize("name", common.TRACKING)
 def test_a_bad_gradient_leaves_its_basis_alone(name, bad):
     """On a refresh: that matrix keeps its basis, even one slice, others move."""
     gradients = _gradients()
@@ -121,15 +121,20 @@ def test_a_bad_gradient_leaves_its_basis_alone(name, bad):
     # What is not the matrix' own is untouched; so is every later basis.
     common.assert_all_finite((run.updates["stacked"][:, 0], run.updates["vector"]))
     for leaf in LOW_RANK:
-        assert common.orthonormality_error(run.bases[leaf]) < 1e-5
+        _assert_orthonormal(name, run.bases, leaf)
         _assert_moved(run.bases[leaf][2 * INTERVAL], run.bases[leaf][after])
+
+
+def _assert_orthonormal(name, bases, leaf):
+    if name in common.ORTHONORMAL:
+        assert common.orthonormality_error(bases[leaf]) < 1e-5
 
 
 def _assert_moved(new, old):
     assert np.max(np.abs(np.asarray(new) - np.asarray(old))) > 1e-4
 
 
-@BY_NAME
+@pytest.mark.parametrize("name", common.ORTHONORMAL)
 def test_a_bad_first_gradient(name):
     """There is no basis to keep yet: any orthonormal one, until the next refresh."""
     gradients = jax.tree.map(lambda g: g.at[0].set(jnp.nan), _gradients())
@@ -167,6 +172,8 @@ def test_full_rank_is_adam(name):
         1e-2,
         rank=6,
         update_interval=INTERVAL,
+        b1=0.9,
+        b2=0.999,
         dimension_numbers=common.dimension_numbers(leaves),
     )
     state, adam = optimizer.init(params), optax.adam(1e-2)
@@ -210,7 +217,9 @@ def test_the_scale_of_the_gradient_does_not_matter(name):
         scaled = jax.tree.map(lambda g: g * scale, gradients)  # noqa: B023
         got = common.run(optimizer, common.zeros(LEAVES), scaled)
         for leaf in LOW_RANK:
-            np.testing.assert_allclose(got.bases[leaf], want.bases[leaf], atol=1e-4)
+            if name in common.TRACKING:
+                bases = got.bases[leaf], want.bases[leaf]
+                np.testing.assert_allclose(*bases, atol=1e-4)
             size = np.max(np.abs(want.updates[leaf]))
             np.testing.assert_allclose(
                 got.updates[leaf], want.updates[leaf], atol=1e-4 * size

@@ -52,6 +52,14 @@ RECORDED = {
 }
 
 
+# The sides that the official code takes, on weights that are (out, in).
+OFFICIAL_AXES = dict(
+    wide=MuonDimensionNumbers(0, 1),
+    tall=MuonDimensionNumbers(0, 1),
+    square=MuonDimensionNumbers(1, 0),
+)
+
+
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
     with np.load(pathlib.Path(__file__).parent / "data" / "golden.npz") as arrays:
@@ -65,7 +73,7 @@ def _run(golden, optimizer, dtype):
 
 
 def _check_weights(golden, run, name, tolerance, suspects):
-    for shape in SHAPES:
+    for shape in run.updates:
         start = golden[f"{shape}/weights0"].astype(np.float64)
         want = golden[f"{shape}/{name}"].astype(np.float64) - start
         got = np.cumsum(np.asarray(run.updates[shape], np.float64), axis=0)
@@ -79,6 +87,58 @@ def _check_weights(golden, run, name, tolerance, suspects):
             "recording is of the published method: do not record it anew, unless "
             "data/README.md describes it wrongly."
         )
+
+
+LDADAM = {
+    "ldadam": (dict(error_feedback=False), "the moments' transport"),
+    "ldadam_ef": ({}, "the error feedback, if ldadam still agrees"),
+}
+
+
+@pytest.mark.parametrize("name", LDADAM)
+def test_ldadam(golden, name, precision):
+    """It takes no given bases: an SVD's signs, and a QR's, are of no consequence."""
+    arguments, suspects = LDADAM[name]
+    optimizer = stj.ldadam(LEARNING_RATE, rank=4, eps=1e-12, init="svd", **arguments)
+    run = _run(golden, optimizer, precision)
+    suspects = f"the power iteration, what it looks at, or {suspects}"
+    _check_weights(golden, run, name, TOLERANCE["float32"], suspects)
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "scaling"),
+    [
+        ("apollo", 4, dict(scale=1.0, per="columns")),
+        ("apollo_mini", 1, dict(scale=128.0**0.5, per="matrix")),
+    ],
+)
+def test_apollo_on_recorded_projections(golden, precision, name, rank, scaling):
+    """Its random numbers are PyTorch's: one shape at a time, on what it drew."""
+    for shape, axes in OFFICIAL_AXES.items():
+        low_rank = stj.LowRank(rank, axes)
+        drawn = golden[f"{shape}/{name}_projections"]
+        drawn = jnp.asarray(drawn if shape == "wide" else drawn.mT, precision)
+        interval = COMMON["update_interval"]
+        step = iter(range(len(drawn)))
+
+        def draw(key, m, rank, dtype, drawn=drawn, step=step):
+            return drawn[next(step)]
+
+        optimizer = optax.chain(
+            stj.draw_projection(low_rank, interval, draw=draw),
+            stj.project(low_rank),
+            stj.scale_by_projection_aware_adam(low_rank, eps=1e-12, transport=False),
+            stj.scale_gradient(low_rank, growth_limit=None, **scaling),
+            optax.scale_by_learning_rate(LEARNING_RATE),
+        )
+        gradients = jnp.asarray(golden[f"{shape}/gradients"], precision)
+        state, updates = optimizer.init(gradients[0]), []
+        for gradient in gradients:  # not jitted: every step draws its own
+            update, state = optimizer.update(gradient, state)
+            updates.append(update)
+        run = common.Run({shape: jnp.stack(updates)}, None, state)
+        suspects = "what is scaled, per column or as a whole, and by which root"
+        _check_weights(golden, run, name, TOLERANCE["float32"], suspects)
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -146,11 +206,7 @@ def _replay(golden) -> stj.Tracker:
 )
 def test_on_recorded_bases(golden, precision, name, recovery, suspects):
     """An SVD's signs are arbitrary; GaLore and Fira depend on them: they are given."""
-    first_axis, second_axis = MuonDimensionNumbers(0, 1), MuonDimensionNumbers(1, 0)
-    low_rank = stj.LowRank(
-        rank=4,
-        dimension_numbers=dict(wide=first_axis, tall=first_axis, square=second_axis),
-    )
+    low_rank = stj.LowRank(rank=4, dimension_numbers=OFFICIAL_AXES)
     optimizer = optax.chain(
         stj.track_subspace(low_rank, _replay(golden), update_interval=4),
         stj.project(low_rank),

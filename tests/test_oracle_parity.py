@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ class Variant(NamedTuple):
     method: oracle.Method
 
 
+LDADAM = oracle.Method(
+    rho=0.908, error_feedback=True, recovery=False, b1=0.908, b2=0.99, scale=1.0
+)
 VARIANTS = {
     "subtrack": Variant(stj.subtrack, oracle.Method(oracle.line_search())),
     "subtrack_damped": Variant(
@@ -64,6 +68,25 @@ VARIANTS = {
     "fira_published": Variant(
         functools.partial(stj.fira, residual="published"),
         oracle.Method(transport=False, removed=0.25),
+    ),
+    "golore": Variant(
+        functools.partial(stj.golore, random_after_steps=2 * INTERVAL),
+        oracle.Method(transport="momentum", recovery=False),
+    ),
+    "ldadam": Variant(stj.ldadam, LDADAM),
+    "ldadam_without_error_feedback": Variant(
+        functools.partial(stj.ldadam, error_feedback=False, init="svd"),
+        dataclasses.replace(LDADAM, error_feedback=False),
+    ),
+    "online_subspace_descent": Variant(
+        stj.online_subspace_descent,
+        oracle.Method(projection_rate=5e-3, transport=False, recovery=False),
+    ),
+    "apollo": Variant(
+        stj.apollo, oracle.Method(scale=1.0, per="columns", transport=False)
+    ),
+    "apollo_mini": Variant(
+        stj.apollo_mini, oracle.Method(scale=128.0, per="matrix", transport=False)
     ),
 }
 # Rank 4 is below the smaller side of most leaves and equal to that of one.
@@ -112,7 +135,9 @@ def _check(
         if leaf.rank(rank) is None:
             want = oracle.adam_directions(gradient, method)
         else:
-            bases = np.asarray(got.bases[name], np.float64)
+            bases = _projections(leaf, rank, side, gradients[name].dtype)
+            if got.bases is not None:
+                bases = np.asarray(got.bases[name], np.float64)
             want, used = oracle.low_rank_directions(
                 gradient, bases, method, leaf.view(side)
             )
@@ -125,6 +150,17 @@ def _check(
         if not error <= TOLERANCE[dtype]:
             too_far[name, "updates"] = error
     assert not too_far, f"away from the oracle by {too_far}"
+
+
+def _projections(leaf: common.Leaf, rank: float, side: str, dtype: Any) -> np.ndarray:
+    """What `draw_projection` draws for a leaf, on every step."""
+    slices, m, _ = leaf.view(side).to_matrices(np.empty(leaf.shape)).shape
+    own, dtype = leaf.rank(rank), jnp.promote_types(dtype, jnp.float32)
+    drawn = []
+    for step in range(STEPS):
+        key = jax.random.fold_in(jax.random.key(0), step - step % INTERVAL)
+        drawn.append(np.stack([stj.gaussian(key, m, own, dtype)] * slices))
+    return np.stack(drawn).astype(np.float64)
 
 
 def _low_precision() -> dict[str, tuple[common.Leaf, str]]:

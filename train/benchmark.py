@@ -17,9 +17,10 @@ import subtrack_jax as stj
 from train import cli, subjects
 from train import mesh as meshes
 from train.benchmark_report import Cost, plot, table
-from train.config import PresetName, Switch, at_least_1, check
+from train.config import PresetName, Switch
 from train.presets import PRESETS
 from train.provenance import machine, versions
+from train.rules import at_least_1, check
 from train.run import write_whole
 from train.subjects import METHODS, Layout, Subject
 from train.targets import open_target

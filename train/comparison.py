@@ -8,9 +8,11 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from train.config import OptimizerConfig, OptimizerName, PresetName, fits_32_bits
+from train.config import PresetName
 from train.entries import Entry, Try
+from train.optimizer_config import OptimizerConfig, OptimizerName
 from train.records import Record
+from train.rules import fits_32_bits
 from train.trials import Task
 from train.variants import (
     Sweep,

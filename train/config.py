@@ -1,14 +1,21 @@
 """The configuration of a pre-training run."""
 
 import dataclasses
-import math
 import pathlib
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import tyro
 
 from models.llama import LlamaConfig
+from train.optimizer_config import OptimizerConfig
+from train.rules import (
+    at_least_1,
+    between_0_and_1,
+    check,
+    fits_32_bits,
+    not_negative,
+    positive,
+)
 
 # A switch with no opposite: off unless it is given.
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -25,52 +32,6 @@ PresetName = Literal[
     "llama-3b",
     "llama-7b",
 ]
-OptimizerName = Literal[
-    "adamw",
-    "subtrack",
-    "grass-walk",
-    "grass-jump",
-    "galore",
-    "subtrack-grad",
-    "fira",
-    "static",
-    "muon",
-    "adafactor",
-]
-
-
-class Rule(NamedTuple):
-    """A condition on one number, and how to say it. NaN meets none."""
-
-    holds: Callable[[float], bool]
-    words: str
-
-
-positive = Rule(lambda x: 0 < x < math.inf, "positive and finite")
-not_negative = Rule(lambda x: 0 <= x < math.inf, "at least 0 and finite")
-at_least_1 = Rule(lambda x: x >= 1, "at least 1")
-between_0_and_1 = Rule(lambda x: 0 < x < 1, "above 0 and below 1")
-from_0_below_1 = Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")
-from_0_to_1 = Rule(lambda x: 0 <= x <= 1, "from 0 to 1")
-above_0_to_1 = Rule(lambda x: 0 < x <= 1, "above 0 and at most 1")
-quarter_turn = Rule(lambda x: 0 < x <= 1.57, "above 0 and at most 1.57")
-fits_32_bits = Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2^32")
-
-
-def flag(field: str) -> str:
-    """The flag of a field, which may be named with its group: optimizer.b1."""
-    group, _, name = field.rpartition(".")
-    if (group, name) == ("optimizer", "name"):
-        return "--optimizer"
-    return "--" + name.replace("_", "-")
-
-
-def check(config: Any, rule: Rule, *fields: str) -> None:
-    """Raises a ValueError that names the flag of the first field to break a rule."""
-    for field in fields:
-        value = getattr(config, field)
-        if not rule.holds(value):
-            raise ValueError(f"{flag(field)} must be {rule.words}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,78 +100,6 @@ def check_parts(data: DataConfig, parts: int) -> None:
             f"--batch-size-sequences {data.batch_size_sequences} must be a multiple "
             f"of --gradient-accumulation-steps {parts}"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimizer's method and settings.
-
-    Attributes:
-      name: the method; subtrack is SubTrack++, subtrack-grad its form of 2024, static
-        SubTrack++ with subspaces that stay where they start.
-      learning_rate: peak learning rate.
-      warmup_fraction: part of the steps over which the learning rate rises to its
-        peak.
-      final_learning_rate_fraction: where the cosine decay ends, as a fraction of the
-        peak.
-      rank: dimensions of each matrix's subspace. A matrix whose smaller side is no
-        larger than this gets plain Adam.
-      update_interval: optimizer steps between two changes of the subspaces.
-      scale: factor on the update inside the subspace (the papers' alpha).
-      matrix_learning_rate_scale: factor on the learning rate of attention and MLP
-        matrices, for any method: the freedom that scale gives the low-rank ones.
-      transport: whether the moments turn with the subspace (low-rank methods). None:
-        as the method has it.
-      recovery: whether what the subspace misses is scaled and added back (low-rank
-        methods). None: as the method has it.
-      growth_limit: most by which the norm of the update outside the subspace may grow
-        from one step to the next (where there is recovery); inf: no limit.
-      step_size: fixed step of the subspace along its geodesic (subtrack,
-        subtrack-grad). None: exact line search.
-      damping: factor on the angle of that line search, up to 1.
-      angle: largest angle between two subspaces, in radians (grass-walk).
-      align: what is done for moments that are kept while new singular vectors have
-        other signs (galore, fira): none; sign flips the vectors; procrustes turns
-        them as near the old ones as they can be.
-      b1: decay of Adam's first moment.
-      b2: decay of Adam's second moment.
-      eps: added to the denominator of Adam.
-      weight_decay: decoupled weight decay, of all parameters but the norms.
-      max_gradient_norm: gradients are scaled down to this global norm.
-    """
-
-    name: Annotated[OptimizerName, tyro.conf.arg(name="optimizer")] = "subtrack"
-    learning_rate: float = 1e-3
-    warmup_fraction: float = 0.1
-    final_learning_rate_fraction: float = 0.1
-    rank: int = 128
-    update_interval: int = 200
-    scale: float = 0.25
-    matrix_learning_rate_scale: float = 1.0
-    transport: bool | None = None
-    recovery: bool | None = None
-    growth_limit: float = 1.01
-    step_size: float | None = None
-    damping: float = 1.0
-    angle: float = 0.1
-    align: Literal["none", "sign", "procrustes"] = "none"
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-6
-    weight_decay: float = 0.0
-    max_gradient_norm: float = 1.0
-
-    def __post_init__(self):
-        check(self, positive, "learning_rate", "scale", "eps", "max_gradient_norm")
-        check(self, positive, "matrix_learning_rate_scale")
-        check(self, above_0_to_1, "damping")
-        check(self, quarter_turn, "angle")
-        check(self, at_least_1, "rank", "update_interval", "growth_limit")
-        check(self, from_0_below_1, "b1", "b2")
-        check(self, from_0_to_1, "warmup_fraction", "final_learning_rate_fraction")
-        check(self, not_negative, "weight_decay")
-        if self.step_size is not None:
-            check(self, positive, "step_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -378,7 +267,7 @@ class PretrainConfig:
     mesh: str = "fsdp=-1"
     output_dir: pathlib.Path = pathlib.Path("runs/pretrain")
     data: DataConfig = DataConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
     sample: SampleConfig = SampleConfig()

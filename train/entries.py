@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable
 
-from train.config import OptimizerConfig
+from train.optimizer_config import OptimizerConfig
 from train.records import Record, elapsed_seconds
 from train.variants import Variant
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from models import generation
 from train import cli, trained
 from train.checkpoint import CheckpointError, quiet_orbax
-from train.config import at_least_1, check, fits_32_bits, positive
+from train.rules import at_least_1, check, fits_32_bits, positive
 
 PROGRAM = "python -m train.generate"
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import optax
 
 import subtrack_jax as stj
 from models import llama
-from train.config import OptimizerConfig
+from train.optimizer_config import OptimizerConfig
 
 # Muon's updates get the size of Adam's (arXiv 2502.16982), so that the same learning
 # rates suit both.
@@ -21,9 +21,11 @@ class _LowRank(NamedTuple):
     """What a low-rank method is made of, besides Adam."""
 
     tracker: Callable[[OptimizerConfig], stj.Tracker]
-    transport: bool  # whether moments turn with the basis
+    transport: bool | Literal["momentum"]  # which moments turn with the basis
     recovery: bool  # whether what the subspace misses is added back
     settings: tuple[str, ...]  # those of the tracker
+    feeds_back: bool = False  # whether the tracker looks at the momentum
+    moves_always: bool = False  # on every step, whatever the update interval
 
 
 def _geodesic(config: OptimizerConfig) -> stj.Tracker:
@@ -38,6 +40,20 @@ def _svd(config: OptimizerConfig) -> stj.Tracker:
     return stj.svd("randomized", config.align)
 
 
+def _svd_then_random(config: OptimizerConfig) -> stj.Tracker:
+    return stj.switch(
+        stj.svd("randomized"), stj.random_jump(), config.random_after_steps
+    )
+
+
+def _power_iteration(config: OptimizerConfig) -> stj.Tracker:
+    return stj.power_iteration(config.rho, "randomized")
+
+
+def _online_pca(config: OptimizerConfig) -> stj.Tracker:
+    return stj.online_pca(optax.adam(config.projection_learning_rate), "randomized")
+
+
 _MOVES = ("update_interval", "transport")
 _GEODESIC = (*_MOVES, "step_size", "damping")
 _LOW_RANK = {
@@ -49,13 +65,38 @@ _LOW_RANK = {
     "grass-jump": _LowRank(lambda _: stj.random_jump(), True, True, _MOVES),
     "galore": _LowRank(_svd, False, False, (*_MOVES, "align")),
     "fira": _LowRank(_svd, False, True, (*_MOVES, "align")),
+    "golore": _LowRank(
+        _svd_then_random, "momentum", False, (*_MOVES, "random_after_steps")
+    ),
     "static": _LowRank(_static, True, True, ()),
+    "ldadam": _LowRank(
+        _power_iteration,
+        True,
+        False,
+        ("transport", "rho", "error_feedback"),
+        feeds_back=True,
+        moves_always=True,
+    ),
+    "online-subspace-descent": _LowRank(
+        _online_pca,
+        False,
+        False,
+        ("transport", "projection_learning_rate"),
+        moves_always=True,
+    ),
 }
+_SCALED_GRADIENT: dict[str, Literal["columns", "matrix"]] = {
+    "apollo": "columns",
+    "apollo-mini": "matrix",
+}
+# The published scale of APOLLO-Mini, to which --scale is a factor.
+APOLLO_MINI_SCALE = 128.0
 
 
 def matrix_scale_field(name: str) -> str:
     """The setting that scales a method's updates of matrices against all others."""
-    return "scale" if name in _LOW_RANK else "matrix_learning_rate_scale"
+    is_low_rank = name in _LOW_RANK or name in _SCALED_GRADIENT
+    return "scale" if is_low_rank else "matrix_learning_rate_scale"
 
 
 def settings_of(config: OptimizerConfig) -> frozenset[str]:
@@ -71,6 +112,10 @@ def settings_of(config: OptimizerConfig) -> frozenset[str]:
             settings.add("growth_limit")
         if config.step_size is not None:
             settings.discard("damping")
+    if config.name in _SCALED_GRADIENT:
+        settings |= {"scale", "update_interval", "growth_limit"}
+        if config.name == "apollo":
+            settings.add("rank")
     return frozenset(settings)
 
 
@@ -122,9 +167,11 @@ def make_optimizer(
         is being traced.
     """
     rate_scale = config.matrix_learning_rate_scale
+    alpha = config.scale if matrix_scale is None else matrix_scale
     if config.name in _LOW_RANK:
-        alpha = config.scale if matrix_scale is None else matrix_scale
         rule = _low_rank(config, seed, alpha)
+    elif config.name in _SCALED_GRADIENT:
+        rule = _scaled_gradient(config, seed, alpha)
     else:
         rate_scale = rate_scale if matrix_scale is None else matrix_scale
         rule = (_full_rank(config),)
@@ -145,10 +192,9 @@ def _low_rank(
     method = _LOW_RANK[config.name]
     low_rank = stj.LowRank(config.rank, llama.matrix_axes)
     recovers = _given(config.recovery, method.recovery)
-    return (
-        stj.track_subspace(
-            low_rank, method.tracker(config), config.update_interval, seed
-        ),
+    interval = 1 if method.moves_always else config.update_interval
+    stages: tuple[optax.GradientTransformation, ...] = (
+        stj.track_subspace(low_rank, method.tracker(config), interval, seed),
         stj.project(low_rank),
         stj.monitor_energy(low_rank),
         stj.scale_by_projection_aware_adam(
@@ -158,11 +204,39 @@ def _low_rank(
             config.eps,
             transport=_given(config.transport, method.transport),
         ),
+    )
+    if method.feeds_back:
+        chained = optax.chain(*stages)
+        stages = (stj.feed_back(low_rank, chained, config.b1, config.error_feedback),)
+    return (
+        *stages,
         stj.recover_and_scale(
             low_rank,
             scale,
             "columns" if recovers else "none",
             growth_limit=config.growth_limit,
+        ),
+    )
+
+
+def _scaled_gradient(
+    config: OptimizerConfig, seed: jax.typing.ArrayLike, scale: jax.typing.ArrayLike
+) -> tuple[optax.GradientTransformation, ...]:
+    """APOLLO, whose update is multiplied by the root of the scale."""
+    is_mini = config.name == "apollo-mini"
+    low_rank = stj.LowRank(1 if is_mini else config.rank, llama.matrix_axes)
+    alpha = jnp.multiply(APOLLO_MINI_SCALE if is_mini else 1.0, scale)
+    return (
+        stj.draw_projection(low_rank, config.update_interval, seed),
+        stj.project(low_rank),
+        stj.scale_by_projection_aware_adam(
+            low_rank, config.b1, config.b2, config.eps, transport=False
+        ),
+        stj.scale_gradient(
+            low_rank,
+            jnp.sqrt(alpha),
+            _SCALED_GRADIENT[config.name],
+            config.growth_limit,
         ),
     )
 
@@ -196,7 +270,7 @@ def _scale_matrices(
     return optax.masked(scale, _is_matrix)
 
 
-def _given(choice: bool | None, otherwise: bool) -> bool:
+def _given(choice: bool | None, otherwise: Any) -> Any:
     return otherwise if choice is None else choice
 
 

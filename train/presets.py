@@ -4,13 +4,8 @@ import dataclasses
 
 from models.llama import PRESETS as MODELS
 from models.llama import LlamaConfig
-from train.config import (
-    CheckpointConfig,
-    DataConfig,
-    OptimizerConfig,
-    PresetName,
-    PretrainConfig,
-)
+from train.config import CheckpointConfig, DataConfig, PresetName, PretrainConfig
+from train.optimizer_config import OptimizerConfig
 
 
 def _published(

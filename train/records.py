@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from train.config import OptimizerConfig
+from train.optimizer_config import OptimizerConfig
 from train.optimizers import settings_of
 from train.run import write_whole
 from train.variants import Trial

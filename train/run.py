@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import filelock
 import pydantic
 
-from train.config import PretrainConfig, flag
+from train.config import PretrainConfig
+from train.rules import flag
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"

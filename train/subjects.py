@@ -50,6 +50,14 @@ METHODS: dict[str, Callable[[int, int], Optimizer]] = {
     "grass-jump": _ours(stj.grass_jump),
     "galore": _ours(stj.galore),
     "fira": _ours(stj.fira),
+    "golore": _ours(stj.golore),
+    # By their nature on every step, whatever the interval of the others.
+    "ldadam": lambda rank, interval: _ours(stj.ldadam)(rank, 1),
+    "online-subspace-descent": lambda rank, interval: _ours(
+        stj.online_subspace_descent
+    )(rank, 1),
+    "apollo": _ours(stj.apollo),
+    "apollo-mini": lambda rank, interval: _ours(stj.apollo_mini)(1, interval),
 }
 
 

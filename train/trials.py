@@ -15,17 +15,12 @@ import subtrack_jax as stj
 from models.llama import LlamaConfig
 from train import optimizers, records
 from train import step as steps
-from train.config import (
-    DataConfig,
-    OptimizerConfig,
-    at_least_1,
-    check,
-    check_parts,
-    not_negative,
-)
+from train.config import DataConfig, check_parts
 from train.data import Text
+from train.optimizer_config import OptimizerConfig
 from train.provenance import machine, versions
 from train.records import Record
+from train.rules import at_least_1, check, not_negative
 from train.variants import Trial
 
 # A trial has diverged after so many steps in a row that changed nothing.

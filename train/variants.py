@@ -8,7 +8,7 @@ from typing import Any
 
 import pydantic
 
-from train.config import OptimizerConfig, OptimizerName
+from train.optimizer_config import OptimizerConfig, OptimizerName
 from train.optimizers import canonical, matrix_scale_field, settings_of
 
 _TYPES = typing.get_type_hints(OptimizerConfig)

@@ -51,8 +51,9 @@ def test_every_method_takes_matrices_and_leaves_the_rest(name):
     if "muon" in name or name in ("adamw", "adafactor"):
         assert not low_rank & found
     else:
-        assert low_rank & found
-        assert (16, 24) not in found
+        assert ({(1, 16), (1, 24)} if name == "apollo-mini" else low_rank) & found
+        # Only an error of its own, of what is fed back, is as large as a kernel.
+        assert ((16, 24) in found) == (name == "ldadam")
     if name != "adafactor":
         assert (64, 16) in found  # the embedding's moments
 

@@ -10,8 +10,7 @@ import sys
 import pytest
 
 from tests.train.program import assert_refuses
-from train import cli
-from train import config as config_module
+from train import cli, rules
 from train.config import PretrainConfig
 from train.export import ExportConfig
 from train.export import main as export_main
@@ -156,7 +155,7 @@ def assert_helps(help_text, kind, default=None):
     words = " ".join(filter(None, lines))
     for group, name, value in flags_of(kind, default):
         group_name = group.__name__.removesuffix("Config").lower()
-        flag = config_module.flag(f"{group_name}.{name}")
+        flag = rules.flag(f"{group_name}.{name}")
         (line,) = [line for line in lines if re.match(rf"{flag}(?![\w-])", line)]
         description = described(group)[name]
         assert description

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from train import comparison_report as report
-from train.config import OptimizerConfig
 from train.entries import Entry, Try
+from train.optimizer_config import OptimizerConfig
 from train.records import Record
 from train.variants import Trial, parse_sweep, parse_variant
 

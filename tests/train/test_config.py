@@ -7,7 +7,8 @@ import pytest
 
 from models.llama import PRESETS as MODELS
 from train import cli, optimizers
-from train.config import OptimizerName, PresetName
+from train.config import PresetName
+from train.optimizer_config import OptimizerName
 from train.presets import PRESETS
 
 

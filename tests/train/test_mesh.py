@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from models.llama import LlamaConfig
 from train import mesh, optimizers, step
-from train.config import OptimizerConfig
+from train.optimizer_config import OptimizerConfig
 
 MODEL = LlamaConfig(64, 16, 30, num_layers=2, num_heads=2)
 

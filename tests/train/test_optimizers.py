@@ -1,6 +1,7 @@
 """The table of optimizers, and the learning rate they follow."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 import subtrack_jax as stj
 from models import llama
 from train import optimizers
-from train.config import OptimizerConfig, OptimizerName
+from train.optimizer_config import OptimizerConfig, OptimizerName
 
 NAMES = typing.get_args(OptimizerName)
 FULL_RANK = ("adamw", "muon", "adafactor")
@@ -23,6 +24,11 @@ LIBRARY = {
     "grass-jump": stj.grass_jump,
     "galore": stj.galore,
     "fira": stj.fira,
+    "golore": functools.partial(stj.golore, random_after_steps=3),
+    "ldadam": functools.partial(stj.ldadam, b1=0.9, b2=0.999, rho=0.8),
+    "online-subspace-descent": stj.online_subspace_descent,
+    "apollo": stj.apollo,
+    "apollo-mini": stj.apollo_mini,
 }
 
 
@@ -57,12 +63,14 @@ def one_update(optimizer, params, gradients):
 def test_low_rank_state_is_that_of_attention_and_mlp(params, name):
     state = make(name).init(params)
     basis = jax.tree.leaves(optax.tree.get(state, "basis", default=()))
-    assert len(basis) == (0 if name in FULL_RANK else 1)
+    is_tracked = name not in FULL_RANK and not name.startswith("apollo")
+    assert len(basis) == is_tracked
     if name in ("muon", "adafactor"):
         return
     moments = optax.tree.get(state, "mu")
     assert moments["head"]["kernel"].shape == (16, 64)
-    expected = (2, 16, 32) if name == "adamw" else (2, 4, 32)
+    rank = 1 if name == "apollo-mini" else 4
+    expected = (2, 16, 32) if name == "adamw" else (2, rank, 32)
     assert moments["layers"]["mlp"]["up"]["kernel"].shape == expected
 
 
@@ -130,14 +138,16 @@ def test_methods_are_the_library_s_with_the_same_settings(params, name):
         settings["damping"] = 0.5
     if name == "grass-walk":
         settings["angle"] = 0.3
-    library = LIBRARY[name](
-        1e-2,
-        rank=4,
-        update_interval=2,
-        eps=1e-6,
-        dimension_numbers=llama.matrix_axes,
-        **settings,
-    )
+    own = {"rank": 4, "update_interval": 2} | settings
+    if name in ("ldadam", "online-subspace-descent"):
+        del own["update_interval"]
+    if name == "ldadam":
+        settings["rho"] = 0.8
+    if name == "golore":
+        settings["random_after_steps"] = 3
+    if name == "apollo-mini":
+        own |= {"rank": 1, "scale": 0.7 * 128}
+    library = LIBRARY[name](1e-2, eps=1e-6, dimension_numbers=llama.matrix_axes, **own)
     assert_same_updates(run(make(name, **settings), params), run(library, params))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.train.test_comparison_report import record
 from train import records
-from train.config import OptimizerConfig
+from train.optimizer_config import OptimizerConfig
 from train.variants import Trial
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from models.llama import LlamaConfig
 from train import optimizers, step
-from train.config import OptimizerConfig
+from train.optimizer_config import OptimizerConfig
 
 MODEL = LlamaConfig(64, 16, 32, num_layers=2, num_heads=2, init_std=0.2)
 OPTIMIZER = optax.sgd(0.1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.config import OptimizerConfig
+from train.optimizer_config import OptimizerConfig
 from train.variants import all_variants, parse_sweep, parse_variant
 
 BASE = OptimizerConfig(rank=8, update_interval=5)

@@ -1,0 +1,39 @@
+"""What numbers of a configuration must be, and how to say that one is not."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """A condition on one number, and how to say it. NaN meets none."""
+
+    holds: Callable[[float], bool]
+    words: str
+
+
+positive = Rule(lambda x: 0 < x < math.inf, "positive and finite")
+not_negative = Rule(lambda x: 0 <= x < math.inf, "at least 0 and finite")
+at_least_1 = Rule(lambda x: x >= 1, "at least 1")
+between_0_and_1 = Rule(lambda x: 0 < x < 1, "above 0 and below 1")
+from_0_below_1 = Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")
+from_0_to_1 = Rule(lambda x: 0 <= x <= 1, "from 0 to 1")
+above_0_to_1 = Rule(lambda x: 0 < x <= 1, "above 0 and at most 1")
+quarter_turn = Rule(lambda x: 0 < x <= 1.57, "above 0 and at most 1.57")
+fits_32_bits = Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2^32")
+
+
+def flag(field: str) -> str:
+    """The flag of a field, which may be named with its group: optimizer.b1."""
+    group, _, name = field.rpartition(".")
+    if (group, name) == ("optimizer", "name"):
+        return "--optimizer"
+    return "--" + name.replace("_", "-")
+
+
+def check(config: Any, rule: Rule, *fields: str) -> None:
+    """Raises a ValueError that names the flag of the first field to break a rule."""
+    for field in fields:
+        value = getattr(config, field)
+        if not rule.holds(value):
+            raise ValueError(f"{flag(field)} must be {rule.words}, got {value}")
