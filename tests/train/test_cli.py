@@ -156,7 +156,9 @@ def assert_helps(help_text, kind, default=None):
     for group, name, value in flags_of(kind, default):
         group_name = group.__name__.removesuffix("Config").lower()
         flag = rules.flag(f"{group_name}.{name}")
-        (line,) = [line for line in lines if re.match(rf"{flag}(?![\w-])", line)]
+        # Not where a description is wrapped before another's flag.
+        usage_of = re.compile(rf"{flag}(,|$| [^a-z])")
+        (line,) = filter(usage_of.match, lines)
         description = described(group)[name]
         assert description
         entry = words[words.index(line) :]
