@@ -75,6 +75,8 @@ class OptimizerConfig:
         (ldadam), for a buffer of the size of the matrices.
       projection_learning_rate: of Adam, which learns the projection
         (online-subspace-descent).
+      mu_dtype: how moments are stored (low-rank methods): bfloat16 for the first,
+        int8 for both in eight bits, block by block. None: float32.
       b1: decay of Adam's first moment.
       b2: decay of Adam's second moment.
       eps: added to the denominator of Adam.
@@ -101,6 +103,7 @@ class OptimizerConfig:
     rho: float = 0.908
     error_feedback: bool = True
     projection_learning_rate: float = 5e-3
+    mu_dtype: Literal["bfloat16", "int8"] | None = None
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-6

@@ -107,13 +107,13 @@ def settings_of(config: OptimizerConfig) -> frozenset[str]:
         "matrix_learning_rate_scale",
     }
     if method := _LOW_RANK.get(config.name):
-        settings |= {"rank", "scale", "recovery", *method.settings}
+        settings |= {"rank", "scale", "recovery", "mu_dtype", *method.settings}
         if _given(config.recovery, method.recovery):
             settings.add("growth_limit")
         if config.step_size is not None:
             settings.discard("damping")
     if config.name in _SCALED_GRADIENT:
-        settings |= {"scale", "update_interval", "growth_limit"}
+        settings |= {"scale", "update_interval", "growth_limit", "mu_dtype"}
         if config.name == "apollo":
             settings.add("rank")
     return frozenset(settings)
@@ -202,6 +202,7 @@ def _low_rank(
             config.b1,
             config.b2,
             config.eps,
+            config.mu_dtype,
             transport=_given(config.transport, method.transport),
         ),
     )
@@ -230,7 +231,12 @@ def _scaled_gradient(
         stj.draw_projection(low_rank, config.update_interval, seed),
         stj.project(low_rank),
         stj.scale_by_projection_aware_adam(
-            low_rank, config.b1, config.b2, config.eps, transport=False
+            low_rank,
+            config.b1,
+            config.b2,
+            config.eps,
+            config.mu_dtype,
+            transport=False,
         ),
         stj.scale_gradient(
             low_rank,

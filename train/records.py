@@ -78,10 +78,19 @@ def elapsed_seconds(
 
 
 def path_of(trial: Trial, directory: pathlib.Path) -> pathlib.Path:
-    """Where the record of a trial is kept."""
-    values = json.dumps(dataclasses.asdict(trial), sort_keys=True)
-    digest = hashlib.sha256(values.encode()).hexdigest()[:12]
+    """Where the record of a trial is kept.
+
+    A setting that has its default is left out of the name: one that is new takes no
+    finished trial away.
+    """
     optimizer = trial.optimizer
+    chosen = {
+        field.name: getattr(optimizer, field.name)
+        for field in dataclasses.fields(optimizer)
+        if getattr(optimizer, field.name) != field.default
+    }
+    values = json.dumps(chosen | {"seed": trial.seed}, sort_keys=True)
+    digest = hashlib.sha256(values.encode()).hexdigest()[:12]
     name = f"{optimizer.name}-{optimizer.learning_rate:g}-seed{trial.seed}-{digest}"
     return directory / f"{name}.json"
 

@@ -190,4 +190,6 @@ def word(value: Any) -> str:
     """A value as it is written on the command line."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "none" if value is None else f"{value:g}"
+    if value is None or isinstance(value, str):
+        return value or "none"
+    return f"{value:g}"

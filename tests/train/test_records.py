@@ -1,6 +1,7 @@
 """Records that come back as they were, and the numbers in them."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -38,6 +39,16 @@ def test_each_trial_has_a_file_of_its_own(tmp_path):
         True,
         True,
     ]
+
+
+def test_a_setting_that_is_new_takes_no_record_away(tmp_path):
+    written = record(OptimizerConfig(rank=3), 0, [1.0])
+    records.save(written, tmp_path)
+    path = records.path_of(written.trial, tmp_path)
+    stored = json.loads(path.read_text())
+    del stored["trial"]["optimizer"]["angle"]  # as before there was one
+    path.write_text(json.dumps(stored))
+    assert records.load(written.trial, tmp_path) == written
 
 
 def test_the_record_of_another_trial_is_refused(tmp_path):

@@ -101,6 +101,16 @@ def test_a_sweep_changes_one_setting_of_those_that_have_it():
     assert swept[3].search((1e-3,), (1.0,)) == variants[1].search((1e-3,), (1.0,))
 
 
+@pytest.mark.parametrize("text", ["align=none,sign", "mu_dtype=none,int8"])
+def test_words_are_swept_like_numbers(text):
+    galore = parse("galore")
+    name, _, values = text.partition("=")
+    labels = [
+        each.label for each in parse_sweep(text, [galore]).variants(galore).values()
+    ]
+    assert labels == [f"galore {name}={value}" for value in values.split(",")]
+
+
 def test_an_ablation_shares_the_trials_of_what_the_method_does_anyway():
     variants = [parse("subtrack"), parse("galore")]
     on, off = parse_sweep("transport=on,off", variants).variants(variants[0]).values()
