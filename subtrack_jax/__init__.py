@@ -20,6 +20,7 @@ from subtrack_jax.coordinates import (
     project,
     scale_by_projection_aware_adam,
 )
+from subtrack_jax.eight_bit import EightBitAdamState
 from subtrack_jax.low_rank import LowRank, by_path
 from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.memory import state_bytes
@@ -41,6 +42,7 @@ from subtrack_jax.transport import transport_adam, transport_momentum
 
 __all__ = [
     "DenseRotation",
+    "EightBitAdamState",
     "LowRank",
     "LowRankLeaf",
     "MatrixView",

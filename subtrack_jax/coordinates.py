@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax import sharding
+from subtrack_jax import eight_bit, sharding
 from subtrack_jax._validation import check
 from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import is_box, map_leaves, state_dtype
@@ -191,7 +191,9 @@ def scale_by_projection_aware_adam(
       eps: added to the root of the second moment.
       mu_dtype: dtype of the first moment; None for the parameter's, float32 at
         least. The second moment always has the latter: bfloat16 cannot hold
-        its small increments.
+        its small increments. "int8" stands for 8-bit block-wise moments (Dettmers
+        et al. 2022, arXiv 2110.02861), both of them, of all leaves of at least 4096
+        numbers: a quarter of float32's bytes, see `EightBitAdamState`.
       transport: what happens to the moments when the basis moves. True rewrites
         both; "momentum" the first alone (`transport_momentum`), as in GoLore (He et
         al. 2024, arXiv 2410.11289); False keeps both as they are, as in GaLore and
@@ -199,7 +201,8 @@ def scale_by_projection_aware_adam(
 
     Returns:
       A transformation, to be chained after `project`. Its state is an
-      `optax.ScaleByAdamState`, moments of low-rank leaves of shape (..., r, n).
+      `optax.ScaleByAdamState`, moments of low-rank leaves of shape (..., r, n), or
+      an `EightBitAdamState` of codes of these shapes.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -210,8 +213,8 @@ def scale_by_projection_aware_adam(
         check(
             "mu_dtype",
             mu_dtype,
-            lambda x: jnp.issubdtype(jnp.dtype(x), jnp.floating),
-            "a floating-point dtype",
+            lambda x: jnp.issubdtype(jnp.dtype(x), jnp.floating) or _is_int8(x),
+            "a floating-point dtype, or int8 for 8-bit moments",
         )
     check("eps", eps, lambda x: 0 <= x < float("inf"), "0 or a small positive number")
     if transport not in (True, False, "momentum"):
@@ -222,19 +225,26 @@ def scale_by_projection_aware_adam(
         "momentum": transport_momentum,
     }
 
+    is_int8 = mu_dtype is not None and _is_int8(mu_dtype)
+
     def adam():
         return optax.scale_by_adam(
-            *map(sharding.local, (b1, b2, eps)), mu_dtype=mu_dtype
+            *map(sharding.local, (b1, b2, eps)), mu_dtype=None if is_int8 else mu_dtype
         )
 
-    return on_coordinates(
-        low_rank,
-        optax.GradientTransformation(
-            lambda params: adam().init(params),
-            lambda *arguments: adam().update(*arguments),
-        ),
-        follow[transport],
+    inner = optax.GradientTransformation(
+        lambda params: adam().init(params),
+        lambda *arguments: adam().update(*arguments),
     )
+    transport_state = follow[transport]
+    if is_int8:
+        inner = eight_bit.in_eight_bits(inner)
+        transport_state = transport_state and eight_bit.transported(transport_state)
+    return on_coordinates(low_rank, inner, transport_state)
+
+
+def _is_int8(dtype: jax.typing.DTypeLike) -> bool:
+    return jnp.dtype(dtype) == jnp.int8
 
 
 def _mask_plain(
