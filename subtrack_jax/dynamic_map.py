@@ -53,7 +53,7 @@ def encode(
     position = steps * (1 + (fraction * _product(is_below, 10, fraction) - 0.1) / 0.9)
     shift = 0 if count is None else _turns(count, position)
     shift = jnp.where(is_below[-_COARSE], -0.49 if is_signed else 0.49, shift)
-    code = jnp.clip(position + shift, 0 if is_signed else 1, 2**bits - 1)
+    code = jnp.clip(position + shift, 0, 2**bits - 1)
     code = jnp.sign(blocks).astype(jnp.int32) * code.astype(jnp.int32)
     return _unblocked(code.astype(dtype), x.shape[-1]), scale
 

@@ -308,40 +308,44 @@ SPLITS = {
 }
 
 
-def _params(splits, mesh):
-    gradients = common.at(common.drifting_tree(sharded.leaves(splits), 1), 0)
-    return jax.device_put(gradients, sharded.shardings(splits, mesh))
-
-
 @pytest.mark.parametrize("axis_type", sharded.AXIS_TYPES, ids=lambda kind: kind.name)
 def test_on_a_mesh(axis_type):
     """Placed where its parameters' sharding would split it, and the same updates."""
     mesh = sharded.mesh(axis_type)
-    optimizer = sharded.optimizer("subtrack", SPLITS, rank=16, mu_dtype="int8")
-    gradients = common.at(common.drifting_tree(sharded.leaves(SPLITS), 1), 0)
-    want, _ = common.quick_jit(optimizer.update)(
-        gradients, optimizer.init(gradients), gradients
-    )
+    # Of 192 columns two blocks: their codes are in eight parts, their scales in two.
+    few_blocks = sharded.Split(common.Leaf((64, 192)), P("fsdp", "tensor"))
+    splits = {**SPLITS, "few_blocks": few_blocks}
+    optimizer = sharded.optimizer("subtrack", splits, rank=24, mu_dtype="int8")
+    recorded = common.drifting_tree(sharded.leaves(splits), 4)
+    zeros = common.at(recorded, 0)
+    want = common.run(optimizer, zeros, recorded).updates
     with jax.set_mesh(mesh):
-        params = _params(SPLITS, mesh)
+        gradients = [
+            jax.device_put(common.at(recorded, step), sharded.shardings(splits, mesh))
+            for step in range(4)
+        ]
+        params = gradients[0]
         placed = stj.state_sharding(optimizer, params)
         state = jax.jit(optimizer.init, out_shardings=placed)(params)
+        before = sharded.types(state)
         for field in ("mu", "nu", "mu_scale", "nu_scale"):
             for name, leaf in optax.tree.get(state, field).items():
-                assert sharded.pieces(leaf.shape, leaf.sharding) == 8, (field, name)
+                whole = 2 if (name, field[2:]) == ("few_blocks", "_scale") else 8
+                assert sharded.pieces(leaf.shape, leaf.sharding) == whole, (field, name)
         out = None
         if axis_type == AxisType.Explicit:
-            assert sharded.types(optimizer.init(params)) == sharded.types(state)
+            assert sharded.types(optimizer.init(params)) == before
         else:
-            out = (sharded.shardings(SPLITS, mesh), placed)
+            out = (sharded.shardings(splits, mesh), placed)
         update = common.quick_jit(optimizer.update, out_shardings=out)
-        before = sharded.types(state)
-        got, state = update(params, state, params)
-        assert sharded.types(state) == before
-        update(params, state, params)
+        for gradient in gradients:
+            updates, state = update(gradient, state, params)
+            assert sharded.types(state) == before
         assert update._cache_size() == 1
-    for name in SPLITS:
-        np.testing.assert_allclose(got[name], want[name], atol=1e-4)
+    for name in splits:
+        # Not the same bits: now and then a sum is rounded to the next code.
+        error = np.linalg.norm(np.ravel(updates[name] - want[name][-1]))
+        assert error < 0.005 * np.linalg.norm(np.ravel(want[name][-1])), name
 
 
 def test_codes_stay_on_their_devices():
