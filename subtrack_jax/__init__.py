@@ -21,6 +21,7 @@ from subtrack_jax.coordinates import (
     scale_by_projection_aware_adam,
 )
 from subtrack_jax.drawing import DrawProjectionState, draw_projection, gaussian
+from subtrack_jax.eight_bit import EightBitAdamState
 from subtrack_jax.feedback import FeedBackState, feed_back
 from subtrack_jax.iterative_optimizers import ldadam, online_subspace_descent
 from subtrack_jax.iterative_trackers import online_pca, power_iteration
@@ -53,6 +54,7 @@ from subtrack_jax.transport import transport_adam, transport_momentum
 __all__ = [
     "DenseRotation",
     "DrawProjectionState",
+    "EightBitAdamState",
     "FeedBackState",
     "LowRank",
     "LowRankLeaf",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax import sharding
+from subtrack_jax import eight_bit, sharding
 from subtrack_jax._validation import check
 from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import is_box, map_leaves, state_dtype
@@ -57,14 +57,29 @@ def on_coordinates(
 ) -> optax.GradientTransformationExtraArgs:
     """Runs an ordinary transformation in the coordinates of low-rank leaves.
 
-    Other leaves are given to the same rule as they are. The rule sees no
-    parameters, whose shapes do not fit: put weight decay after the recovery. It
-    computes in float32 at least; what it returns for other leaves leaves in the
-    gradient's dtype.
+    Other leaves are given to the same rule as they are. In place of parameters the
+    rule sees their shapes (`jax.ShapeDtypeStruct`), those of coordinates for low-rank
+    leaves: put weight decay after the recovery. It computes in float32 at least; what
+    it returns for other leaves leaves in the gradient's dtype.
+
+    Four rules, and what their state is once the basis has moved:
+
+    - `optax.scale_by_lion`: its momentum `mu` belongs to the old coordinates if kept,
+      and to the new ones with `transport_momentum`.
+    - `optax.trace` (SGD): the same holds for its `trace`, which when turned is the
+      trace of past gradients inside the subspace, as seen from the new basis.
+    - `optax.scale_by_factored_rms` (Adafactor): it has no momentum to turn; of its
+      factored statistics the one of columns is nearly the same in all bases of a
+      subspace, the one of coordinates belongs to the old until forgotten. It factors
+      the two largest axes, if `min_dim_size_to_factor` is at most the rank: the rank
+      should be above the number of stacked layers.
+    - `optax.contrib.scale_by_muon`: its `mu` is as Lion's, and orthogonalised after
+      it is turned; coordinates (..., r, n) need the dimension numbers (-2, -1), and
+      vectors another rule through `optax.partition`, as in the example.
 
     Args:
       low_rank: the same `LowRank` as in the other stages.
-      inner: the rule, `optax.scale_by_lion()` for example.
+      inner: the rule.
       transport: what happens to the rule's state on a step that moves a basis.
         None keeps it: its numbers then belong to the old coordinates, an error
         that fades as the rule forgets. `transport_momentum` turns the momentum of
@@ -76,16 +91,32 @@ def on_coordinates(
       A transformation, to be chained after `project`. Its state is the rule's.
 
     Example:
-      >>> import optax
+      >>> import jax, optax
       >>> import subtrack_jax as stj
+      >>> from optax.contrib import MuonDimensionNumbers, scale_by_muon
+      >>> def rows_and_columns(updates):
+      ...     return jax.tree.map(lambda _: MuonDimensionNumbers(-2, -1), updates)
+      >>> rule = optax.partition(
+      ...     {
+      ...         "matrix": scale_by_muon(weight_dimension_numbers=rows_and_columns),
+      ...         "vector": optax.scale_by_adam(),
+      ...     },
+      ...     lambda params: jax.tree.map(
+      ...         lambda leaf: "matrix" if leaf.ndim > 1 else "vector", params
+      ...     ),
+      ... )
       >>> low_rank = stj.LowRank(rank=8)
-      >>> low_rank_lion = optax.chain(
+      >>> low_rank_muon = optax.chain(
       ...     stj.track_subspace(low_rank, stj.geodesic(), update_interval=50),
       ...     stj.project(low_rank),
-      ...     stj.on_coordinates(low_rank, optax.scale_by_lion()),
+      ...     stj.on_coordinates(low_rank, rule, transport=stj.transport_momentum),
       ...     stj.recover_and_scale(low_rank, recovery="none"),
-      ...     optax.scale_by_learning_rate(1e-4),
+      ...     optax.scale_by_learning_rate(1e-3),
       ... )
+      >>> params = {"kernel": jax.numpy.ones((16, 64)), "bias": jax.numpy.ones(64)}
+      >>> state = low_rank_muon.init(params)
+      >>> optax.tree.get_all_with_path(state, "mu")[0][1]["kernel"].shape
+      (8, 64)
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -125,7 +156,8 @@ def on_coordinates(
                 moved[0], lambda state: transport(state, rotations), old, "turn_moments"
             )
             state = _fill(new, state)
-        directions, state = inner.update(values, state, **extra_args)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values)
+        directions, state = inner.update(values, state, shapes, **extra_args)
         return map_records(
             lambda record, direction: record.replace(direction=direction),
             functools.partial(jax.tree.map, lambda g, x: x.astype(g.dtype)),
@@ -159,7 +191,9 @@ def scale_by_projection_aware_adam(
       eps: added to the root of the second moment.
       mu_dtype: dtype of the first moment; None for the parameter's, float32 at
         least. The second moment always has the latter: bfloat16 cannot hold
-        its small increments.
+        its small increments. "int8" stands for 8-bit block-wise moments (Dettmers
+        et al. 2022, arXiv 2110.02861), both of them, of all leaves of at least 4096
+        numbers: a quarter of float32's bytes, see `EightBitAdamState`.
       transport: what happens to the moments when the basis moves. True rewrites
         both; "momentum" the first alone (`transport_momentum`), as in GoLore (He et
         al. 2024, arXiv 2410.11289); False keeps both as they are, as in GaLore and
@@ -167,7 +201,8 @@ def scale_by_projection_aware_adam(
 
     Returns:
       A transformation, to be chained after `project`. Its state is an
-      `optax.ScaleByAdamState`, moments of low-rank leaves of shape (..., r, n).
+      `optax.ScaleByAdamState`, moments of low-rank leaves of shape (..., r, n), or
+      an `EightBitAdamState` of codes of these shapes.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -178,8 +213,8 @@ def scale_by_projection_aware_adam(
         check(
             "mu_dtype",
             mu_dtype,
-            lambda x: jnp.issubdtype(jnp.dtype(x), jnp.floating),
-            "a floating-point dtype",
+            lambda x: jnp.issubdtype(jnp.dtype(x), jnp.floating) or _is_int8(x),
+            "a floating-point dtype, or int8 for 8-bit moments",
         )
     check("eps", eps, lambda x: 0 <= x < float("inf"), "0 or a small positive number")
     if transport not in (True, False, "momentum"):
@@ -190,19 +225,26 @@ def scale_by_projection_aware_adam(
         "momentum": transport_momentum,
     }
 
+    is_int8 = mu_dtype is not None and _is_int8(mu_dtype)
+
     def adam():
         return optax.scale_by_adam(
-            *map(sharding.local, (b1, b2, eps)), mu_dtype=mu_dtype
+            *map(sharding.local, (b1, b2, eps)), mu_dtype=None if is_int8 else mu_dtype
         )
 
-    return on_coordinates(
-        low_rank,
-        optax.GradientTransformation(
-            lambda params: adam().init(params),
-            lambda *arguments: adam().update(*arguments),
-        ),
-        follow[transport],
+    inner = optax.GradientTransformation(
+        lambda params: adam().init(params),
+        lambda *arguments: adam().update(*arguments),
     )
+    transport_state = follow[transport]
+    if is_int8:
+        inner = eight_bit.in_eight_bits(inner)
+        transport_state = transport_state and eight_bit.transported(transport_state)
+    return on_coordinates(low_rank, inner, transport_state)
+
+
+def _is_int8(dtype: jax.typing.DTypeLike) -> bool:
+    return jnp.dtype(dtype) == jnp.int8
 
 
 def _mask_plain(
@@ -215,7 +257,8 @@ def _mask_plain(
         lambda leaf, keep: leaf if keep else optax.MaskedNode(),
         state,
         is_low_rank,
-        is_leaf=is_box,
+        # Masked already: leaves that the rule itself leaves to another.
+        is_leaf=lambda node: is_box(node) or isinstance(node, optax.MaskedNode),
     )
 
 

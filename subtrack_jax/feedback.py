@@ -8,6 +8,7 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
+from subtrack_jax.eight_bit import first_moment
 from subtrack_jax.leaves import content, is_box, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import LowRankLeaf, expect_records, map_records
@@ -97,7 +98,7 @@ def feed_back(
         return FeedBackState(jnp.zeros([], jnp.int32), stages.init(params), error)
 
     def update_fn(updates, state, params=None, **extra_args):
-        mu = optax.tree.get(state.inner, "mu")
+        mu = first_moment(state.inner)
         if mu is None:
             raise TypeError(
                 "feed_back was given stages without a first moment called mu: chain"

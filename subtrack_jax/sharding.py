@@ -162,13 +162,13 @@ def basis_like(leaf: Any, view: MatrixView, dtype: Any) -> jax.Array:
     """Columns of the identity: orthonormal before the first gradient is seen."""
     *batch, m, rank = view.basis_shape
     eye = jnp.broadcast_to(jnp.eye(m, rank, dtype=dtype), (*batch, m, rank))
-    return _place(eye, leaf, lambda spec, mesh: _basis_spec(view, spec, mesh))
+    return place(eye, leaf, lambda spec, mesh: _basis_spec(view, spec, mesh))
 
 
 def coordinates_like(leaf: Any, view: MatrixView, dtype: Any) -> Any:
     """Zeros of the shape of a leaf's coordinates."""
     zeros = jnp.zeros(view.coordinates_shape, dtype)
-    return _place(zeros, leaf, lambda spec, mesh: _coordinates_spec(view, spec, mesh))
+    return place(zeros, leaf, lambda spec, mesh: _coordinates_spec(view, spec, mesh))
 
 
 def norms_like(params: optax.Params, views: Any) -> optax.Updates:
@@ -176,7 +176,7 @@ def norms_like(params: optax.Params, views: Any) -> optax.Updates:
 
     def zeros(leaf, view):
         value = jnp.zeros(view.batch_shape, state_dtype(leaf.dtype))
-        return _place(value, leaf, lambda spec, _: _batch_spec(view, spec))
+        return place(value, leaf, lambda spec, _: _batch_spec(view, spec))
 
     return map_leaves(zeros, lambda _: optax.MaskedNode(), params, views)
 
@@ -243,7 +243,7 @@ def _explicit_mesh(updates: Any) -> Any:
     return None
 
 
-def _place(value: jax.Array, leaf: Any, spec_of: Callable) -> jax.Array:
+def place(value: jax.Array, leaf: Any, spec_of: Callable) -> jax.Array:
     """Puts new state where the rule wants it, next to its parameter."""
     is_traced = isinstance(leaf, jax.core.Tracer)
     # Traced values on automatic meshes have no sharding yet: the compiler's turn.

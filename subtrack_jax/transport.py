@@ -15,7 +15,7 @@ from subtrack_jax.leaves import state_dtype
 from subtrack_jax.record import Pair, unzip
 from subtrack_jax.rotation import Rotation
 
-_MOMENTUM_FIELDS = ("mu", "trace")
+_MOMENTUM_FIELDS = ("mu", "trace", "ema")
 
 
 def transport_adam(
@@ -63,10 +63,10 @@ def transport_adam(
 def transport_momentum(state: optax.OptState, rotations: Any) -> optax.OptState:
     """Writes the momentum of any optax rule in new coordinates.
 
-    What is linear in past gradients turns with C: M <- C M, for every `mu` (Adam,
-    Lion, Muon) and every `trace` (SGD) of the state, however the rule is nested. All
-    else is kept: counts, and second moments, which belong to the old coordinates
-    until the rule forgets them.
+    What is linear in past gradients or directions turns with C: M <- C M, for every
+    `mu` (Adam, Lion, Muon), `trace` (SGD) and `ema` (`optax.ema`) of the state,
+    however the rule is nested. All else is kept: counts, and second moments, which
+    belong to the old coordinates until the rule forgets them.
 
     Args:
       state: the rule's state.
@@ -86,7 +86,7 @@ def transport_momentum(state: optax.OptState, rotations: Any) -> optax.OptState:
     has_momentum = lambda node: bool(momentum(node))
     if not any(map(has_momentum, jax.tree.leaves(state, is_leaf=has_momentum))):
         raise TypeError(
-            f"transport_momentum found no mu and no trace in a {type(state).__name__}:"
+            f"transport_momentum found no mu, trace or ema in a {type(state).__name__}:"
             " use a rule with momentum, or transport=None."
         )
 

@@ -51,6 +51,7 @@ MOMENTUM = {
     "adam": (optax.scale_by_adam(), "mu"),
     "lion": (optax.scale_by_lion(), "mu"),
     "trace": (optax.trace(0.9), "trace"),
+    "ema": (optax.ema(0.9), "ema"),
     "muon": (optax.contrib.scale_by_muon(), "mu"),
     "chain": (
         optax.chain(optax.clip(1.0), optax.masked(optax.trace(0.9), _everything)),
@@ -111,7 +112,7 @@ def test_a_rule_without_momentum_is_refused(rule):
     """Also where the momentum would be looked for: a parameter is no field."""
     state = rule.init({"mu": jnp.zeros((RANK, COLUMNS))})
     with pytest.raises(
-        TypeError, match=r"no mu and no trace in a .*State: .* transport=None"
+        TypeError, match=r"no mu, trace or ema in a .*State: .* transport=None"
     ):
         stj.transport_momentum(state, {"mu": _rotations("dense")[0]["matrix"]})
 
@@ -154,3 +155,129 @@ def test_golore_turns_the_first_moment_and_keeps_the_second():
 def test_an_unknown_transport_is_quoted(transport):
     with pytest.raises(ValueError, match=f"transport={transport!r}: use True"):
         _adam_of(transport)
+
+
+# --- Training -----------------------------------------------------------------
+
+STEPS, INTERVAL = 150, 5
+LEAVES = {
+    "kernel": common.Leaf((12, 20)),
+    "layers": common.Leaf((2, 20, 12), (1,), (2,)),
+    "bias": common.Leaf((20,), None),
+}
+LOW_RANK = stj.LowRank(6, common.dimension_numbers(LEAVES))
+
+
+def _muon():
+    """Orthogonal momentum for matrices, stacked ones too, and Adam for vectors."""
+    dimension_numbers = lambda updates: jax.tree.map(
+        lambda _: optax.contrib.MuonDimensionNumbers(-2, -1), updates
+    )
+    return optax.partition(
+        {
+            True: optax.contrib.scale_by_muon(
+                weight_dimension_numbers=dimension_numbers
+            ),
+            False: optax.scale_by_adam(),
+        },
+        lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+    )
+
+
+# Each with its learning rate.
+RULES = {
+    "lion": (optax.scale_by_lion(), 0.05),
+    "sgd": (optax.trace(0.9), 0.2),
+    "adafactor": (optax.scale_by_factored_rms(min_dim_size_to_factor=4), 0.05),
+    "muon": (_muon(), 0.15),
+}
+WITH_MOMENTUM = [name for name in RULES if name != "adafactor"]
+
+
+def _low_rank(
+    rule, transport=None, recovery="none", learning_rate=1.0, low_rank=LOW_RANK
+):
+    return optax.chain(
+        stj.track_subspace(low_rank, stj.geodesic(init="svd"), INTERVAL),
+        stj.project(low_rank),
+        stj.on_coordinates(low_rank, rule, transport),
+        stj.recover_and_scale(
+            low_rank, scale=1.0, recovery=recovery, recovery_scale=0.25
+        ),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _least_squares():
+    """A loss of three linear maps at once, of which one is a stack."""
+    rng = np.random.default_rng(0)
+    target = {
+        name: jnp.array(rng.normal(size=leaf.shape), jnp.float32)
+        for name, leaf in LEAVES.items()
+    }
+    inputs = jnp.array(rng.normal(size=(64, 20)), jnp.float32)
+
+    def loss(params):
+        error = jax.tree.map(jnp.subtract, params, target)
+        plain = inputs[:, :12] @ error["kernel"] + error["bias"][None]
+        stacked = jnp.einsum("bi,lij->lbj", inputs, error["layers"])
+        return jnp.mean(plain**2) + jnp.mean(stacked**2)
+
+    return loss
+
+
+@pytest.mark.parametrize("recovery", ["none", "columns"])
+@pytest.mark.parametrize(
+    "name, transport",
+    [(name, None) for name in RULES]
+    + [(name, stj.transport_momentum) for name in WITH_MOMENTUM],
+)
+def test_trains(name, transport, recovery):
+    """Through many moves of the basis, with its momentum kept and turned."""
+    rule, learning_rate = RULES[name]
+    schedule = optax.cosine_decay_schedule(learning_rate, STEPS)
+    optimizer = _low_rank(rule, transport, recovery, schedule)
+    loss = _least_squares()
+
+    @common.quick_jit
+    def train(params):
+        def step(carry, _):
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params)
+            updates, state = optimizer.update(gradient, state, params)
+            bases = optax.tree.get(state, "basis")
+            return (optax.apply_updates(params, updates), state), (value, bases)
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=STEPS)[1]
+
+    losses, bases = train(common.zeros(LEAVES))
+    assert losses[-1] < losses[0] / 10
+    for leaf in ("kernel", "layers"):
+        moved = np.any(np.diff(bases[leaf], axis=0).reshape(STEPS - 1, -1), axis=1)
+        assert np.count_nonzero(moved) == STEPS // INTERVAL - 1
+
+
+def test_adafactor_does_factor():
+    """Its statistics are a row and a column of each matrix of coordinates."""
+    state = _low_rank(RULES["adafactor"][0]).init(common.zeros(LEAVES))
+    rows, columns, rest = (
+        jax.tree.map(jnp.shape, optax.tree.get(state, field))
+        for field in ("v_row", "v_col", "v")
+    )
+    assert (rows["kernel"], columns["kernel"], rest["kernel"]) == ((6,), (20,), (1,))
+    assert (rows["layers"], columns["layers"]) == ((2, 6), (2, 20))
+    assert rest["bias"] == (20,)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_layers_of_a_stack_do_not_meet(name):
+    """Updates of a stack are those of its matrices, over a move of the basis."""
+    transport = stj.transport_momentum if name in WITH_MOMENTUM else None
+    gradients = common.drifting_tree(LEAVES, INTERVAL + 2)
+    stacked = _low_rank(RULES[name][0], transport)
+    want = common.run(stacked, common.zeros(LEAVES), gradients).updates["layers"]
+    for layer in range(2):
+        one = {"kernel": gradients["layers"][:, layer]}
+        alone = _low_rank(RULES[name][0], transport, low_rank=stj.LowRank(6))
+        got = common.run(alone, common.at(one, 0), one).updates["kernel"]
+        np.testing.assert_allclose(got, want[:, layer], atol=1e-4)

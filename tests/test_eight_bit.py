@@ -1,0 +1,390 @@
+"""8-bit moments: how near, how small, and that nothing else changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import subtrack_jax as stj
+from subtrack_jax import eight_bit
+from tests import common, sharded
+from tests.test_communication import collectives
+
+LEAVES = {
+    "kernel": common.Leaf((64, 160)),
+    "layers": common.Leaf((3, 160, 64), (1,), (2,)),
+    "embedding": common.Leaf((100, 64), None),
+    "bias": common.Leaf((160,), None),
+}
+NUMBERS = common.dimension_numbers(LEAVES)
+RANK, INTERVAL = 32, 4
+CODED = ("kernel", "layers", "embedding")
+
+
+def _subtrack(mu_dtype="int8", **arguments):
+    defaults = {"rank": RANK, "update_interval": INTERVAL, "dimension_numbers": NUMBERS}
+    return stj.subtrack(1e-2, mu_dtype=mu_dtype, **defaults | arguments)
+
+
+# --- The state ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes(dtype):
+    """Moments in 27 % of float32's room; the basis is another matter."""
+    params = {"kernel": jax.ShapeDtypeStruct((512, 1376), dtype)}
+    eight, full = (
+        stj.state_bytes(
+            stj.scale_by_projection_aware_adam(stj.LowRank(128), mu_dtype=mu_dtype),
+            params,
+        )
+        for mu_dtype in ("int8", None)
+    )
+    assert eight < 0.27 * full
+    embedding = {"embedding": jax.ShapeDtypeStruct((32000, 512), dtype), **params}
+    eight, full = (
+        stj.state_bytes(_subtrack(m, rank=128, dimension_numbers=None), embedding)
+        for m in ("int8", None)
+    )
+    assert eight < 0.40 * full  # a basis of float32 for each
+
+
+def test_fields():
+    """Codes in the moments' places; what is small is as it was."""
+    params = common.zeros(LEAVES, jnp.bfloat16)
+    state = optax.tree.get(_subtrack().init(params), "EightBitAdamState")
+    assert isinstance(state, stj.EightBitAdamState)
+    for moment, scale, dtype in [
+        (state.mu, state.mu_scale, "int8"),
+        (state.nu, state.nu_scale, "uint8"),
+    ]:
+        assert {moment[name].dtype for name in CODED} == {jnp.dtype(dtype)}
+        assert moment["layers"].shape == (3, RANK, 160)
+        assert moment["embedding"].shape == (100, 64)
+        assert scale["layers"].shape == (3, RANK, 2)
+        assert scale["layers"].dtype == jnp.float32
+        assert moment["bias"].dtype == jnp.float32
+        assert isinstance(scale["bias"], optax.MaskedNode)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_types_are_stable(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        params = common.zeros(LEAVES, dtype)
+        optimizer = _subtrack(weight_decay=0.1)
+        types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+        init = jax.eval_shape(optimizer.init, params)
+        updates, state = jax.eval_shape(optimizer.update, params, init, params)
+        assert types(state) == types(init)
+        assert types(updates) == types(params)
+        assert types(optimizer.init(jax.eval_shape(lambda: params))) == types(init)
+        scale = jax.tree.leaves(optax.tree.get(init, "mu_scale"))[0]
+        assert scale.dtype == jnp.promote_types(dtype, "float32")
+
+
+@pytest.mark.parametrize("mu_dtype", ["int16", "uint8", "int4"])
+def test_other_integers_are_refused(mu_dtype):
+    with pytest.raises(ValueError, match=f"mu_dtype='{mu_dtype}': .* or int8"):
+        _subtrack(mu_dtype)
+
+
+# --- Steps --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_direction(dtype):
+    """Updates near those of float32's moments, over moves of the basis."""
+    gradients = common.drifting_tree(LEAVES, 5 * INTERVAL, dtype)
+    params = common.zeros(LEAVES, dtype)
+    got, want = (
+        common.run(_subtrack(mu_dtype), params, gradients).updates
+        for mu_dtype in ("int8", None)
+    )
+    for name in CODED:
+        difference = np.asarray(got[name] - want[name], np.float64)
+        error = np.linalg.norm(difference) / np.linalg.norm(
+            np.asarray(want[name], np.float64)
+        )
+        assert 0 < error < 0.05, name
+    np.testing.assert_array_equal(got["bias"], want["bias"])
+
+
+def test_an_average_follows_a_slow_change():
+    """Of b2 = 0.999, whose steps are smaller than those of the codes."""
+    rng = np.random.default_rng(0)
+    size = 10 ** rng.uniform(-2, 0, size=(32, 128))
+    drift = 10 ** np.linspace(0, rng.uniform(-1, 1, size=size.shape), 1500)
+    gradients = jnp.array(drift * size * rng.normal(size=drift.shape), jnp.float32)
+    adam = optax.scale_by_adam(eps=0.0)
+    states = {}
+    for name, rule in {"full": adam, "coded": eight_bit.in_eight_bits(adam)}.items():
+        update = common.quick_jit(
+            lambda state, gradients, rule=rule: jax.lax.scan(
+                lambda state, g: (rule.update(g, state)[1], None), state, gradients
+            )[0]
+        )
+        states[name] = update(rule.init(gradients[0]), gradients)
+    got = np.sqrt(eight_bit.decode_moments(states["coded"]).nu)
+    ratio = got / np.sqrt(states["full"].nu)
+    assert abs(ratio.mean() - 1) < 0.05
+    assert ratio.std() < 0.2  # to the nearest code it is 2, around 3
+
+
+def test_small_beside_large():
+    """A block of gradients over fourteen decades: no update blows up."""
+    rng = np.random.default_rng(0)
+    size = 10 ** rng.uniform(-14, 0, size=(64, 128))
+    gradients = size * rng.normal(size=(200, 64, 128))
+    low_rank = stj.LowRank(
+        8, {"plain": None, "matrix": optax.contrib.MuonDimensionNumbers(0, 1)}
+    )
+    optimizer = optax.chain(
+        stj.track_subspace(low_rank, stj.geodesic()),
+        stj.project(low_rank),
+        stj.scale_by_projection_aware_adam(low_rank, mu_dtype="int8", eps=0.0),
+        stj.recover_and_scale(low_rank),
+    )
+    tree = {"plain": jnp.array(gradients, jnp.float32)}
+    tree["matrix"] = tree["plain"]
+    run = common.run(optimizer, common.at(tree, 0), tree)
+    common.assert_all_finite(run.updates)
+    assert np.abs(run.updates["plain"]).max() < 3
+
+
+def test_stacked_equals_unstacked():
+    """But for rounding, which may fall on the other side of a code."""
+    gradients = common.drifting_tree(LEAVES, 2 * INTERVAL)
+    run = common.run(_subtrack(init="svd"), common.zeros(LEAVES), gradients)
+    for layer in range(3):
+        one = {"kernel": gradients["layers"][:, layer]}
+        alone = _subtrack(init="svd", dimension_numbers=None)
+        got = common.run(alone, common.at(one, 0), one).updates["kernel"]
+        want = run.updates["layers"][:, layer]
+        assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("transport", [True, "momentum"])
+def test_moments_follow_the_basis(transport):
+    """As uncoded ones do, to their precision; roots that are kept keep their codes."""
+    rng = np.random.default_rng(0)
+    basis, before = jnp.array(np.linalg.qr(rng.normal(size=(2, 64, 40)))[0], "float32")
+    rotations = {"kernel": stj.DenseRotation(basis, before)}
+    moments = optax.ScaleByAdamState(
+        jnp.int32(5),
+        {"kernel": jnp.array(rng.normal(size=(40, 128)), "float32")},
+        {"kernel": jnp.array(1 + rng.uniform(size=(40, 128)), "float32")},
+    )
+    function = {
+        True: lambda *arguments: stj.transport_adam(*arguments, b1=0.9, b2=0.999),
+        "momentum": stj.transport_momentum,
+    }[transport]
+    codes = eight_bit.encode_moments(moments)
+    after = eight_bit.transported(function)(codes, rotations)
+    got = eight_bit.decode_moments(after)
+    want = function(eight_bit.decode_moments(codes), rotations)
+    for field in ("mu", "nu"):
+        a, b = (np.asarray(getattr(x, field)["kernel"]) for x in (got, want))
+        assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(b)
+    assert np.any(after.mu["kernel"] != codes.mu["kernel"])
+    if transport == "momentum":
+        np.testing.assert_array_equal(after.nu["kernel"], codes.nu["kernel"])
+
+
+def test_trains_as_float32_does():
+    """Cross entropy of a classifier with a hidden layer, after 200 steps."""
+    rng = np.random.default_rng(0)
+    inputs = jnp.array(rng.normal(size=(512, 64)), jnp.float32)
+    labels = jnp.argmax(jnp.tanh(inputs @ rng.normal(size=(64, 32))), axis=1)
+    params = {
+        "up": jnp.array(rng.normal(size=(64, 160)) / 8, jnp.float32),
+        "down": jnp.array(rng.normal(size=(160, 32)) / 12, jnp.float32),
+        "bias": jnp.zeros(32),
+    }
+    numbers = {name: optax.contrib.MuonDimensionNumbers(0, 1) for name in params}
+    numbers["bias"] = None
+
+    def loss(params):
+        hidden = jnp.tanh(inputs @ params["up"])
+        logits = hidden @ params["down"] + params["bias"][None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    losses = {}
+    for mu_dtype in ("int8", None):
+        optimizer = _subtrack(mu_dtype, rank=30, dimension_numbers=numbers)
+
+        def step(carry, _, optimizer=optimizer):
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params)
+            updates, state = optimizer.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        train = common.quick_jit(
+            lambda carry, step=step: jax.lax.scan(step, carry, length=200)[1]
+        )
+        losses[mu_dtype] = train((params, optimizer.init(params)))
+    assert losses[None][-1] < 0.5 * losses[None][0]
+    assert abs(losses["int8"][-1] - losses[None][-1]) < 0.02
+
+
+# --- In other people's hands --------------------------------------------------
+
+
+def test_one_compilation_and_donated_buffers():
+    """Under `inject_hyperparams`, whose rates change."""
+    optimizer = optax.inject_hyperparams(
+        stj.subtrack, static_args=("rank", "dimension_numbers", "mu_dtype")
+    )(
+        optax.linear_schedule(1e-2, 0.0, 10),
+        rank=RANK,
+        dimension_numbers=NUMBERS,
+        mu_dtype=jnp.int8,
+    )
+    gradients = common.at(common.drifting_tree(LEAVES, 1), 0)
+    state = optimizer.init(gradients)
+    update = common.quick_jit(optimizer.update, donate_argnums=1)
+    for _ in range(3):
+        updates, state = update(gradients, state, gradients)
+    assert update._cache_size() == 1
+    common.assert_all_finite(updates)
+
+
+def test_checkpoint(tmp_path):
+    gradients = common.drifting_tree(LEAVES, 2)
+    optimizer = _subtrack()
+    params = common.zeros(LEAVES, "bfloat16")
+    update = common.quick_jit(optimizer.update)
+    _, state = update(common.at(gradients, 0), optimizer.init(params), params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        abstract = jax.eval_shape(optimizer.init, params)
+        restored = checkpointer.restore(tmp_path / "state", abstract)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        update(common.at(gradients, 1), restored, params),
+        update(common.at(gradients, 1), state, params),
+    )
+
+
+def test_parameters_with_metadata():
+    """Flax's: codes of plain leaves are in their boxes, scales and the rest not."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.embed = nnx.Embed(128, 64, rngs=rngs)
+            self.up = nnx.Linear(64, 160, use_bias=False, rngs=rngs)
+
+    boxed = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
+    runs = []
+    for params in (boxed, nnx.to_pure_dict(boxed)):
+        optimizer = _subtrack(dimension_numbers=stj.by_path("kernel$"))
+        state = optimizer.init(params)
+        update = common.quick_jit(optimizer.update)
+        for _ in range(2):
+            updates, state = update(params, state, params)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+        runs.append(jax.tree.leaves((updates, state)))
+    jax.tree.map(np.testing.assert_array_equal, *runs)
+    state = optimizer.init(boxed)
+    mu, scale = (
+        optax.tree.get(state, name)["embed"]["embedding"] for name in ("mu", "mu_scale")
+    )
+    assert isinstance(mu, nnx.Param) and isinstance(scale, jax.Array)
+
+
+SPLITS = {
+    "wide": sharded.Split(common.Leaf((64, 512)), P("fsdp", "tensor")),
+    "layers": sharded.Split(
+        common.Leaf((2, 1024, 64), (1,), (2,)), P(None, "fsdp", "tensor")
+    ),
+    "odd": sharded.Split(common.Leaf((64, 511)), P(("fsdp", "tensor"), None)),
+    "embedding": sharded.Split(common.Leaf((128, 512), None), P("tensor", "fsdp")),
+}
+
+
+@pytest.mark.parametrize("axis_type", sharded.AXIS_TYPES, ids=lambda kind: kind.name)
+def test_on_a_mesh(axis_type):
+    """Placed where its parameters' sharding would split it, and the same updates."""
+    mesh = sharded.mesh(axis_type)
+    # Of 192 columns two blocks: their codes are in eight parts, their scales in two.
+    few_blocks = sharded.Split(common.Leaf((64, 192)), P("fsdp", "tensor"))
+    splits = {**SPLITS, "few_blocks": few_blocks}
+    optimizer = sharded.optimizer("subtrack", splits, rank=24, mu_dtype="int8")
+    recorded = common.drifting_tree(sharded.leaves(splits), 4)
+    zeros = common.at(recorded, 0)
+    want = common.run(optimizer, zeros, recorded).updates
+    with jax.set_mesh(mesh):
+        gradients = [
+            jax.device_put(common.at(recorded, step), sharded.shardings(splits, mesh))
+            for step in range(4)
+        ]
+        params = gradients[0]
+        placed = stj.state_sharding(optimizer, params)
+        state = jax.jit(optimizer.init, out_shardings=placed)(params)
+        before = sharded.types(state)
+        for field in ("mu", "nu", "mu_scale", "nu_scale"):
+            for name, leaf in optax.tree.get(state, field).items():
+                whole = 2 if (name, field[2:]) == ("few_blocks", "_scale") else 8
+                assert sharded.pieces(leaf.shape, leaf.sharding) == whole, (field, name)
+        out = None
+        if axis_type == AxisType.Explicit:
+            assert sharded.types(optimizer.init(params)) == before
+        else:
+            out = (sharded.shardings(splits, mesh), placed)
+        update = common.quick_jit(optimizer.update, out_shardings=out)
+        for gradient in gradients:
+            updates, state = update(gradient, state, params)
+            assert sharded.types(state) == before
+        assert update._cache_size() == 1
+    for name in splits:
+        # Not the same bits: now and then a sum is rounded to the next code.
+        error = np.linalg.norm(np.ravel(updates[name] - want[name][-1]))
+        assert error < 0.005 * np.linalg.norm(np.ravel(want[name][-1])), name
+
+
+def test_codes_stay_on_their_devices():
+    """Devices exchange what they do for float32's moments."""
+    mesh = sharded.mesh(AxisType.Auto)
+    params = sharded.shapes(SPLITS, mesh)
+    sent = {}
+    for mu_dtype in ("int8", None):
+        optimizer = sharded.optimizer("subtrack", SPLITS, rank=16, mu_dtype=mu_dtype)
+        placed = stj.state_sharding(optimizer, params)
+        state = jax.tree.map(
+            lambda leaf, sharding: leaf.update(sharding=sharding),
+            jax.eval_shape(optimizer.init, params),
+            placed,
+        )
+        update = common.quick_jit(
+            optimizer.update, out_shardings=(sharded.shardings(SPLITS, mesh), placed)
+        )
+        compiled = update.lower(params, state, params).compile()
+        sent[mu_dtype] = sorted(
+            (c.kind, c.elements, c.in_loop) for c in collectives(compiled)
+        )
+    assert sent[None]
+    assert sent["int8"] == sent[None]
+
+
+def test_what_is_fed_back_is_decoded():
+    """LDAdam's tracker and its error look at the first moment."""
+    leaf = common.Leaf((96, 128))
+    gradients = jnp.asarray(common.drifting_gradients(leaf, 12), jnp.float32)
+    runs = {
+        mu_dtype: common.run(
+            stj.ldadam(1e-2, rank=64, mu_dtype=mu_dtype),
+            jnp.zeros(leaf.shape),
+            gradients,
+        )
+        for mu_dtype in ("int8", None)
+    }
+    state = runs["int8"].state
+    assert optax.tree.get(state, "mu").dtype == jnp.int8
+    end, want = (jnp.sum(run.updates, axis=0) for run in (runs["int8"], runs[None]))
+    assert jnp.linalg.norm(end - want) < 0.1 * jnp.linalg.norm(want)
