@@ -34,7 +34,7 @@ class EightBitAdamState(NamedTuple):
       nu_scale: likewise.
     """
 
-    count: jax.Array  # type: ignore[assignment]
+    count: jax.Array  # type: ignore[assignment]  # also a method of tuples
     mu: optax.Updates
     nu: optax.Updates
     mu_scale: optax.Updates

@@ -142,7 +142,7 @@ def subtrack(
         heads among them, which the papers leave to plain Adam.
       seed: of the randomized start.
       mu_dtype: dtype of the first moment; None for the parameter's, float32 at
-        least.
+        least; "int8" for both moments in eight bits, block by block.
       monitor: keep each matrix' captured energy and gradient norm in the state,
         for a training loop to report; see `monitor_energy`.
       init: how the first basis is found: "randomized", or "svd" for an exact

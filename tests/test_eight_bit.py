@@ -111,7 +111,7 @@ def test_direction(dtype):
         error = np.linalg.norm(difference) / np.linalg.norm(
             np.asarray(want[name], np.float64)
         )
-        assert 0 < error < 0.05, name
+        assert 0 < error < 0.03, name
     np.testing.assert_array_equal(got["bias"], want["bias"])
 
 
