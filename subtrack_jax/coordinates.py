@@ -157,7 +157,15 @@ def on_coordinates(
             )
             state = _fill(new, state)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values)
-        directions, state = inner.update(values, state, shapes, **extra_args)
+        try:
+            directions, state = inner.update(values, state, shapes, **extra_args)
+        except TypeError as error:
+            if "ShapeDtypeStruct" not in str(error):
+                raise
+            raise TypeError(
+                "on_coordinates was given a rule that reads the parameters, which have"
+                " another shape than coordinates: chain it after the recovery."
+            ) from error
         return map_records(
             lambda record, direction: record.replace(direction=direction),
             functools.partial(jax.tree.map, lambda g, x: x.astype(g.dtype)),
@@ -193,7 +201,8 @@ def scale_by_projection_aware_adam(
         least. The second moment always has the latter: bfloat16 cannot hold
         its small increments. "int8" stands for 8-bit block-wise moments (Dettmers
         et al. 2022, arXiv 2110.02861), both of them, of all leaves of at least 4096
-        numbers: a quarter of float32's bytes, see `EightBitAdamState`.
+        numbers in rows of at least 32: a quarter of float32's bytes, see
+        `EightBitAdamState`.
       transport: what happens to the moments when the basis moves. True rewrites
         both; "momentum" the first alone (`transport_momentum`), as in GoLore (He et
         al. 2024, arXiv 2410.11289); False keeps both as they are, as in GaLore and

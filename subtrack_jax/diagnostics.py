@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import grassmann, sharding
-from subtrack_jax.leaves import content, path_name, state_dtype
+from subtrack_jax.leaves import content, fields_of, path_name, state_dtype
 from subtrack_jax.linear_algebra import power_of_two, unit_scale, whole
 from subtrack_jax.low_rank import LowRank
 
@@ -235,18 +235,14 @@ def _is_masked(node: Any) -> bool:
 
 
 def _field(opt_state: optax.OptState, name: str) -> Any:
-    """The one tree of this name in a state, whatever the parameters are called."""
-    found = optax.tree_utils.tree_get_all_with_path(
-        opt_state,
-        name,
-        lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey),
-    )
+    """The one tree of this name in a state."""
+    found = fields_of(opt_state, name)
     if len(found) != 1:
         raise ValueError(
             f"opt_state has {len(found)} fields {name!r}: give the state of one"
             f" low-rank optimizer that keeps its {name}."
         )
-    return found[0][1]
+    return found[0]
 
 
 def _bases(opt_state: optax.OptState) -> Any:

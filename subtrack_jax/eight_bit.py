@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from subtrack_jax import sharding
 from subtrack_jax.dynamic_map import SMALLEST_ROW, block_size, decode, encode
-from subtrack_jax.leaves import content, is_box
+from subtrack_jax.leaves import content, fields_of, is_box
 from subtrack_jax.record import Pair, unzip
 
 _SMALLEST_LEAF = 4096
@@ -87,7 +87,9 @@ def transported(transport: Callable[..., Any]) -> Callable[..., Any]:
     """A transport of Adam's moments as one of codes."""
 
     def transport_codes(state, rotations):
-        return encode_moments(transport(decode_moments(state), rotations))
+        moments = transport(decode_moments(state), rotations)
+        # Other turns than the update's, which may follow on every step.
+        return encode_moments(moments, 2 * moments.count + 1)
 
     return transport_codes
 
@@ -111,18 +113,28 @@ def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
 
 
 def first_moment(state: optax.OptState) -> Any:
-    """The first moment in a state, decoded if it is kept as codes; None without."""
+    """The one first moment called mu in a state, decoded if it is kept as codes.
+
+    Raises:
+      TypeError: there is none, or more than one.
+    """
+    found = fields_of(state, "mu")
+    if len(found) != 1:
+        raise TypeError(
+            f"feed_back found {len(found)} first moments called mu in its stages: chain"
+            " one scale_by_projection_aware_adam last among them."
+        )
     is_coded = lambda node: isinstance(node, EightBitAdamState)
-    for node in jax.tree.leaves(state, is_leaf=is_coded):
-        if is_coded(node):
-            return decode_moments(node).mu
-    return optax.tree.get(state, "mu")
+    for node in filter(is_coded, jax.tree.leaves(state, is_leaf=is_coded)):
+        decoded = lambda state: decode_moments(state).mu
+        return sharding.placed_like(node.mu, decoded, node)
+    return found[0]
 
 
 def encode_moments(
-    state: optax.ScaleByAdamState, count: jax.Array | None = None
+    state: optax.ScaleByAdamState, count: jax.Array
 ) -> EightBitAdamState:
-    """The codes that stand for a state's moments; see `encode`."""
+    """The codes that stand for a state's moments, rounded by turns; see `encode`."""
 
     def coded(function: Callable[[jax.Array], jax.Array], dtype, moments):
         def code(leaf):

@@ -44,6 +44,7 @@ def feed_back(
     arXiv 2410.16103, algorithm 1):
     E = G - S A + b1 / (1 - b1) (S_{t-1} M_{t-1} - S C M_{t-1}).
     It costs a buffer of the parameter's size, in float32 at least, and two products.
+    The stages, `monitor_energy` among them, see the gradient with the error added.
 
     Args:
       low_rank: the same `LowRank` as in the stages.
@@ -59,6 +60,7 @@ def feed_back(
 
     Raises:
       ValueError: if an argument is out of its range.
+      TypeError: on `init`, if the stages keep no first moment.
 
     Example:
       >>> import optax
@@ -95,15 +97,12 @@ def feed_back(
             params,
             low_rank.views(params),
         )
-        return FeedBackState(jnp.zeros([], jnp.int32), stages.init(params), error)
+        inner = stages.init(params)
+        first_moment(inner)  # raises if there is none
+        return FeedBackState(jnp.zeros([], jnp.int32), inner, error)
 
     def update_fn(updates, state, params=None, **extra_args):
         mu = first_moment(state.inner)
-        if mu is None:
-            raise TypeError(
-                "feed_back was given stages without a first moment called mu: chain"
-                " scale_by_projection_aware_adam last among them."
-            )
 
         def corrected(mean, _):
             dtype = jnp.promote_types(mean.dtype, jnp.float32)

@@ -40,13 +40,14 @@ def ldadam(
 
     Robert et al. 2024, arXiv 2410.16103. The subspace follows momentum and gradient,
     moments are transported, and what a step misses is added to the next gradient.
-    That takes four more products of the size of a projection on every step, and with
-    error feedback a buffer of the parameter's size: it saves Adam's second moment.
+    That takes two more products of the size of a projection on every step, with error
+    feedback four, and a buffer of the parameter's size: it saves Adam's second moment.
 
     Args: as in `subtrack`, without those of its tracker and of the recovery.
       update_interval: steps between two power iterations; 1 in the paper.
       rho: in [0, 1), weight of the momentum in what the power iteration looks at.
-      error_feedback: whether what a step misses is kept for the next.
+      error_feedback: whether what a step misses is kept for the next, and seen by
+        `monitor`.
 
     Returns:
       The optimizer.

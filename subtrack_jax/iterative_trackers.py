@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from subtrack_jax import sharding
 from subtrack_jax._validation import check
 from subtrack_jax.linear_algebra import dot, orthonormal_columns, power_of_two
 from subtrack_jax.trackers import Init, Tracker, leading_directions
@@ -32,12 +33,13 @@ def power_iteration(rho: jax.typing.ArrayLike = 0.908, init: Init = "svd") -> Tr
 
     def move(key, gradient, basis, *, momentum):
         del key
-        weight = jnp.asarray(rho, basis.dtype)
-        # Second powers of a tiny gradient would leave float32's range.
-        scale = power_of_two(gradient)
-        gradient, momentum = gradient / scale, momentum.astype(basis.dtype) / scale
+        weight = jnp.asarray(sharding.local(rho), basis.dtype)
         # A moment that a bad gradient has spoilt must not hold the basis for good.
-        momentum = jnp.where(jnp.all(jnp.isfinite(momentum)), momentum, 0)
+        is_usable = jnp.all(jnp.isfinite(momentum))
+        momentum = jnp.where(is_usable, momentum, 0).astype(basis.dtype)
+        # Second powers of tiny numbers would leave float32's range.
+        scale = jnp.maximum(power_of_two(gradient), power_of_two(momentum))
+        gradient, momentum = gradient / scale, momentum / scale
         image = weight * momentum.T + (1 - weight) * (gradient.T @ basis)
         product = weight * dot(basis, momentum @ image)
         product += (1 - weight) * dot(gradient, image)

@@ -62,6 +62,19 @@ def state_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def fields_of(state: Any, name: str) -> list[Any]:
+    """The fields of this name in an optimizer's state.
+
+    Not the entries of parameter trees within it, whatever parameters are called.
+    """
+    found = optax.tree_utils.tree_get_all_with_path(
+        state,
+        name,
+        lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey),
+    )
+    return [value for _, value in found]
+
+
 def named_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
     """Paths and arrays; metadata around an array does not show in its path."""
     return [

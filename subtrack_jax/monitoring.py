@@ -27,7 +27,8 @@ def monitor_energy(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
     """Keeps in the state how much of each gradient lies in its subspace.
 
     Changes no update. It sums squares that the recovery sums anyway, so that in
-    one compiled step it costs next to nothing.
+    one compiled step it costs next to nothing. Inside of `feed_back` the gradient is
+    the one with the error added.
 
     Args:
       low_rank: the same `LowRank` as in the other stages.

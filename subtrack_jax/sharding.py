@@ -158,6 +158,18 @@ def report(function: Callable[..., Any], *trees: Any) -> Any:
     return jax.sharding.auto_axes(function, out_sharding=on_all)(*trees)
 
 
+def placed_like(like: Any, function: Callable[..., Any], *trees: Any) -> Any:
+    """Calls a function whose results have the structure and the places of a tree."""
+    mesh = _explicit_mesh(trees)
+    if mesh is None:
+        return function(*trees)
+    place = lambda leaf: (
+        _explicit_sharding(leaf) or NamedSharding(mesh, PartitionSpec())
+    )
+    out_sharding = jax.tree.map(place, like)
+    return jax.sharding.auto_axes(function, out_sharding=out_sharding)(*trees)
+
+
 def basis_like(leaf: Any, view: MatrixView, dtype: Any) -> jax.Array:
     """Columns of the identity: orthonormal before the first gradient is seen."""
     *batch, m, rank = view.basis_shape

@@ -102,6 +102,7 @@ def golore(
       ValueError: as `subtrack`.
     """
     low_rank = LowRank(rank, dimension_numbers, side)
+    trackers.check_steps("random_after_steps", random_after_steps)
     tracker = trackers.switch(
         trackers.svd(init), trackers.random_jump(), random_after_steps
     )

@@ -155,7 +155,7 @@ def switch(first: Tracker, then: Tracker, after_steps: jax.typing.ArrayLike) -> 
       >>> import subtrack_jax as stj
       >>> tracker = stj.switch(stj.svd(), stj.random_jump(), after_steps=5_000)
     """
-    check("after_steps", after_steps, lambda x: x >= 0 and x == int(x), "an int >= 0")
+    check_steps("after_steps", after_steps)
     if first.needs or then.needs or first.remember or then.remember:
         raise ValueError("switch() takes trackers that need gradient and basis alone.")
 
@@ -171,6 +171,11 @@ def switch(first: Tracker, then: Tracker, after_steps: jax.typing.ArrayLike) -> 
         return jax.lax.cond(is_first, *choices, key, gradient, basis), None
 
     return Tracker(first.start, move, needs=("count",))
+
+
+def check_steps(name: str, value: jax.typing.ArrayLike) -> None:
+    """Raises a ValueError unless a value is a number of steps."""
+    check(name, value, lambda x: x >= 0 and x == int(x), "an int >= 0")
 
 
 def random_walk(

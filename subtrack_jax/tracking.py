@@ -63,10 +63,16 @@ def track_subspace(
       A transformation whose updates are for `project`. Other leaves pass.
 
     Raises:
-      ValueError: if `update_interval` is below 1; on `init`, if no leaf matches.
+      ValueError: if `update_interval` is below 1, or the tracker needs what there is
+        not; on `init`, if no leaf matches.
     """
     needs_momentum = "momentum" in tracker.needs
     check_schedule(update_interval, seed)
+    if unknown := set(tracker.needs) - {"count", "momentum"}:
+        raise ValueError(
+            f"the tracker needs {', '.join(sorted(unknown))}: there is 'count' and"
+            " 'momentum'."
+        )
 
     def init_fn(params):
         views = low_rank.views(params)

@@ -281,3 +281,16 @@ def test_layers_of_a_stack_do_not_meet(name):
         alone = _low_rank(RULES[name][0], transport, low_rank=stj.LowRank(6))
         got = common.run(alone, common.at(one, 0), one).updates["kernel"]
         np.testing.assert_allclose(got, want[:, layer], atol=1e-4)
+
+
+def test_a_rule_that_reads_parameters_is_told_where_to_go():
+    params = jnp.ones((6, 10))
+    low_rank = stj.LowRank(rank=2)
+    rule = optax.chain(optax.scale_by_adam(), optax.scale_by_trust_ratio())
+    optimizer = optax.chain(
+        stj.track_subspace(low_rank, stj.geodesic()),
+        stj.project(low_rank),
+        stj.on_coordinates(low_rank, rule),
+    )
+    with pytest.raises(TypeError, match=r"reads the parameters.* after the recovery"):
+        optimizer.update(params, optimizer.init(params), params)

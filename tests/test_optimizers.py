@@ -310,6 +310,15 @@ def test_inject_hyperparams(name):
     assert numbers <= set(hyperparams) and "rank" not in hyperparams
 
 
+@pytest.mark.parametrize("name", ["ldadam", "golore", "apollo_mini"])
+def test_a_parameter_of_any_name(name):
+    """Those that are looked up in the state among them."""
+    params = {"mu": jnp.ones((6, 10)), "basis": {"count": jnp.ones(4)}}
+    optimizer = _optimizer(name)
+    updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
 def test_injected_values_are_used():
     """Set in the state from outside, as a training loop does."""
     factory = optax.inject_hyperparams(stj.subtrack, static_args=("rank",))

@@ -112,3 +112,24 @@ def test_a_mesh_that_does_not_divide():
         assert jax.typeof(optax.tree.get(state, "basis")).sharding.spec == P(None, None)
         got = common.run(optimizer, params, placed).updates
     np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", common.OPTIMIZERS)
+def test_hyperparameters_are_injected_on_explicit_axes(name):
+    """They are traced outside of the stages, where axes have types."""
+    splits = sharded.chosen("wide", "embedding")
+    mesh = sharded.mesh(jax.sharding.AxisType.Explicit)
+    factory = optax.inject_hyperparams(
+        common.OPTIMIZERS[name], static_args=("rank", "dimension_numbers")
+    )
+    optimizer = factory(
+        optax.linear_schedule(1e-2, 0.0, 9),
+        rank=4,
+        dimension_numbers=common.dimension_numbers(sharded.leaves(splits)),
+    )
+    with jax.set_mesh(mesh):
+        params = sharded.shapes(splits, mesh)
+        state = jax.eval_shape(optimizer.init, params)
+        updates, after = jax.eval_shape(optimizer.update, params, state, params)
+    assert sharded.types(updates) == sharded.types(params)
+    assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -140,6 +140,60 @@ def test_tracking_twice_is_refused():
         jax.eval_shape(chain.update, params, chain.init(params), params)
 
 
+@pytest.mark.parametrize(
+    ("build", "error", "words"),
+    [
+        (
+            lambda: stj.feed_back(
+                LOW_RANK, optax.chain(*list(STAGES.values())[:2])
+            ).init(common.zeros(LEAVES)),
+            TypeError,
+            "0 first moments called mu",
+        ),
+        (
+            lambda: stj.track_subspace(
+                LOW_RANK, stj.geodesic()._replace(needs=("momentums",))
+            ),
+            ValueError,
+            "the tracker needs momentums",
+        ),
+        (
+            lambda: jax.eval_shape(
+                (stage := stj.track_subspace(LOW_RANK, stj.power_iteration())).update,
+                common.zeros(LEAVES),
+                stage.init(common.zeros(LEAVES)),
+            ),
+            TypeError,
+            "inside of feed_back",
+        ),
+        (
+            lambda: stj.switch(stj.power_iteration(), stj.svd(), 3),
+            ValueError,
+            "gradient and basis alone",
+        ),
+        (
+            lambda: stj.switch(stj.svd(), stj.svd(), after_steps=-1),
+            ValueError,
+            "after_steps=-1: must be an int >= 0",
+        ),
+        (
+            lambda: stj.golore(1e-3, random_after_steps=-1),
+            ValueError,
+            "random_after_steps=-1: must be",
+        ),
+        (lambda: stj.power_iteration(rho=1.0), ValueError, "rho=1.0: must be"),
+        (
+            lambda: stj.scale_gradient(LOW_RANK, per="rows"),
+            ValueError,
+            "per='rows': use 'columns' or 'matrix'",
+        ),
+    ],
+)
+def test_what_cannot_work_is_told(build, error, words):
+    with pytest.raises(error, match=words):
+        build()
+
+
 class TestState:
     def test_fields(self):
         """The names people look up, and nothing for leaves that are not low-rank."""

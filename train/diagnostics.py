@@ -105,7 +105,7 @@ def check_has_subspaces(config: PretrainConfig) -> None:
     if not config.report.diagnostics:
         return
     name, rank = config.optimizer.name, config.optimizer.rank
-    if "rank" not in optimizers.settings_of(config.optimizer):
+    if not optimizers.has_subspaces(name):
         raise ValueError(
             f"--diagnostics looks at subspaces, which --optimizer {name} does not "
             "have: take a low-rank one, such as subtrack"

@@ -55,7 +55,9 @@ class Footprint:
 def measure(run: PretrainConfig, mesh: Mesh) -> Footprint:
     """Compiles the step of a run for the devices of a mesh, which need not be there."""
     schedule = optimizers.learning_rate_schedule(run.optimizer, run.steps)
-    optimizer = optimizers.make_optimizer(run.optimizer, schedule, run.seed)
+    optimizer = optimizers.make_optimizer(
+        run.optimizer, schedule, run.seed, steps=run.steps
+    )
     abstract = jax.eval_shape(
         lambda: steps.create_state(run.model, optimizer, jax.random.key(0))
     )

@@ -43,7 +43,7 @@ class OptimizerConfig:
       name: the method; subtrack is SubTrack++, subtrack-grad its form of 2024, static
         SubTrack++ with subspaces that stay where they start. ldadam and
         online-subspace-descent move theirs on every step; apollo-mini has rank 1, and
-        its scale counts 128 times.
+        its scale counts as many times as the paper's, the root of 128.
       learning_rate: peak learning rate.
       warmup_fraction: part of the steps over which the learning rate rises to its
         peak.
@@ -52,15 +52,16 @@ class OptimizerConfig:
       rank: dimensions of each matrix's subspace. A matrix whose smaller side is no
         larger than this gets plain Adam.
       update_interval: optimizer steps between two changes of the subspaces.
-      scale: factor on the update inside the subspace (the papers' alpha).
+      scale: factor on the update inside the subspace (the papers' alpha; ldadam's is
+        1). apollo has no inside: of its whole update.
       matrix_learning_rate_scale: factor on the learning rate of attention and MLP
         matrices, for any method: the freedom that scale gives the low-rank ones.
       transport: whether the moments turn with the subspace (low-rank methods). None:
         as the method has it.
       recovery: whether what the subspace misses is scaled and added back (low-rank
         methods). None: as the method has it.
-      growth_limit: most by which the norm of the update outside the subspace may grow
-        from one step to the next (where there is recovery); inf: no limit.
+      growth_limit: most by which the norm of the update outside the subspace, or of
+        apollo's update, may grow from one step to the next; inf: no limit.
       step_size: fixed step of the subspace along its geodesic (subtrack,
         subtrack-grad). None: exact line search.
       damping: factor on the angle of that line search, up to 1.
@@ -68,7 +69,8 @@ class OptimizerConfig:
       align: what is done for moments that are kept while new singular vectors have
         other signs (galore, fira): none; sign flips the vectors; procrustes turns
         them as near the old ones as they can be.
-      random_after_steps: steps after which new subspaces are random (golore).
+      random_after_fraction: part of the steps after which new subspaces are random
+        (golore).
       rho: weight of the momentum, against the gradient, in what moves the subspace
         (ldadam).
       error_feedback: whether what a step misses is added to the next gradient
@@ -77,8 +79,8 @@ class OptimizerConfig:
         (online-subspace-descent).
       mu_dtype: how moments are stored (low-rank methods): bfloat16 for the first,
         int8 for both in eight bits, block by block. None: float32.
-      b1: decay of Adam's first moment.
-      b2: decay of Adam's second moment.
+      b1: decay of Adam's first moment (ldadam's paper: 0.908).
+      b2: decay of Adam's second moment (ldadam's paper: 0.99).
       eps: added to the denominator of Adam.
       weight_decay: decoupled weight decay, of all parameters but the norms.
       max_gradient_norm: gradients are scaled down to this global norm.
@@ -99,7 +101,7 @@ class OptimizerConfig:
     damping: float = 1.0
     angle: float = 0.1
     align: Literal["none", "sign", "procrustes"] = "none"
-    random_after_steps: int = 5_000
+    random_after_fraction: float = 0.5
     rho: float = 0.908
     error_feedback: bool = True
     projection_learning_rate: float = 5e-3
@@ -117,8 +119,9 @@ class OptimizerConfig:
         check(self, quarter_turn, "angle")
         check(self, at_least_1, "rank", "update_interval", "growth_limit")
         check(self, from_0_below_1, "b1", "b2", "rho")
-        check(self, not_negative, "random_after_steps", "projection_learning_rate")
+        check(self, not_negative, "projection_learning_rate")
         check(self, from_0_to_1, "warmup_fraction", "final_learning_rate_fraction")
+        check(self, from_0_to_1, "random_after_fraction")
         check(self, not_negative, "weight_decay")
         if self.step_size is not None:
             check(self, positive, "step_size")

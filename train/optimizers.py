@@ -20,7 +20,7 @@ MUON_RMS = 0.2
 class _LowRank(NamedTuple):
     """What a low-rank method is made of, besides Adam."""
 
-    tracker: Callable[[OptimizerConfig], stj.Tracker]
+    tracker: Callable[[OptimizerConfig, int], stj.Tracker]  # given the steps of a run
     transport: bool | Literal["momentum"]  # which moments turn with the basis
     recovery: bool  # whether what the subspace misses is added back
     settings: tuple[str, ...]  # those of the tracker
@@ -28,29 +28,30 @@ class _LowRank(NamedTuple):
     moves_always: bool = False  # on every step, whatever the update interval
 
 
-def _geodesic(config: OptimizerConfig) -> stj.Tracker:
+def _geodesic(config: OptimizerConfig, _: int) -> stj.Tracker:
     return stj.geodesic(config.step_size, config.damping)
 
 
-def _static(config: OptimizerConfig) -> stj.Tracker:
-    return _geodesic(config)._replace(move=lambda key, gradient, basis: (basis, None))
-
-
-def _svd(config: OptimizerConfig) -> stj.Tracker:
-    return stj.svd("randomized", config.align)
-
-
-def _svd_then_random(config: OptimizerConfig) -> stj.Tracker:
-    return stj.switch(
-        stj.svd("randomized"), stj.random_jump(), config.random_after_steps
+def _static(config: OptimizerConfig, steps: int) -> stj.Tracker:
+    return _geodesic(config, steps)._replace(
+        move=lambda key, gradient, basis: (basis, None)
     )
 
 
-def _power_iteration(config: OptimizerConfig) -> stj.Tracker:
+def _svd(config: OptimizerConfig, _: int) -> stj.Tracker:
+    return stj.svd("randomized", config.align)
+
+
+def _svd_then_random(config: OptimizerConfig, steps: int) -> stj.Tracker:
+    after_steps = round(config.random_after_fraction * steps)
+    return stj.switch(stj.svd("randomized"), stj.random_jump(), after_steps)
+
+
+def _power_iteration(config: OptimizerConfig, _: int) -> stj.Tracker:
     return stj.power_iteration(config.rho, "randomized")
 
 
-def _online_pca(config: OptimizerConfig) -> stj.Tracker:
+def _online_pca(config: OptimizerConfig, _: int) -> stj.Tracker:
     return stj.online_pca(optax.adam(config.projection_learning_rate), "randomized")
 
 
@@ -60,13 +61,13 @@ _LOW_RANK = {
     "subtrack": _LowRank(_geodesic, True, True, _GEODESIC),
     "subtrack-grad": _LowRank(_geodesic, False, False, _GEODESIC),
     "grass-walk": _LowRank(
-        lambda config: stj.random_walk(config.angle), True, True, (*_MOVES, "angle")
+        lambda config, _: stj.random_walk(config.angle), True, True, (*_MOVES, "angle")
     ),
-    "grass-jump": _LowRank(lambda _: stj.random_jump(), True, True, _MOVES),
+    "grass-jump": _LowRank(lambda *_: stj.random_jump(), True, True, _MOVES),
     "galore": _LowRank(_svd, False, False, (*_MOVES, "align")),
     "fira": _LowRank(_svd, False, True, (*_MOVES, "align")),
     "golore": _LowRank(
-        _svd_then_random, "momentum", False, (*_MOVES, "random_after_steps")
+        _svd_then_random, "momentum", False, (*_MOVES, "random_after_fraction")
     ),
     "static": _LowRank(_static, True, True, ()),
     "ldadam": _LowRank(
@@ -89,14 +90,19 @@ _SCALED_GRADIENT: dict[str, Literal["columns", "matrix"]] = {
     "apollo": "columns",
     "apollo-mini": "matrix",
 }
-# The published scale of APOLLO-Mini, to which --scale is a factor.
-APOLLO_MINI_SCALE = 128.0
+# The root of APOLLO-Mini's published alpha, which its update is multiplied by.
+APOLLO_MINI_SCALE = 128.0**0.5
 
 
 def matrix_scale_field(name: str) -> str:
     """The setting that scales a method's updates of matrices against all others."""
     is_low_rank = name in _LOW_RANK or name in _SCALED_GRADIENT
     return "scale" if is_low_rank else "matrix_learning_rate_scale"
+
+
+def has_subspaces(name: str) -> bool:
+    """Whether a method keeps a basis for each matrix."""
+    return name in _LOW_RANK
 
 
 def settings_of(config: OptimizerConfig) -> frozenset[str]:
@@ -156,6 +162,7 @@ def make_optimizer(
     learning_rate: optax.ScalarOrSchedule,
     seed: jax.typing.ArrayLike,
     matrix_scale: jax.typing.ArrayLike | None = None,
+    steps: int = 10_000,
 ) -> optax.GradientTransformation:
     """The optimizer of a LLaMA, for gradients that are clipped already.
 
@@ -165,11 +172,12 @@ def make_optimizer(
       seed: for methods that draw random subspaces.
       matrix_scale: replaces the config's `matrix_scale_field`, e.g. by an array that
         is being traced.
+      steps: of the whole run, for methods that change on the way.
     """
     rate_scale = config.matrix_learning_rate_scale
     alpha = config.scale if matrix_scale is None else matrix_scale
     if config.name in _LOW_RANK:
-        rule = _low_rank(config, seed, alpha)
+        rule = _low_rank(config, seed, alpha, steps)
     elif config.name in _SCALED_GRADIENT:
         rule = _scaled_gradient(config, seed, alpha)
     else:
@@ -188,13 +196,14 @@ def _low_rank(
     config: OptimizerConfig,
     seed: jax.typing.ArrayLike,
     scale: jax.typing.ArrayLike,
+    steps: int,
 ) -> tuple[optax.GradientTransformation, ...]:
     method = _LOW_RANK[config.name]
     low_rank = stj.LowRank(config.rank, llama.matrix_axes)
     recovers = _given(config.recovery, method.recovery)
     interval = 1 if method.moves_always else config.update_interval
     stages: tuple[optax.GradientTransformation, ...] = (
-        stj.track_subspace(low_rank, method.tracker(config), interval, seed),
+        stj.track_subspace(low_rank, method.tracker(config, steps), interval, seed),
         stj.project(low_rank),
         stj.monitor_energy(low_rank),
         stj.scale_by_projection_aware_adam(
@@ -223,10 +232,9 @@ def _low_rank(
 def _scaled_gradient(
     config: OptimizerConfig, seed: jax.typing.ArrayLike, scale: jax.typing.ArrayLike
 ) -> tuple[optax.GradientTransformation, ...]:
-    """APOLLO, whose update is multiplied by the root of the scale."""
+    """APOLLO; the scale is the root of the paper's alpha."""
     is_mini = config.name == "apollo-mini"
     low_rank = stj.LowRank(1 if is_mini else config.rank, llama.matrix_axes)
-    alpha = jnp.multiply(APOLLO_MINI_SCALE if is_mini else 1.0, scale)
     return (
         stj.draw_projection(low_rank, config.update_interval, seed),
         stj.project(low_rank),
@@ -240,7 +248,7 @@ def _scaled_gradient(
         ),
         stj.scale_gradient(
             low_rank,
-            jnp.sqrt(alpha),
+            jnp.multiply(APOLLO_MINI_SCALE if is_mini else 1.0, scale),
             _SCALED_GRADIENT[config.name],
             config.growth_limit,
         ),

@@ -49,7 +49,9 @@ def pretrain(
       OSError: the metrics cannot be written.
     """
     schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
-    optimizer = optimizers.make_optimizer(config.optimizer, schedule, config.seed)
+    optimizer = optimizers.make_optimizer(
+        config.optimizer, schedule, config.seed, steps=config.steps
+    )
     definition = steps.model_definition(config.model)
     placed = meshes.abstract_state(config.model, optimizer, mesh)
     train_step = steps.make_train_step(

@@ -134,7 +134,11 @@ class Runner:
 
         def with_numbers(learning_rate, matrix_scale, seed):
             return optimizers.make_optimizer(
-                config, lambda step: learning_rate * schedule(step), seed, matrix_scale
+                config,
+                lambda step: learning_rate * schedule(step),
+                seed,
+                matrix_scale,
+                self._task.steps,
             )
 
         numbers = {"learning_rate": 1.0, "matrix_scale": 1.0, "seed": jnp.uint32(0)}
@@ -185,4 +189,6 @@ def _shared(optimizer: OptimizerConfig) -> OptimizerConfig:
 def _plain(task: Task, trial: Trial) -> optax.GradientTransformation:
     """The optimizer as `train.pretrain` has it, with no numbers in its state."""
     schedule = optimizers.learning_rate_schedule(trial.optimizer, task.steps)
-    return optimizers.make_optimizer(trial.optimizer, schedule, trial.seed)
+    return optimizers.make_optimizer(
+        trial.optimizer, schedule, trial.seed, steps=task.steps
+    )

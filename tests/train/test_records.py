@@ -42,7 +42,15 @@ def test_each_trial_has_a_file_of_its_own(tmp_path):
 
 
 def test_a_setting_that_is_new_takes_no_record_away(tmp_path):
-    written = record(OptimizerConfig(rank=3), 0, [1.0])
+    @dataclasses.dataclass(frozen=True)
+    class Later(OptimizerConfig):
+        new: float = 1.0
+
+    trial, later = Trial(OptimizerConfig(rank=3), 0), Trial(Later(rank=3), 0)
+    assert records.path_of(trial, tmp_path) == records.path_of(later, tmp_path)
+    changed = Trial(Later(rank=3, new=2.0), 0)
+    assert records.path_of(changed, tmp_path) != records.path_of(later, tmp_path)
+    written = record(trial.optimizer, 0, [1.0])
     records.save(written, tmp_path)
     path = records.path_of(written.trial, tmp_path)
     stored = json.loads(path.read_text())
