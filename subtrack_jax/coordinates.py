@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax import eight_bit, sharding
+from subtrack_jax import eight_bit, placement, sharding
 from subtrack_jax._validation import check
 from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import is_box, map_leaves, state_dtype
@@ -39,9 +39,9 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
         del extra_args
 
         def add_coordinates(record):
-            basis = sharding.whole_basis(record.basis, record.view)
+            basis = placement.whole_basis(record.basis, record.view)
             coordinates = record.view.project(basis, record.gradient)
-            return record.replace(coordinates=sharding.whole_rank(coordinates))
+            return record.replace(coordinates=placement.whole_rank(coordinates))
 
         return map_records(add_coordinates, lambda g: g, updates), state
 
@@ -122,7 +122,7 @@ def on_coordinates(
 
     def init_fn(params):
         def coordinates(leaf, view):
-            return sharding.coordinates_like(leaf, view, state_dtype(leaf.dtype))
+            return placement.coordinates_like(leaf, view, state_dtype(leaf.dtype))
 
         def plain(leaf):
             dtype = state_dtype(leaf.dtype)

@@ -96,21 +96,10 @@ def draw_projection(
         def record(box, view):
             if view is None:
                 return box
-            gradient = content(box)
             *batch, m, rank = view.basis_shape
-            projection = draw(key, m, rank, state_dtype(gradient.dtype))
+            projection = draw(key, m, rank, state_dtype(content(box).dtype))
             basis = jnp.broadcast_to(projection, (*batch, m, rank))
-            return LowRankLeaf(
-                gradient=gradient,
-                basis=basis,
-                previous_basis=basis,
-                rank_one=None,
-                moved=jnp.zeros([], bool),
-                coordinates=None,
-                direction=None,
-                view=view,
-                box=jax.tree.structure(box),
-            )
+            return LowRankLeaf.start(box, view, basis, basis, jnp.zeros([], bool))
 
         records = jax.tree.map(record, updates, low_rank.views(updates), is_leaf=is_box)
         return records, DrawProjectionState(optax.safe_increment(state.count))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from subtrack_jax import sharding
+from subtrack_jax import placement, sharding
 from subtrack_jax.dynamic_map import SMALLEST_ROW, block_size, decode, encode
 from subtrack_jax.leaves import content, fields_of, is_box
 from subtrack_jax.record import Pair, unzip
@@ -167,7 +167,7 @@ def _scales_like(leaf: Any) -> Any:
             names = names[:-1]
         return PartitionSpec(*spec[:-1], names)
 
-    return sharding.place(zeros, leaf, spec_of)
+    return placement.place(zeros, leaf, spec_of)
 
 
 def _is_masked(node: Any) -> bool:

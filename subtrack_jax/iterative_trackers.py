@@ -10,7 +10,9 @@ from subtrack_jax.linear_algebra import dot, orthonormal_columns, power_of_two
 from subtrack_jax.trackers import Init, Tracker, leading_directions
 
 
-def power_iteration(rho: jax.typing.ArrayLike = 0.908, init: Init = "svd") -> Tracker:
+def power_iteration(
+    rho: jax.typing.ArrayLike = 0.908, init: Init = "randomized"
+) -> Tracker:
     """One power iteration on momentum and gradient together (LDAdam).
 
     The new basis spans B B^T S for B = rho S m^ + (1 - rho) G, with the
@@ -51,7 +53,7 @@ def power_iteration(rho: jax.typing.ArrayLike = 0.908, init: Init = "svd") -> Tr
 
 
 def online_pca(
-    optimizer: optax.GradientTransformation | None = None, init: Init = "svd"
+    optimizer: optax.GradientTransformation | None = None, init: Init = "randomized"
 ) -> Tracker:
     """Learns the projection by gradient steps (Online Subspace Descent).
 

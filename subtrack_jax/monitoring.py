@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax import sharding
+from subtrack_jax import placement, sharding
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import Pair, expect_records, map_records, unzip
 
@@ -49,7 +49,7 @@ def monitor_energy(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
     def init_fn(params):
         views = low_rank.views(params)
         return MonitorEnergyState(
-            sharding.norms_like(params, views), sharding.norms_like(params, views)
+            placement.norms_like(params, views), placement.norms_like(params, views)
         )
 
     def update_fn(updates, state, **extra_args):

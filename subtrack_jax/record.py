@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self, TypeGuard
 import jax
 import optax
 
-from subtrack_jax.leaves import is_box, path_name
+from subtrack_jax.leaves import content, is_box, path_name
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.rotation import DenseRotation, RankOneRotation, Rotation
@@ -45,6 +45,29 @@ class LowRankLeaf:
     direction: Any
     view: MatrixView = dataclasses.field(metadata={"static": True})
     box: Any = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def start(
+        cls,
+        leaf: Any,
+        view: MatrixView,
+        basis: jax.Array,
+        previous_basis: jax.Array,
+        moved: jax.Array,
+        rank_one: RankOneRotation | None = None,
+    ) -> Self:
+        """The record of a gradient, as it came, that has been given a basis."""
+        return cls(
+            gradient=content(leaf),
+            basis=basis,
+            previous_basis=previous_basis,
+            rank_one=rank_one,
+            moved=moved,
+            coordinates=None,
+            direction=None,
+            view=view,
+            box=jax.tree.structure(leaf),
+        )
 
     @property
     def rotation(self) -> Rotation:

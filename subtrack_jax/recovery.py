@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax import sharding
+from subtrack_jax import placement, sharding
 from subtrack_jax._validation import check, check_factor
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import (
@@ -81,12 +81,12 @@ def recover_and_scale(
         raise ValueError(f"residual={residual!r}: use 'exact' or 'published'.")
 
     def lift(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
-        inside = sharding.local(scale) * sharding.whole_rank(record.direction)
+        inside = sharding.local(scale) * placement.whole_rank(record.direction)
         return _finished(record, record.view.lift(record.basis, inside), last_norm)
 
     def recover(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
-        view, coordinates = record.view, sharding.whole_rank(record.coordinates)
-        direction = sharding.whole_rank(record.direction)
+        view, coordinates = record.view, placement.whole_rank(record.coordinates)
+        direction = placement.whole_rank(record.direction)
         gradient = record.gradient.astype(coordinates.dtype)
         energy, phi = _energy_and_ratio(coordinates, direction, axis=-2)
         alpha = sharding.local(scale)
@@ -141,8 +141,8 @@ def scale_gradient(
         raise ValueError(f"per={per!r}: use 'columns' or 'matrix'.")
 
     def finish(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
-        coordinates = sharding.whole_rank(record.coordinates)
-        direction = sharding.whole_rank(record.direction)
+        coordinates = placement.whole_rank(record.coordinates)
+        direction = placement.whole_rank(record.direction)
         gradient = record.gradient.astype(coordinates.dtype)
         axes = -2 if per == "columns" else (-2, -1)
         _, phi = _energy_and_ratio(coordinates, direction, axes)
@@ -202,7 +202,7 @@ def _last_stage(
         if growth_limit is None:
             return optax.EmptyState()
         views = low_rank.views(params)
-        return RecoverAndScaleState(sharding.norms_like(params, views))
+        return RecoverAndScaleState(placement.norms_like(params, views))
 
     def update_fn(updates, state, **extra_args):
         del extra_args

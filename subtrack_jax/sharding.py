@@ -1,28 +1,20 @@
-"""Stages on meshes whose axes are explicit, and where low-rank state lives.
+"""Stages on meshes whose axes are explicit, and the sharding of whole states.
 
-On automatic meshes the compiler places everything and this module does nothing
-but allocate state. On explicit ones ("sharding in types") a product over a
-sharded axis has no type of its own; stages therefore compute with automatic
-axes inside and give every result the type decided here:
-
-- what has the shape of a gradient keeps the gradient's sharding;
-- a basis is split along its m rows, coordinates and moments along their n
-  columns, over all mesh axes that split the matrix (along the rank those that do
-  not divide the long side);
-- batch axes stay as they are.
+On automatic meshes the compiler places everything. On explicit ones ("sharding in
+types") a product over a sharded axis has no type of its own; stages therefore
+compute with automatic axes inside and give every result the type that `placement`
+decides.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from subtrack_jax.leaves import content, is_box, map_leaves, path_name, state_dtype
-from subtrack_jax.linear_algebra import whole
-from subtrack_jax.matrix_view import MatrixView
+from subtrack_jax import placement
+from subtrack_jax.leaves import content, is_box, path_name
 from subtrack_jax.record import LowRankLeaf, is_record, map_records
 
 
@@ -164,33 +156,10 @@ def placed_like(like: Any, function: Callable[..., Any], *trees: Any) -> Any:
     if mesh is None:
         return function(*trees)
     place = lambda leaf: (
-        _explicit_sharding(leaf) or NamedSharding(mesh, PartitionSpec())
+        placement.explicit_sharding(leaf) or NamedSharding(mesh, PartitionSpec())
     )
     out_sharding = jax.tree.map(place, like)
     return jax.sharding.auto_axes(function, out_sharding=out_sharding)(*trees)
-
-
-def basis_like(leaf: Any, view: MatrixView, dtype: Any) -> jax.Array:
-    """Columns of the identity: orthonormal before the first gradient is seen."""
-    *batch, m, rank = view.basis_shape
-    eye = jnp.broadcast_to(jnp.eye(m, rank, dtype=dtype), (*batch, m, rank))
-    return place(eye, leaf, lambda spec, mesh: _basis_spec(view, spec, mesh))
-
-
-def coordinates_like(leaf: Any, view: MatrixView, dtype: Any) -> Any:
-    """Zeros of the shape of a leaf's coordinates."""
-    zeros = jnp.zeros(view.coordinates_shape, dtype)
-    return place(zeros, leaf, lambda spec, mesh: _coordinates_spec(view, spec, mesh))
-
-
-def norms_like(params: optax.Params, views: Any) -> optax.Updates:
-    """One zero for each matrix of the low-rank leaves of a tree."""
-
-    def zeros(leaf, view):
-        value = jnp.zeros(view.batch_shape, state_dtype(leaf.dtype))
-        return place(value, leaf, lambda spec, _: _batch_spec(view, spec))
-
-    return map_leaves(zeros, lambda _: optax.MaskedNode(), params, views)
 
 
 def local(value: Any) -> Any:
@@ -207,28 +176,6 @@ def local(value: Any) -> Any:
     return jax.sharding.reshard(value, PartitionSpec())
 
 
-def whole_basis(basis: jax.Array, view: MatrixView) -> jax.Array:
-    """Asks for a basis whole on every device, where that saves communication.
-
-    A basis is split further than the rows of the gradient it meets in a product, so
-    one of them has to move. The compiler by itself exchanges the gradient, m n / D
-    numbers on each of D devices; a whole basis, of m r, lets it add up coordinates,
-    of r n, in place. Where r D > m, on large meshes, the former is less.
-    """
-    m, rank = view.basis_shape[-2:]
-    is_less = rank * jax.typeof(basis).sharding.mesh.size <= m
-    return whole(basis) if is_less else basis
-
-
-def whole_rank(coordinates: jax.Array) -> jax.Array:
-    """Asks for coordinates that are not split along their rank, for products.
-
-    Moments are where no mesh axis divides their columns. A product with them would
-    have the compiler gather a gradient of m n numbers; coordinates have r n.
-    """
-    return whole(coordinates, axes=(-2,))
-
-
 def _explicit(mesh: Any) -> AbstractMesh:
     return AbstractMesh(
         mesh.axis_sizes,
@@ -237,36 +184,12 @@ def _explicit(mesh: Any) -> AbstractMesh:
     )
 
 
-def _explicit_sharding(leaf: Any) -> NamedSharding | None:
-    """The sharding in a leaf's type, if its mesh has explicit axes."""
-    sharding = getattr(jax.typeof(leaf), "sharding", None)
-    if isinstance(sharding, NamedSharding) and AxisType.Explicit in (
-        sharding.mesh.axis_types
-    ):
-        return sharding
-    return None
-
-
 def _explicit_mesh(updates: Any) -> Any:
     for leaf in jax.tree.leaves(updates):
-        sharding = _explicit_sharding(leaf)
+        sharding = placement.explicit_sharding(leaf)
         if sharding is not None:
             return sharding.mesh
     return None
-
-
-def place(value: jax.Array, leaf: Any, spec_of: Callable) -> jax.Array:
-    """Puts new state where the rule wants it, next to its parameter."""
-    is_traced = isinstance(leaf, jax.core.Tracer)
-    # Traced values on automatic meshes have no sharding yet: the compiler's turn.
-    sharding = (
-        _explicit_sharding(leaf) if is_traced else getattr(leaf, "sharding", None)
-    )
-    if not isinstance(sharding, NamedSharding):
-        return value
-    spec = spec_of(_padded(sharding.spec, leaf.ndim), sharding.mesh)
-    put = jax.sharding.reshard if is_traced else jax.device_put
-    return put(value, NamedSharding(sharding.mesh, spec))
 
 
 def _without_sharding(tree: Any) -> Any:
@@ -280,16 +203,16 @@ def _result_shardings(new_updates, new_state, updates, state, mesh) -> Any:
         return NamedSharding(mesh, spec)
 
     def own(leaf):
-        sharding = _explicit_sharding(leaf)
+        sharding = placement.explicit_sharding(leaf)
         return named(PartitionSpec()) if sharding is None else sharding
 
     def of_record(record: LowRankLeaf, before):
         gradient = before.gradient if is_record(before) else content(before)
         view, sharding = record.view, own(gradient)
-        spec = _padded(sharding.spec, len(view.shape))
-        basis = named(_basis_spec(view, spec, mesh))
-        coordinates = named(_coordinates_spec(view, spec, mesh))
-        batch = named(_batch_spec(view, spec))
+        spec = placement.padded(sharding.spec, len(view.shape))
+        basis = named(placement.basis_spec(view, spec, mesh))
+        coordinates = named(placement.coordinates_spec(view, spec, mesh))
+        batch = named(placement.batch_spec(view, spec))
         return record.replace(
             gradient=sharding,
             basis=basis,
@@ -307,49 +230,3 @@ def _result_shardings(new_updates, new_state, updates, state, mesh) -> Any:
     return map_records(of_record, of_plain, new_updates, updates), jax.tree.map(
         own, state
     )
-
-
-def _padded(spec: PartitionSpec, ndim: int) -> tuple[Any, ...]:
-    return (*spec, *(None,) * (ndim - len(spec)))
-
-
-def _batch_spec(view: MatrixView, spec: tuple[Any, ...]) -> PartitionSpec:
-    return PartitionSpec(*(spec[axis] for axis in view.batch_axes))
-
-
-def _basis_spec(view: MatrixView, spec: tuple[Any, ...], mesh: Any) -> PartitionSpec:
-    rows, columns = view.row_axes, view.column_axes
-    own, other = (rows, columns) if view.basis_on_rows else (columns, rows)
-    long, short = _split(view.basis_shape[-2:], spec, mesh, own + other)
-    return PartitionSpec(*_batch_spec(view, spec), long, short)
-
-
-def _coordinates_spec(
-    view: MatrixView, spec: tuple[Any, ...], mesh: Any
-) -> PartitionSpec:
-    rows, columns = view.row_axes, view.column_axes
-    own, other = (columns, rows) if view.basis_on_rows else (rows, columns)
-    long, short = _split(view.coordinates_shape[:-3:-1], spec, mesh, own + other)
-    return PartitionSpec(*_batch_spec(view, spec), short, long)
-
-
-def _split(
-    shape: tuple[int, ...], spec: tuple[Any, ...], mesh: Any, axes: tuple[int, ...]
-) -> tuple[tuple[str, ...], ...]:
-    """Divides the mesh axes that split a matrix among (long side, rank).
-
-    The long side comes first, and on it the mesh axes that split the same side of
-    the gradient: products then add up in place instead of exchanging gradients.
-    What does not divide the long side (5461 of LLaMA-1B) goes to the rank.
-    """
-    chosen: list[tuple[str, ...]] = [() for _ in shape]
-    pieces = [1 for _ in shape]
-    for axis in axes:
-        names = spec[axis] or ()
-        for name in (names,) if isinstance(names, str) else names:
-            for side, size in enumerate(shape):
-                if size % (pieces[side] * mesh.shape[name]) == 0:
-                    chosen[side] += (name,)
-                    pieces[side] *= mesh.shape[name]
-                    break
-    return tuple(chosen)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax import sharding
+from subtrack_jax import placement, sharding
 from subtrack_jax._validation import check
 from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import content, is_box, map_leaves, state_dtype
@@ -80,13 +80,13 @@ def track_subspace(
 
         def basis_of(leaf, view):
             dtype = jnp.dtype(basis_dtype or state_dtype(leaf.dtype))
-            return sharding.basis_like(leaf, view, dtype)
+            return placement.basis_like(leaf, view, dtype)
 
         def memory_of(leaf, view):
             remember = tracker.remember
             for _ in view.batch_shape:
                 remember = jax.vmap(remember)
-            return remember(sharding.basis_like(leaf, view, state_dtype(leaf.dtype)))
+            return remember(placement.basis_like(leaf, view, state_dtype(leaf.dtype)))
 
         return TrackSubspaceState(
             count=jnp.zeros([], jnp.int32),
@@ -167,16 +167,13 @@ def track_subspace(
         for j, k in enumerate(chosen):
             new, new_memories[k] = tracked[j].basis, tracked[j].memory
             new_bases[k] = new.astype(stored[j].dtype)
-            new_updates[k] = LowRankLeaf(
-                gradient=gradients[k],
-                basis=new_bases[k].astype(new.dtype),
-                previous_basis=started[j].basis,
-                rank_one=tracked[j].rotation,
-                moved=moved,
-                coordinates=None,
-                direction=None,
-                view=views[k],
-                box=jax.tree.structure(leaves[k]),
+            new_updates[k] = LowRankLeaf.start(
+                leaves[k],
+                views[k],
+                new_bases[k].astype(new.dtype),
+                started[j].basis,
+                moved,
+                tracked[j].rotation,
             )
         return structure.unflatten(new_updates), TrackSubspaceState(
             count=optax.safe_increment(state.count),

@@ -109,8 +109,12 @@ def _assert_little_is_sent(name, kind, rank=8, axis_type=AxisType.Auto, **argume
             assert collective.elements <= batch * rank * n, collective
 
 
+# The others are APOLLO and GaLore as far as devices can tell.
+DISTINCT = [n for n in common.OPTIMIZERS if n not in ("apollo_mini", "golore")]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", common.OPTIMIZERS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_no_gradient_is_sent(name, kind):
     _assert_little_is_sent(name, kind)
 

@@ -315,7 +315,7 @@ def test_an_optimizer_without_subspaces_is_refused():
     assert_one_line_error(done, "--optimizer adamw does not have")
 
 
-@pytest.mark.parametrize("name", ["muon", "adafactor"])
+@pytest.mark.parametrize("name", ["muon", "adafactor", "apollo", "apollo-mini"])
 def test_every_optimizer_without_subspaces_is_refused(name):
     config = cli.parse(PRESETS, "tiny", "", ["--diagnostics", "--optimizer", name])
     with pytest.raises(ValueError, match=f"--optimizer {name} does not have"):
