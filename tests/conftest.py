@@ -1,5 +1,6 @@
 """Stricter rules than users have: 8 devices, no rank promotion, dtypes kept."""
 
+import gc
 import pathlib
 
 import jax
@@ -8,7 +9,21 @@ import pytest
 # Before JAX starts its backend: eight devices on one CPU, for the sharding tests.
 jax.config.update("jax_num_cpu_devices", 8)
 
+MOST_MAPS = 30_000
 _LIBRARY_TESTS = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_memory_maps():
+    """Every compiled program maps memory, of which a process has only so much.
+
+    XLA crashes at Linux' usual 65,530 maps, those of some thousand programs.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -184,7 +184,7 @@ def test_moments_follow_the_basis(transport):
         True: lambda *arguments: stj.transport_adam(*arguments, b1=0.9, b2=0.999),
         "momentum": stj.transport_momentum,
     }[transport]
-    codes = eight_bit.encode_moments(moments)
+    codes = eight_bit.encode_moments(moments, moments.count)
     after = eight_bit.transported(function)(codes, rotations)
     got = eight_bit.decode_moments(after)
     want = function(eight_bit.decode_moments(codes), rotations)
