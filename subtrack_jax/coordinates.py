@@ -16,7 +16,7 @@ import optax
 from subtrack_jax import eight_bit, placement, sharding
 from subtrack_jax._validation import check
 from subtrack_jax.in_place import apply_if
-from subtrack_jax.leaves import is_box, map_leaves, state_dtype
+from subtrack_jax.leaves import is_box, is_masked, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import expect_records, is_record, map_records
 from subtrack_jax.transport import transport_adam, transport_momentum
@@ -267,13 +267,12 @@ def _mask_plain(
         state,
         is_low_rank,
         # Masked already: leaves that the rule itself leaves to another.
-        is_leaf=lambda node: is_box(node) or isinstance(node, optax.MaskedNode),
+        is_leaf=lambda node: is_box(node) or is_masked(node),
     )
 
 
 def _fill(masked: Any, tree: Any) -> Any:
     """What is masked in one tree is taken from another."""
-    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
     return jax.tree.map(
         lambda leaf, other: other if is_masked(leaf) else leaf,
         masked,

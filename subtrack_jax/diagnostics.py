@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import grassmann, sharding
-from subtrack_jax.leaves import content, fields_of, path_name, state_dtype
+from subtrack_jax.leaves import content, is_masked, path_name, state_dtype
 from subtrack_jax.linear_algebra import power_of_two, unit_scale, whole
 from subtrack_jax.low_rank import LowRank
 
@@ -230,19 +230,19 @@ def grassmann_distance(
     )
 
 
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
-
-
 def _field(opt_state: optax.OptState, name: str) -> Any:
-    """The one tree of this name in a state."""
-    found = fields_of(opt_state, name)
+    """The one tree of this name in a state, whatever the parameters are called."""
+    found = optax.tree_utils.tree_get_all_with_path(
+        opt_state,
+        name,
+        lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey),
+    )
     if len(found) != 1:
         raise ValueError(
             f"opt_state has {len(found)} fields {name!r}: give the state of one"
             f" low-rank optimizer that keeps its {name}."
         )
-    return found[0]
+    return found[0][1]
 
 
 def _bases(opt_state: optax.OptState) -> Any:
@@ -261,14 +261,14 @@ def _map_matrices(
     def run(gradients, bases, *others):
         # What a wrapper hides from the optimizer is hidden from its `LowRank`.
         chosen = jax.tree.map(
-            lambda basis, leaf: basis if _is_masked(basis) else leaf,
+            lambda basis, leaf: basis if is_masked(basis) else leaf,
             bases,
             gradients,
-            is_leaf=_is_masked,
+            is_leaf=is_masked,
         )
 
         def measure(path, basis, leaf, view, *stacks):
-            if _is_masked(basis):
+            if is_masked(basis):
                 return basis
             if view is None or view.basis_shape != basis.shape:
                 expected = None if view is None else view.basis_shape
@@ -290,7 +290,7 @@ def _map_matrices(
             chosen,
             low_rank.views(chosen),
             *others,
-            is_leaf=_is_masked,
+            is_leaf=is_masked,
         )
 
     return sharding.report(run, gradients, _bases(opt_state), *others)

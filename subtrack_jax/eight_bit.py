@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from subtrack_jax import placement, sharding
+from subtrack_jax import placement
 from subtrack_jax.dynamic_map import SMALLEST_ROW, block_size, decode, encode
-from subtrack_jax.leaves import content, fields_of, is_box
+from subtrack_jax.leaves import content, is_box, is_masked
 from subtrack_jax.record import Pair, unzip
 
 _SMALLEST_LEAF = 4096
@@ -99,7 +99,7 @@ def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
 
     def moments(decoded: Callable[[jax.Array], jax.Array], codes, scales):
         def moment(leaf, scale):
-            if _is_masked(scale):
+            if is_masked(scale):
                 return leaf
             return jax.tree.map(lambda x: decoded(decode(x, scale)), leaf)
 
@@ -112,25 +112,6 @@ def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
     )
 
 
-def first_moment(state: optax.OptState) -> Any:
-    """The one first moment called mu in a state, decoded if it is kept as codes.
-
-    Raises:
-      TypeError: there is none, or more than one.
-    """
-    found = fields_of(state, "mu")
-    if len(found) != 1:
-        raise TypeError(
-            f"feed_back found {len(found)} first moments called mu in its stages: chain"
-            " one scale_by_projection_aware_adam last among them."
-        )
-    is_coded = lambda node: isinstance(node, EightBitAdamState)
-    for node in filter(is_coded, jax.tree.leaves(state, is_leaf=is_coded)):
-        decoded = lambda state: decode_moments(state).mu
-        return sharding.placed_like(node.mu, decoded, node)
-    return found[0]
-
-
 def encode_moments(
     state: optax.ScaleByAdamState, count: jax.Array
 ) -> EightBitAdamState:
@@ -138,7 +119,7 @@ def encode_moments(
 
     def coded(function: Callable[[jax.Array], jax.Array], dtype, moments):
         def code(leaf):
-            if _is_masked(leaf) or not _is_coded(content(leaf)):
+            if is_masked(leaf) or not _is_coded(content(leaf)):
                 return Pair(leaf, optax.MaskedNode())
             codes, scale = encode(function(content(leaf)), dtype, count)
             return Pair(jax.tree.map(lambda _: codes, leaf), scale)
@@ -170,9 +151,5 @@ def _scales_like(leaf: Any) -> Any:
     return placement.place(zeros, leaf, spec_of)
 
 
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
-
-
 def _is_node(node: Any) -> bool:
-    return is_box(node) or _is_masked(node)
+    return is_box(node) or is_masked(node)

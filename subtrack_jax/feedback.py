@@ -8,8 +8,8 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
-from subtrack_jax.eight_bit import first_moment
-from subtrack_jax.leaves import content, is_box, map_leaves, state_dtype
+from subtrack_jax.eight_bit import EightBitAdamState, decode_moments
+from subtrack_jax.leaves import content, is_box, is_masked, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import LowRankLeaf, expect_records, map_records
 
@@ -18,13 +18,11 @@ class FeedBackState(NamedTuple):
     """The chain's state, and what it has missed.
 
     Attributes:
-      count: steps taken so far; scalar int32.
       inner: state of the chain.
       error: E, added to the next gradient, of the shape of each low-rank leaf;
         `optax.MaskedNode` for other leaves and without error feedback.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # also a method of tuples
     inner: Any
     error: optax.Updates
 
@@ -98,24 +96,27 @@ def feed_back(
             low_rank.views(params),
         )
         inner = stages.init(params)
-        first_moment(inner)  # raises if there is none
-        return FeedBackState(jnp.zeros([], jnp.int32), inner, error)
+        _moments(inner)  # raises if there are none
+        return FeedBackState(inner, error)
 
     def update_fn(updates, state, params=None, **extra_args):
-        mu = first_moment(state.inner)
+        moments = _moments(state.inner)
+        mu = moments.mu
+        if isinstance(moments, EightBitAdamState):
+            decoded = lambda codes: decode_moments(codes).mu
+            mu = sharding.placed_like(mu, decoded, moments)
 
         def corrected(mean, _):
             dtype = jnp.promote_types(mean.dtype, jnp.float32)
-            weight = 1 - jnp.asarray(b1, dtype) ** state.count
+            weight = 1 - jnp.asarray(b1, dtype) ** moments.count
             return mean.astype(dtype) / jnp.where(weight > 0, weight, 1)
 
         extra_args["momentum"] = map_leaves(
             corrected, lambda _: optax.MaskedNode(), mu, low_rank.views(updates)
         )
-        count = optax.safe_increment(state.count)
         if not error_feedback:
             records, inner = stages.update(updates, state.inner, params, **extra_args)
-            return records, FeedBackState(count, inner, state.error)
+            return records, FeedBackState(inner, state.error)
         whole = jax.tree.map(_with_error, updates, state.error, is_leaf=is_box)
         records, inner = stages.update(whole, state.inner, params, **extra_args)
         _, error = keep_error.update(records, state.error, mu=mu)
@@ -127,15 +128,27 @@ def feed_back(
             records,
             updates,
         )
-        return records, FeedBackState(count, inner, error)
+        return records, FeedBackState(inner, error)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _moments(state: optax.OptState) -> Any:
+    """The one part of a state that has a first moment and its count."""
+    # By fields: parameters may be named mu.
+    has_both = lambda node: {"mu", "count"} <= set(getattr(node, "_fields", ()))
+    found = [x for x in jax.tree.leaves(state, is_leaf=has_both) if has_both(x)]
+    if len(found) != 1:
+        raise TypeError(
+            f"feed_back found {len(found)} first moments called mu in its stages: chain"
+            " one scale_by_projection_aware_adam last among them."
+        )
+    return found[0]
+
+
 def _with_error(gradient: Any, error: Any) -> Any:
     # In the error's dtype: bfloat16 would round most of a small error away.
-    is_plain = isinstance(error, optax.MaskedNode)
-    return gradient if is_plain else jax.tree.map(lambda g: g + error, gradient)
+    return gradient if is_masked(error) else jax.tree.map(lambda g: g + error, gradient)
 
 
 def _errors(

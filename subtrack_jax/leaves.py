@@ -22,6 +22,11 @@ def is_box(node: Any) -> bool:
     return has_metadata and len(jax.tree.leaves(node)) == 1
 
 
+def is_masked(node: Any) -> bool:
+    """Whether a node of a tree stands for a leaf that is left out."""
+    return isinstance(node, optax.MaskedNode)
+
+
 def content(node: Any) -> Any:
     """The leaf, without its box if it has one."""
     (leaf,) = jax.tree.leaves(node)
@@ -60,19 +65,6 @@ def path_name(path: tuple[Any, ...]) -> str:
 def state_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Dtype of bases and moments: the parameter's, float32 at least."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-def fields_of(state: Any, name: str) -> list[Any]:
-    """The fields of this name in an optimizer's state.
-
-    Not the entries of parameter trees within it, whatever parameters are called.
-    """
-    found = optax.tree_utils.tree_get_all_with_path(
-        state,
-        name,
-        lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey),
-    )
-    return [value for _, value in found]
 
 
 def named_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:

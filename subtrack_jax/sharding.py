@@ -155,10 +155,7 @@ def placed_like(like: Any, function: Callable[..., Any], *trees: Any) -> Any:
     mesh = _explicit_mesh(trees)
     if mesh is None:
         return function(*trees)
-    place = lambda leaf: (
-        placement.explicit_sharding(leaf) or NamedSharding(mesh, PartitionSpec())
-    )
-    out_sharding = jax.tree.map(place, like)
+    out_sharding = jax.tree.map(lambda leaf: _own_sharding(leaf, mesh), like)
     return jax.sharding.auto_axes(function, out_sharding=out_sharding)(*trees)
 
 
@@ -192,6 +189,12 @@ def _explicit_mesh(updates: Any) -> Any:
     return None
 
 
+def _own_sharding(leaf: Any, mesh: Any) -> NamedSharding:
+    """The one in a leaf's type, or on all devices."""
+    own = placement.explicit_sharding(leaf)
+    return NamedSharding(mesh, PartitionSpec()) if own is None else own
+
+
 def _without_sharding(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
@@ -203,8 +206,7 @@ def _result_shardings(new_updates, new_state, updates, state, mesh) -> Any:
         return NamedSharding(mesh, spec)
 
     def own(leaf):
-        sharding = placement.explicit_sharding(leaf)
-        return named(PartitionSpec()) if sharding is None else sharding
+        return _own_sharding(leaf, mesh)
 
     def of_record(record: LowRankLeaf, before):
         gradient = before.gradient if is_record(before) else content(before)

@@ -26,13 +26,13 @@ class TrackSubspaceState(NamedTuple):
       count: steps taken so far; scalar int32.
       basis: S for each low-rank leaf, of shape (..., m, r), orthonormal;
         `optax.MaskedNode` for other leaves.
-      memory: what the tracker keeps for each low-rank leaf, batch axes first;
-        nothing for most.
+      memory: what the tracker keeps for each low-rank leaf, batch axes first: an
+        empty tuple for most.
     """
 
     count: jax.Array  # type: ignore[assignment]  # also a method of tuples
     basis: optax.Updates
-    memory: Any = ()
+    memory: Any
 
 
 def track_subspace(
@@ -83,7 +83,7 @@ def track_subspace(
             return placement.basis_like(leaf, view, dtype)
 
         def memory_of(leaf, view):
-            remember = tracker.remember
+            remember = tracker.remember or (lambda basis: ())
             for _ in view.batch_shape:
                 remember = jax.vmap(remember)
             return remember(placement.basis_like(leaf, view, state_dtype(leaf.dtype)))
@@ -91,9 +91,7 @@ def track_subspace(
         return TrackSubspaceState(
             count=jnp.zeros([], jnp.int32),
             basis=map_leaves(basis_of, empty, params, views),
-            memory=map_leaves(memory_of, empty, params, views)
-            if tracker.remember
-            else (),
+            memory=map_leaves(memory_of, empty, params, views),
         )
 
     def update_fn(updates, state, momentum=None, **extra_args):
@@ -112,7 +110,7 @@ def track_subspace(
             return [entries[k] for k in chosen]
 
         stored = of_chosen(state.basis)
-        memories = of_chosen(state.memory) if tracker.remember else [()] * len(chosen)
+        memories = of_chosen(state.memory)
         extras = of_chosen(momentum) if needs_momentum else [()] * len(chosen)
         bases = [basis.astype(state_dtype(basis.dtype)) for basis in stored]
         gradients = {k: content(leaves[k]) for k in chosen}
@@ -178,7 +176,7 @@ def track_subspace(
         return structure.unflatten(new_updates), TrackSubspaceState(
             count=optax.safe_increment(state.count),
             basis=structure.unflatten(new_bases),
-            memory=structure.unflatten(new_memories) if tracker.remember else (),
+            memory=structure.unflatten(new_memories),
         )
 
     return sharding.stage(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import sharding
-from subtrack_jax.leaves import state_dtype
+from subtrack_jax.leaves import is_masked, state_dtype
 from subtrack_jax.record import Pair, unzip
 from subtrack_jax.rotation import Rotation
 
@@ -91,7 +91,7 @@ def transport_momentum(state: optax.OptState, rotations: Any) -> optax.OptState:
         )
 
     def rotate(rotation, mu):
-        if isinstance(mu, optax.MaskedNode):  # this leaf has another rule
+        if is_masked(mu):  # this leaf has another rule
             return mu
         return rotation.rotate(mu.astype(state_dtype(mu.dtype))).astype(mu.dtype)
 

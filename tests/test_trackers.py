@@ -1,5 +1,7 @@
 """Where bases start and how they move, one wide matrix at a time."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -242,3 +244,37 @@ def test_an_aligned_basis_keeps_the_signs_of_the_one_before(align, init, precisi
 def test_an_unknown_alignment_is_refused():
     with pytest.raises(ValueError, match="align='flip': use 'none', 'sign' or"):
         stj.svd(align="flip")
+
+
+def test_switch_goes_over_when_it_is_due():
+    """The first step that the second tracker moves is the one of its number."""
+    gradient, basis = _gradient(6, 10, "float32"), _start(6, "float32")
+    first, then = stj.geodesic(), stj.random_jump()
+    tracker = stj.switch(first, then, after_steps=4)
+    for count, wanted in ((3, first), (4, then), (5, then)):
+        key = jax.random.key(count)
+        got, rotation = tracker.move(key, gradient, basis, count=jnp.int32(count))
+        np.testing.assert_allclose(got, wanted.move(key, gradient, basis)[0], atol=1e-6)
+        assert rotation is None  # one kind for both
+    start, alone = (
+        t.start(jax.random.key(0), gradient, RANK) for t in (tracker, first)
+    )
+    np.testing.assert_allclose(start, alone, atol=1e-6)
+
+
+def test_golore_jumps_where_galore_would_not():
+    """Steps 2 to 4 refresh both alike, from step 6 on golore's are random."""
+    leaf = common.Leaf((6, 10))
+    gradients = jnp.asarray(common.drifting_gradients(leaf, 8), jnp.float32)
+    makers = functools.partial(stj.golore, random_after_steps=5), stj.galore
+    with jax.numpy_dtype_promotion("standard"):  # optax's own stages need it
+        golore, galore = (
+            common.run(
+                make(1e-2, rank=2, update_interval=2), jnp.zeros((6, 10)), gradients
+            )
+            for make in makers
+        )
+    np.testing.assert_allclose(golore.bases[:6], galore.bases[:6], atol=1e-5)
+    key = jax.random.fold_in(jax.random.key(0), 6)
+    jump = stj.grassmann.random_basis(key, 6, 2)
+    np.testing.assert_allclose(golore.bases[6], jump, atol=1e-6)
