@@ -78,7 +78,7 @@ def in_eight_bits(adam: optax.GradientTransformation) -> optax.GradientTransform
 
     def update_fn(updates, state, params=None):
         updates, moments = adam.update(updates, decode_moments(state), params)
-        return updates, encode_moments(moments, moments.count)
+        return updates, encode_moments(moments)
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -88,8 +88,7 @@ def transported(transport: Callable[..., Any]) -> Callable[..., Any]:
 
     def transport_codes(state, rotations):
         moments = transport(decode_moments(state), rotations)
-        # Other turns than the update's, which may follow on every step.
-        return encode_moments(moments, 2 * moments.count + 1)
+        return encode_moments(moments)
 
     return transport_codes
 
@@ -112,16 +111,14 @@ def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
     )
 
 
-def encode_moments(
-    state: optax.ScaleByAdamState, count: jax.Array
-) -> EightBitAdamState:
+def encode_moments(state: optax.ScaleByAdamState) -> EightBitAdamState:
     """The codes that stand for a state's moments, rounded by turns; see `encode`."""
 
     def coded(function: Callable[[jax.Array], jax.Array], dtype, moments):
         def code(leaf):
             if is_masked(leaf) or not _is_coded(content(leaf)):
                 return Pair(leaf, optax.MaskedNode())
-            codes, scale = encode(function(content(leaf)), dtype, count)
+            codes, scale = encode(function(content(leaf)), dtype, state.count)
             return Pair(jax.tree.map(lambda _: codes, leaf), scale)
 
         return unzip(jax.tree.map(code, moments, is_leaf=_is_node))

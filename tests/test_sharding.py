@@ -128,8 +128,11 @@ def test_hyperparameters_are_injected_on_explicit_axes(name):
         dimension_numbers=common.dimension_numbers(sharded.leaves(splits)),
     )
     with jax.set_mesh(mesh):
-        params = sharded.shapes(splits, mesh)
-        state = jax.eval_shape(optimizer.init, params)
+        params = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
+            sharded.shapes(splits, mesh),
+        )
+        state = optimizer.init(params)  # shapes alone would be of no mesh
         updates, after = jax.eval_shape(optimizer.update, params, state, params)
     assert sharded.types(updates) == sharded.types(params)
     assert jax.tree.structure(after) == jax.tree.structure(state)
