@@ -38,12 +38,15 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
     def update_fn(updates, state, **extra_args):
         del extra_args
 
-        def add_coordinates(record):
+        def coordinates(record):
             basis = placement.whole_basis(record.basis, record.view)
-            coordinates = record.view.project(basis, record.gradient)
-            return record.replace(coordinates=placement.whole_rank(coordinates))
+            return placement.whole_rank(record.view.project(basis, record.gradient))
 
-        return map_records(add_coordinates, lambda g: g, updates), state
+        return map_records(
+            lambda record: record.replace(coordinates=record.map(coordinates)),
+            lambda g: g,
+            updates,
+        ), state
 
     return sharding.stage(
         optax.init_empty_state, update_fn, expect_records("project", low_rank, "basis")

@@ -279,8 +279,9 @@ def _map_matrices(
                 )
             dtype = state_dtype(basis.dtype)
 
-            def of_one(gradient, basis, *entries):
-                return function(gradient.astype(dtype), basis.astype(dtype), *entries)
+            def of_one(view, leaf, basis, *entries):
+                gradient = view.wide(leaf).astype(dtype)
+                return function(gradient, basis.astype(dtype), *entries)
 
             return view.map(of_one, content(leaf), basis, *stacks)
 

@@ -157,15 +157,18 @@ def _errors(
     """What this step missed, and what the moments before it lost by its move."""
     weight = sharding.local(b1) / (1 - sharding.local(b1))
 
-    def error(record: LowRankLeaf, old: jax.Array, mean: jax.Array) -> jax.Array:
+    def of_matrices(record: LowRankLeaf, old: jax.Array, mean: jax.Array) -> jax.Array:
         view, before = record.view, weight * mean.astype(record.basis.dtype)
         after = record.coordinates + record.rotation.rotate(before)
         inside = view.lift(record.basis, after)
         lost = view.lift(record.previous_basis, before) - inside
-        new = record.gradient.astype(old.dtype) + lost.astype(old.dtype)
-        usable = jnp.isfinite(view.matrix(new)).all(axis=(-2, -1), keepdims=True)
-        kept = jnp.where(usable, view.matrix(new), view.matrix(old))
-        return view.leaf(kept)
+        new = view.matrix(record.gradient).astype(old.dtype) + lost.astype(old.dtype)
+        usable = jnp.isfinite(new).all(axis=(-2, -1), keepdims=True)
+        return jnp.where(usable, new, old)
+
+    def error(record: LowRankLeaf, old: jax.Array, mean: jax.Array) -> jax.Array:
+        view = record.view
+        return view.leaf(record.map(of_matrices, view.matrix(old), mean))
 
     plain = lambda *_: optax.MaskedNode()
     return map_records(error, plain, records, errors, mu)

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
+# Coordinates of so many numbers are work enough for one program at a time.
+LARGE = 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class MatrixView:
@@ -64,6 +67,11 @@ class MatrixView:
         return (*self.batch_shape, self.rank, n)
 
     @property
+    def is_large(self) -> bool:
+        """Whether one matrix of the stack keeps a device busy."""
+        return math.prod(self.coordinates_shape[-2:]) >= LARGE
+
+    @property
     def _order(self) -> tuple[int, ...]:
         return self.batch_axes + self.row_axes + self.column_axes
 
@@ -100,16 +108,16 @@ class MatrixView:
         )
 
     def lift(self, basis: jax.Array, coordinates: jax.Array) -> jax.Array:
-        """The leaf whose wide form is S A."""
+        """The matrix whose wide form is S A."""
         if self.basis_on_rows:
-            return self.leaf(basis @ coordinates)
-        return self.leaf(coordinates.mT @ basis.mT)
+            return basis @ coordinates
+        return coordinates.mT @ basis.mT
 
     def scale_columns(self, leaf: jax.Array, factors: jax.Array) -> jax.Array:
-        """The leaf whose wide form is G diag(factors); factors (batch..., n)."""
+        """The matrix whose wide form is G diag(factors); factors (batch..., n)."""
         along_rows = self.basis_on_rows
         factors = factors[..., None, :] if along_rows else factors[..., :, None]
-        return self.leaf(self.matrix(leaf) * factors)
+        return self.matrix(leaf) * factors
 
     def column_energy(self, leaf: jax.Array) -> jax.Array:
         """Squared norms of the n columns of the wide form, (batch..., n)."""
@@ -134,8 +142,8 @@ class MatrixView:
         would have every device gather the others' matrices.
 
         Args:
-          function: of the wide form of one matrix, (m, n), and one entry of each of
-            `stacks`.
+          function: of the view of one matrix, its slice of the leaf, and one entry of
+            each of `stacks`.
           leaf: of this view's shape.
           *stacks: trees of arrays whose leading axes are the batch axes.
 
@@ -143,7 +151,7 @@ class MatrixView:
           What the function returns, with the batch axes in front.
         """
         if not self.batch_axes:
-            return function(self.wide(leaf), *stacks)
+            return function(self, leaf, *stacks)
         axis, size = self.batch_axes[0], self.shape[self.batch_axes[0]]
         rest = self._without(axis)
         side_by_side = _possible_pieces(size, leaf)

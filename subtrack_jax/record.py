@@ -76,6 +76,33 @@ class LowRankLeaf:
             return DenseRotation(self.basis, self.previous_basis)
         return self.rank_one
 
+    def map(self, function: Callable[..., Any], *stacks: Any) -> Any:
+        """Calls a function of records, of one large matrix after another on meshes.
+
+        A product with a basis has whole coordinates on every device of a mesh, for a
+        moment, however many devices there are: of a stack of 32 layers of 7B, 1.4 GiB.
+
+        Args:
+          function: of a record and one entry of each of `stacks`, whose results have
+            the batch axes of the record in front.
+          *stacks: trees of arrays whose leading axes are the batch axes.
+
+        Returns:
+          What the function returns.
+        """
+        on_mesh = jax.typeof(self.gradient).sharding.mesh.size > 1
+        if not (on_mesh and self.view.is_large):
+            return function(self, *stacks)
+
+        def of_one(view, gradient, fields, *stacks):
+            return function(
+                self.replace(view=view, gradient=gradient, **fields), *stacks
+            )
+
+        names = "basis", "previous_basis", "rank_one", "coordinates", "direction"
+        fields = {name: getattr(self, name) for name in names}
+        return self.view.map(of_one, self.gradient, fields, *stacks)
+
     def boxed(self, update: Any) -> Any:
         """An update as the gradient came: with the metadata it had, if any."""
         return jax.tree.unflatten(self.box, [update])

@@ -181,9 +181,9 @@ def _limiter(
 
 
 def _finished(record: LowRankLeaf, update: jax.Array, norm: jax.Array | None) -> Pair:
-    """An update as the gradient came, and the norm for the next limit, if any."""
+    """The matrix of an update, and the norm for the next limit, if any."""
     return Pair(
-        record.boxed(update.astype(record.gradient.dtype)),
+        update.astype(record.gradient.dtype),
         None if norm is None else norm.astype(record.basis.dtype),
     )
 
@@ -206,11 +206,16 @@ def _last_stage(
 
     def update_fn(updates, state, **extra_args):
         del extra_args
+
+        def finished(record, last_norm=None):
+            pair = record.map(finish, last_norm)
+            return pair._replace(first=record.boxed(record.view.leaf(pair.first)))
+
         if growth_limit is None:
-            lift = lambda record: finish(record, None).first
+            lift = lambda record: finished(record).first
             return map_records(lift, lambda g: g, updates), state
         pairs = map_records(
-            finish,
+            finished,
             lambda g, _: Pair(g, optax.MaskedNode()),
             updates,
             state.recovery_norm,

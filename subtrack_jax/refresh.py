@@ -53,7 +53,8 @@ def refresh(move: Move, leaves: Sequence[Leaf]) -> list[Moved]:
     """
     move = functools.partial(_move_if_finite, move)
     if any(jax.typeof(leaf.gradient).sharding.mesh.size > 1 for leaf in leaves):
-        return [leaf.view.map(move, leaf.gradient, *leaf[2:]) for leaf in leaves]
+        of_one = lambda view, gradient, *rest: move(view.wide(gradient), *rest)
+        return [leaf.view.map(of_one, leaf.gradient, *leaf[2:]) for leaf in leaves]
     groups: dict[Any, list[int]] = {}
     for k, leaf in enumerate(leaves):
         size = (leaf.view.basis_shape[-2:], leaf.view.coordinates_shape[-1])

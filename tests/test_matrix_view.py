@@ -46,7 +46,11 @@ def test_map_is_a_loop_over_the_matrices(stack, on_mesh):
 
     @jax.jit
     def run(leaf, bases):
-        return view.map(lambda g, s: (s.T @ g, g[0].sum()), leaf, bases)
+        def of_one(view, leaf, basis):
+            wide = view.wide(leaf)
+            return basis.T @ wide, wide[0].sum()
+
+        return view.map(of_one, leaf, bases)
 
     product, sums = run(leaf, bases)
     np.testing.assert_allclose(product, want_product, atol=1e-5)
@@ -61,7 +65,7 @@ def test_one_matrix_at_a_time_takes_the_room_of_one():
         numbers = optax.contrib.MuonDimensionNumbers(1, 2)
         leaf = jax.ShapeDtypeStruct((layers, 64, 128), jnp.float32)
         view = stj.LowRank(2, numbers).views(leaf)
-        run = jax.jit(lambda leaf: view.map(lambda g: (g @ g.T).sum(), leaf))
+        run = jax.jit(lambda leaf: view.map(lambda _, g: (g @ g.T).sum(), leaf))
         return run.lower(leaf).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(30) < 1.1 * temporaries(3)

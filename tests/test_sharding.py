@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import subtrack_jax as stj
+from subtrack_jax import matrix_view
 from tests import common, sharded
 
 STEPS = 5  # a start and two refreshes
@@ -69,6 +70,16 @@ def test_equals_one_device(name):
 
     The scan also refuses a state whose types change.
     """
+    _check_against_one_device(name)
+
+
+@pytest.mark.parametrize("name", ["subtrack", "galore", "ldadam", "apollo"])
+def test_one_large_matrix_after_another_equals_one_device(name, monkeypatch):
+    monkeypatch.setattr(matrix_view, "LARGE", 1)
+    _check_against_one_device(name)
+
+
+def _check_against_one_device(name):
     optimizer = sharded.optimizer(name, SPLITS, rank=4, weight_decay=0.1)
     params = common.zeros(sharded.leaves(SPLITS))
     want, want_state = _trained(optimizer, params, _gradients())
@@ -94,6 +105,27 @@ def test_equals_one_device(name):
             np.testing.assert_allclose(
                 a, b, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path)
             )
+
+
+def test_large_matrices_take_the_room_of_one(monkeypatch):
+    """Of whole coordinates, which devices have for a moment; ours are of 20 layers."""
+    splits = {
+        "layers": sharded.Split(
+            common.Leaf((20, 64, 128), (1,), (2,)), P(None, ("fsdp", "tensor"), None)
+        )
+    }
+    optimizer = sharded.optimizer("grass_jump", splits, rank=32)
+    temporaries = []
+    for largest in (1, matrix_view.LARGE):
+        monkeypatch.setattr(matrix_view, "LARGE", largest)
+        mesh = sharded.mesh(jax.sharding.AxisType.Explicit)
+        with jax.set_mesh(mesh):
+            params = sharded.shapes(splits, mesh)
+            state = jax.eval_shape(optimizer.init, params)
+            step = jax.jit(lambda *arguments: optimizer.update(*arguments))
+            memory = step.lower(params, state).compile().memory_analysis()
+        temporaries.append(memory.temp_size_in_bytes)
+    assert temporaries[0] < 0.6 * temporaries[1]
 
 
 def test_a_mesh_that_does_not_divide():
