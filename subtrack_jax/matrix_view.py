@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+from jax.lax import optimization_barrier
 from jax.sharding import AxisType
 
 # Coordinates of so many numbers are work enough for one program at a time.
@@ -94,21 +95,24 @@ class MatrixView:
 
     def project(self, basis: jax.Array, leaf: jax.Array) -> jax.Array:
         """Coordinates S^T G, of shape (batch..., r, n), in the basis' dtype."""
-        matrix = self.matrix(leaf).astype(basis.dtype)
+        # The barriers here and in `lift` keep elementwise work out of the products:
+        # TPUs would redo it for every tile.
+        matrix, barrier = self.matrix(leaf).astype(basis.dtype), optimization_barrier
         if self.basis_on_rows:
-            return basis.mT @ matrix
+            return barrier(basis.mT @ matrix)
         if jax.typeof(leaf).sharding.mesh.size > 1:
-            return basis.mT @ matrix.mT
+            return barrier(basis.mT @ matrix.mT)
         # One CPU takes twice as long over that form.
         return jax.lax.platform_dependent(
             basis,
             matrix,
-            cpu=lambda s, g: jax.lax.optimization_barrier(g @ s).mT,
-            default=lambda s, g: s.mT @ g.mT,
+            cpu=lambda s, g: barrier(g @ s).mT,
+            default=lambda s, g: barrier(s.mT @ g.mT),
         )
 
     def lift(self, basis: jax.Array, coordinates: jax.Array) -> jax.Array:
         """The matrix whose wide form is S A."""
+        coordinates = optimization_barrier(coordinates)
         if self.basis_on_rows:
             return basis @ coordinates
         return coordinates.mT @ basis.mT
