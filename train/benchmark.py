@@ -18,6 +18,7 @@ from train import cli, subjects
 from train import mesh as meshes
 from train.benchmark_report import Cost, plot, table
 from train.config import PresetName, Switch
+from train.cycles import estimated_cycles
 from train.presets import PRESETS
 from train.provenance import machine, versions
 from train.rules import at_least_1, check
@@ -153,6 +154,7 @@ def measure(config: BenchmarkConfig) -> tuple[dict[str, Cost], int]:
             state_bytes[name],
             memory.temp_size_in_bytes,
             memory.argument_size_in_bytes + results + memory.temp_size_in_bytes,
+            estimated_cycles(program.as_text()) if config.measure == "update" else None,
         )
     if config.shapes_only or config.target is not None:
         return costs, interval

@@ -19,6 +19,8 @@ class Cost:
       state_bytes: of the optimizer's state.
       temporary_bytes: that the program takes beside its arguments and results.
       peak_bytes: arguments, results and temporaries together.
+      steady_cycles: of a step that leaves the subspace where it is, as the compiler
+        for TPUs estimates them.
       first_seconds: of first steps, which find the subspace.
       steady_seconds: of each round's step that leaves the subspace where it is.
       refresh_seconds: of steps that move it.
@@ -28,6 +30,7 @@ class Cost:
     state_bytes: int
     temporary_bytes: int
     peak_bytes: int
+    steady_cycles: int | None = None
     first_seconds: list[float] | None = None
     steady_seconds: list[float] | None = None
     refresh_seconds: list[float] | None = None
@@ -45,6 +48,8 @@ def table(costs: Mapping[str, Cost], interval: int) -> str:
     if base.steady_seconds is not None:
         titles += ["steady step", "/ first", "refresh / own steady", "first step"]
         titles += [f"mean of {interval} / first"]
+    if base.steady_cycles is not None:
+        titles += ["estimated steady step", "/ first"]
     titles += ["compile", "/ first", "state", "temporaries", "peak"]
     rows = [titles, ["---"] * len(titles)]
     for name, cost in costs.items():
@@ -58,6 +63,11 @@ def table(costs: Mapping[str, Cost], interval: int) -> str:
                 f"{spread(cost.refresh_seconds).median / steady:.2f}",
                 f"{spread(cost.first_seconds).median:.2f} s",
                 f"{mean:.2f}",
+            ]
+        if base.steady_cycles is not None:
+            row += [
+                f"{cost.steady_cycles / 1e6:.1f} M cycles",
+                f"{cost.steady_cycles / base.steady_cycles:.2f}",
             ]
         row += [
             f"{spread(cost.compile_seconds).median:.1f} s",

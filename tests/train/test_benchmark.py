@@ -11,6 +11,7 @@ import pytest
 from models.llama import LlamaConfig
 from tests.train.program import assert_refuses, run
 from train import benchmark, subjects, timing
+from train.benchmark_report import Cost, table
 
 MODEL = LlamaConfig(64, 16, 24, num_layers=3, num_heads=2)
 
@@ -113,6 +114,16 @@ def test_shapes_alone_take_no_memory(capsys):
     out = capsys.readouterr().out
     assert "steady" not in out
     assert "MiB" in out
+
+
+def test_a_compiler_that_estimates_cycles_has_a_column():
+    costs = {
+        name: Cost([1.0], 2**20, 2**20, 2**20, steady_cycles=cycles)
+        for name, cycles in (("adamw", 20_000_000), ("subtrack", 30_000_000))
+    }
+    title, _, _, last = table(costs, interval=200).splitlines()
+    assert "| estimated steady step | / first |" in title
+    assert "| subtrack | 30.0 M cycles | 1.50 |" in last
 
 
 @pytest.mark.parametrize(
