@@ -140,8 +140,8 @@ def _moments(state: optax.OptState) -> Any:
     found = [x for x in jax.tree.leaves(state, is_leaf=has_both) if has_both(x)]
     if len(found) != 1:
         raise TypeError(
-            f"feed_back found {len(found)} first moments called mu in its stages: chain"
-            " one scale_by_projection_aware_adam last among them."
+            f"feed_back found {len(found)} first moments mu with a count in its stages:"
+            " chain one scale_by_projection_aware_adam last among them."
         )
     return found[0]
 

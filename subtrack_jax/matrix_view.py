@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jax.lax import optimization_barrier
+from jax.lax import optimization_barrier as barrier
 from jax.sharding import AxisType
 
 # Coordinates of so many numbers are work enough for one program at a time.
@@ -95,9 +95,9 @@ class MatrixView:
 
     def project(self, basis: jax.Array, leaf: jax.Array) -> jax.Array:
         """Coordinates S^T G, of shape (batch..., r, n), in the basis' dtype."""
-        # The barriers here and in `lift` keep elementwise work out of the products:
-        # TPUs would redo it for every tile.
-        matrix, barrier = self.matrix(leaf).astype(basis.dtype), optimization_barrier
+        # The barriers behind this product and before that of `lift` keep the inner
+        # rule out of them: TPUs would redo it for every tile.
+        matrix = self.matrix(leaf).astype(basis.dtype)
         if self.basis_on_rows:
             return barrier(basis.mT @ matrix)
         if jax.typeof(leaf).sharding.mesh.size > 1:
@@ -112,7 +112,7 @@ class MatrixView:
 
     def lift(self, basis: jax.Array, coordinates: jax.Array) -> jax.Array:
         """The matrix whose wide form is S A."""
-        coordinates = optimization_barrier(coordinates)
+        coordinates = barrier(coordinates)
         if self.basis_on_rows:
             return basis @ coordinates
         return coordinates.mT @ basis.mT

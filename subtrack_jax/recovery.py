@@ -207,15 +207,15 @@ def _last_stage(
     def update_fn(updates, state, **extra_args):
         del extra_args
 
-        def finished(record, last_norm=None):
+        def to_leaf(record, last_norm=None):
             pair = record.map(finish, last_norm)
             return pair._replace(first=record.boxed(record.view.leaf(pair.first)))
 
         if growth_limit is None:
-            lift = lambda record: finished(record).first
-            return map_records(lift, lambda g: g, updates), state
+            update = lambda record: to_leaf(record).first
+            return map_records(update, lambda g: g, updates), state
         pairs = map_records(
-            finished,
+            to_leaf,
             lambda g, _: Pair(g, optax.MaskedNode()),
             updates,
             state.recovery_norm,

@@ -83,7 +83,9 @@ def track_subspace(
             return placement.basis_like(leaf, view, dtype)
 
         def memory_of(leaf, view):
-            remember = tracker.remember or (lambda basis: ())
+            remember = tracker.remember
+            if remember is None:
+                return ()
             for _ in view.batch_shape:
                 remember = jax.vmap(remember)
             return remember(placement.basis_like(leaf, view, state_dtype(leaf.dtype)))

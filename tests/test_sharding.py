@@ -20,6 +20,9 @@ SPLITS = {
     "stacked": sharded.Split(
         common.Leaf((2, 8, 16), (1,), (2,)), P(None, "fsdp", "tensor")
     ),
+    "layers last": sharded.Split(
+        common.Leaf((16, 8, 3), (0,), (1,)), P("fsdp", "tensor", None)
+    ),
     "experts": sharded.Split(
         common.Leaf((4, 16, 8), (1,), (2,)), P("fsdp", "tensor", None)
     ),
@@ -108,10 +111,10 @@ def _check_against_one_device(name):
 
 
 def test_large_matrices_take_the_room_of_one(monkeypatch):
-    """Of whole coordinates, which devices have for a moment; ours are of 20 layers."""
+    """Of whole coordinates, which devices have for a moment; here of 21 layers."""
     splits = {
         "layers": sharded.Split(
-            common.Leaf((20, 64, 128), (1,), (2,)), P(None, ("fsdp", "tensor"), None)
+            common.Leaf((21, 64, 128), (1,), (2,)), P(None, ("fsdp", "tensor"), None)
         )
     }
     optimizer = sharded.optimizer("grass_jump", splits, rank=32)

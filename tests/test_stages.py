@@ -145,7 +145,7 @@ def test_tracking_twice_is_refused():
                 LOW_RANK, optax.chain(*list(STAGES.values())[:2])
             ).init(common.zeros(LEAVES)),
             TypeError,
-            "0 first moments called mu",
+            "0 first moments mu with a count",
         ),
         (
             lambda: stj.track_subspace(

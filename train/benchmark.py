@@ -23,7 +23,7 @@ from train.presets import PRESETS
 from train.provenance import machine, versions
 from train.rules import at_least_1, check
 from train.run import write_whole
-from train.subjects import METHODS, Layout, Subject
+from train.subjects import METHODS, MOVING_ON_EVERY_STEP, Layout, Subject
 from train.targets import open_target
 from train.timing import by_turns
 
@@ -148,13 +148,14 @@ def measure(config: BenchmarkConfig) -> tuple[dict[str, Cost], int]:
     costs = {}
     for name, program in compiled.items():
         memory = program.memory_analysis()
+        is_steady = config.measure == "update" and name not in MOVING_ON_EVERY_STEP
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         costs[name] = Cost(
             seconds[name],
             state_bytes[name],
             memory.temp_size_in_bytes,
             memory.argument_size_in_bytes + results + memory.temp_size_in_bytes,
-            estimated_cycles(program.as_text()) if config.measure == "update" else None,
+            estimated_cycles(program.as_text()) if is_steady else None,
         )
     if config.shapes_only or config.target is not None:
         return costs, interval

@@ -20,7 +20,7 @@ class Cost:
       temporary_bytes: that the program takes beside its arguments and results.
       peak_bytes: arguments, results and temporaries together.
       steady_cycles: of a step that leaves the subspace where it is, as the compiler
-        for TPUs estimates them.
+        for TPUs estimates them; None where every step moves it.
       first_seconds: of first steps, which find the subspace.
       steady_seconds: of each round's step that leaves the subspace where it is.
       refresh_seconds: of steps that move it.
@@ -65,10 +65,15 @@ def table(costs: Mapping[str, Cost], interval: int) -> str:
                 f"{mean:.2f}",
             ]
         if base.steady_cycles is not None:
-            row += [
-                f"{cost.steady_cycles / 1e6:.1f} M cycles",
-                f"{cost.steady_cycles / base.steady_cycles:.2f}",
-            ]
+            cycles = cost.steady_cycles
+            row += (
+                ["-", "-"]
+                if cycles is None
+                else [
+                    f"{cycles / 1e6:.1f} M cycles",
+                    f"{cycles / base.steady_cycles:.2f}",
+                ]
+            )
         row += [
             f"{spread(cost.compile_seconds).median:.1f} s",
             _ratio(ratio(cost.compile_seconds, base.compile_seconds)),

@@ -9,10 +9,10 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 def estimated_cycles(hlo: str) -> int | None:
     r"""Sums the estimates of what a program does outside of its loops.
 
-    Of an optimizer's update that is the step which leaves subspaces where they are:
-    what moves them is a loop that makes no turn then. The estimates are those by which
-    the compiler chooses between ways to do a thing; transfers that run beside it have
-    none.
+    Of an optimizer's update that is the step which leaves subspaces where they are, if
+    there is one: what moves them is a loop that makes no turn then. The estimates are
+    those by which the compiler chooses between ways to do a thing; transfers that run
+    beside it have none.
 
     Args:
       hlo: text of a compiled program.
@@ -21,7 +21,9 @@ def estimated_cycles(hlo: str) -> int | None:
       Clock cycles of one core; None from a compiler that gives no estimates.
 
     Example:
-      >>> estimated_cycles('ENTRY main {\n x, config={"estimated_cycles":"7"}\n}')
+      >>> loop = 'body {\n x, config={"estimated_cycles":"100"}\n}\n'
+      >>> rest = 'ENTRY main {\n y, config={"estimated_cycles":"7"}\n}\n'
+      >>> estimated_cycles(loop + rest)
       7
     """
     entry = _ENTRY.search(hlo)

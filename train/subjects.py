@@ -36,6 +36,11 @@ def _galore(rank: int, interval: int) -> Optimizer:
     return optax.contrib.galore(1e-3, rank, interval, weight_dimension_numbers=axes)
 
 
+# By their nature on every step, whatever the interval of the others.
+MOVING_ON_EVERY_STEP = {
+    "ldadam": stj.ldadam,
+    "online-subspace-descent": stj.online_subspace_descent,
+}
 # From rank and update interval. Nothing but the method: no clipping, no decay.
 METHODS: dict[str, Callable[[int, int], Optimizer]] = {
     "adamw": lambda rank, interval: optax.adamw(1e-3, weight_decay=0.0),
@@ -51,11 +56,10 @@ METHODS: dict[str, Callable[[int, int], Optimizer]] = {
     "galore": _ours(stj.galore),
     "fira": _ours(stj.fira),
     "golore": _ours(stj.golore),
-    # By their nature on every step, whatever the interval of the others.
-    "ldadam": lambda rank, interval: _ours(stj.ldadam)(rank, 1),
-    "online-subspace-descent": lambda rank, interval: _ours(
-        stj.online_subspace_descent
-    )(rank, 1),
+    **{
+        name: lambda rank, interval, factory=factory: _ours(factory)(rank, 1)
+        for name, factory in MOVING_ON_EVERY_STEP.items()
+    },
     "apollo": _ours(stj.apollo),
     "apollo-mini": lambda rank, interval: _ours(stj.apollo_mini)(1, interval),
 }
