@@ -42,8 +42,8 @@ class BenchmarkConfig:
     Attributes:
       preset: whose shapes, rank and update interval are used.
       optimizers: names with commas, the first being what the others are compared
-        with: adamw, adafactor, optax-galore, optax-muon (optax' own), subtrack,
-        subtrack-grad, grass-walk, grass-jump, galore, fira (ours).
+        with: adamw, adafactor, optax-galore, optax-muon (optax' own), and ours by
+        their names in train.pretrain.
       measure: update is an optimizer's update and its application; step a whole step
         of training.
       layout: of the parameters in an update: one array for every kernel (unstacked),
