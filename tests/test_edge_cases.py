@@ -125,6 +125,18 @@ def test_a_bad_gradient_leaves_its_basis_alone(name, bad):
         _assert_moved(run.bases[leaf][2 * INTERVAL], run.bases[leaf][after])
 
 
+def test_a_bad_gradient_leaves_the_error_as_it_was():
+    leaf = common.Leaf((6, 10))
+    gradients = jnp.asarray(common.drifting_gradients(leaf, 3), jnp.float32)
+    optimizer, params = stj.ldadam(1e-2, rank=2), jnp.zeros(leaf.shape)
+    errors, state = [], optimizer.init(params)
+    for gradient in (*gradients[:2], gradients[2].at[1, 2].set(jnp.nan)):
+        _, state = optimizer.update(gradient, state, params)
+        errors.append(optax.tree.get(state, "error"))
+    assert np.any(errors[0] != errors[1])
+    np.testing.assert_array_equal(errors[2], errors[1])
+
+
 def _assert_orthonormal(name, bases, leaf):
     if name in common.ORTHONORMAL:
         assert common.orthonormality_error(bases[leaf]) < 1e-5

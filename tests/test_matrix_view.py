@@ -58,6 +58,15 @@ def test_map_is_a_loop_over_the_matrices(stack, on_mesh):
         np.testing.assert_allclose(sums[index], value, atol=1e-5)
 
 
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_leaf_comes_back_from_its_matrices(stack):
+    shape, reduction, output, _, _ = STACKS[stack]
+    numbers = optax.contrib.MuonDimensionNumbers(reduction, output)
+    leaf = jnp.arange(np.prod(shape)).reshape(shape)
+    view = stj.LowRank(2, numbers).views(leaf)
+    np.testing.assert_array_equal(view.leaf(view.matrix(leaf)), leaf)
+
+
 def test_one_matrix_at_a_time_takes_the_room_of_one():
     """Ten times the matrices, the same temporaries."""
 
