@@ -20,12 +20,12 @@ import jax.numpy as jnp
 
 from subtrack_jax.linear_algebra import (
     dot,
-    orthonormal_columns,
     power_of_two,
     safe_norm,
     unit_scale,
     with_signs_of,
 )
+from subtrack_jax.orthonormal import orthonormal_columns
 
 
 def tangent(
@@ -207,7 +207,7 @@ def range_finder(
 
     Subspace iteration on a random sketch (Halko et al., algorithm 4.4), then
     orthogonal iteration within the sketched subspace to keep its best `rank`
-    directions. Products and Householder QR only: it compiles to little code
+    directions. Products and QR only: it compiles to little code
     on every backend, where an SVD takes the TPU compiler minutes.
 
     Args:

@@ -6,7 +6,8 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._validation import check
-from subtrack_jax.linear_algebra import dot, orthonormal_columns, power_of_two
+from subtrack_jax.linear_algebra import dot, power_of_two
+from subtrack_jax.orthonormal import orthonormal_columns
 from subtrack_jax.trackers import Init, Tracker, leading_directions
 
 

@@ -1,4 +1,4 @@
-"""Products, norms and factorisations that the geometry is made of."""
+"""Products and norms that the geometry is made of."""
 
 import functools
 from collections.abc import Sequence
@@ -48,13 +48,6 @@ def with_signs_of(columns: jax.Array, others: jax.Array) -> jax.Array:
     return jnp.where(cosines < 0, -columns, columns)
 
 
-def orthonormal_columns(matrix: jax.Array) -> jax.Array:
-    """The Q of a Householder QR: orthonormal for rank-deficient matrices too."""
-    # The TPU compiler unrolls its own QR: half a minute for 2736 x 512.
-    q = jax.lax.platform_dependent(whole(matrix), tpu=householder_q, default=_library_q)
-    return whole(q)
-
-
 def whole(matrix: jax.Array, axes: Sequence[int] = (-2, -1)) -> jax.Array:
     """Asks for a matrix whole on every device of a mesh with automatic axes.
 
@@ -76,48 +69,3 @@ def whole(matrix: jax.Array, axes: Sequence[int] = (-2, -1)) -> jax.Array:
         spec[axis] = None
     place = NamedSharding(mesh, PartitionSpec(*spec))
     return jax.lax.with_sharding_constraint(matrix, place)
-
-
-# One matrix after another: on CPUs the batched QRs of several leaves wait for
-# each other's threads and never finish (seen with jaxlib 0.10.2).
-@jax.custom_batching.sequential_vmap
-def _library_q(matrix: jax.Array) -> jax.Array:
-    return jnp.linalg.qr(matrix)[0]
-
-
-def householder_q(matrix: jax.Array) -> jax.Array:
-    """The Q of a QR factorisation, in loops that compile to very little code.
-
-    Unblocked Householder reflections (Golub & Van Loan, algorithms 5.2.1 and
-    5.1.5): slower to run than a library's QR, and compiled in under a second
-    by the TPU compiler.
-
-    Args:
-      matrix: of shape (m, r) with r <= m; any rank.
-
-    Returns:
-      Orthonormal columns of shape (m, r) whose leading ones span what the
-      leading ones of `matrix` span.
-    """
-    m, rank = matrix.shape
-
-    def reflect(vector, columns):
-        return columns - 2 * jnp.outer(vector, dot(vector, columns))
-
-    def eliminate(j, carry):
-        columns, vectors = carry
-        below = jnp.where(jnp.arange(m) >= j, columns[:, j], 0)
-        below /= safe_norm(below)
-        # The sign avoids cancellation; a zero column, of norm 0, reflects nothing.
-        sign = jnp.where(below[j] < 0, -1.0, 1.0).astype(below.dtype)
-        vector = below.at[j].add(sign * jnp.linalg.norm(below))
-        vector /= safe_norm(vector)
-        return reflect(vector, columns), vectors.at[:, j].set(vector)
-
-    _, vectors = jax.lax.fori_loop(0, rank, eliminate, (matrix, jnp.zeros_like(matrix)))
-    return jax.lax.fori_loop(
-        0,
-        rank,
-        lambda i, columns: reflect(vectors[:, rank - 1 - i], columns),
-        jnp.eye(m, rank, dtype=matrix.dtype),
-    )
