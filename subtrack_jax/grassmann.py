@@ -181,18 +181,21 @@ def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
     # The trace bounds the largest eigenvalue: halve until every angle is <= 1.
     halvings = jnp.ceil(jnp.log2(jnp.maximum(jnp.trace(gram), 1.0)) / 2)
     small = gram / 4.0**halvings
-    cosine = sinc = identity
-    for k in range(10, 0, -1):  # Horner; 1 / 20! is below float64 rounding
+
+    # Loops, as the TPU compiler takes seconds over each product at this precision.
+    def horner(i, values):
+        cosine, sinc = values
+        k = jnp.asarray(10 - i, gram.dtype)  # 1 / 20! is below float64 rounding
         cosine = identity - dot(small, cosine) / ((2 * k - 1) * (2 * k))
         sinc = identity - dot(small, sinc) / ((2 * k) * (2 * k + 1))
+        return cosine, sinc
 
     def double(_, values):
         cosine, sinc = values
         return 2 * dot(cosine, cosine) - identity, dot(sinc, cosine)
 
-    cosine, sinc = jax.lax.fori_loop(
-        0, halvings.astype(jnp.int32), double, (cosine, sinc)
-    )
+    values = jax.lax.fori_loop(0, 10, horner, (identity, identity))
+    cosine, sinc = jax.lax.fori_loop(0, halvings.astype(jnp.int32), double, values)
     return dot(basis, cosine) + dot(tangent, sinc)
 
 
