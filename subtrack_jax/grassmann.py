@@ -194,7 +194,8 @@ def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
         cosine, sinc = values
         return 2 * dot(cosine, cosine) - identity, dot(sinc, cosine)
 
-    values = jax.lax.fori_loop(0, 10, horner, (identity, identity))
+    one = identity + 0 * small  # a loop's values vary over a mesh from the start
+    values = jax.lax.fori_loop(0, 10, horner, (one, one))
     cosine, sinc = jax.lax.fori_loop(0, halvings.astype(jnp.int32), double, values)
     return dot(basis, cosine) + dot(tangent, sinc)
 
@@ -239,7 +240,7 @@ def range_finder(
         # float32, 1e-7 of its energy each.
         _, sketch = carry
         image = unit_scale(_product(gradient, sketch))
-        # The factorisation of zeros would answer with coordinate axes.
+        # The factorisation of zeros would answer with the same columns every time.
         columns = orthonormal_columns(jnp.where(is_zero, noise[:m], image))
         return columns, unit_scale(_product(gradient.T, columns))
 

@@ -47,7 +47,7 @@ def power_iteration(
         product = weight * dot(basis, momentum @ image)
         product += (1 - weight) * dot(gradient, image)
         new_basis = orthonormal_columns(product)
-        # Of nothing at all the factorisation would answer with coordinate axes.
+        # Of nothing at all the factorisation would answer with a basis of its own.
         return jnp.where(jnp.any(product != 0), new_basis, basis), None
 
     return Tracker(leading_directions(init), move, needs=("momentum",))

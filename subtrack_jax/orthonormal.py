@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from subtrack_jax.linear_algebra import dot, unit_scale, whole
+from subtrack_jax.linear_algebra import dot, whole
 
 # Columns that are made orthonormal at a time.
 _PANEL = 128
-# Of a panel, at most: five are enough for columns that depend on each other.
+# Of a panel, at most: five have been enough for columns that depend on each other.
 _PASSES = 8
 
 
@@ -19,46 +19,46 @@ def orthonormal_columns(matrix: jax.Array) -> jax.Array:
 
 
 def blocked_q(matrix: jax.Array) -> jax.Array:
-    """The Q of a QR factorisation whose R has a positive diagonal.
+    """The Q of a QR factorisation, whose R has a positive diagonal for full rank.
 
     Panel after panel is freed of what lies in those before, and made orthonormal by
-    the Cholesky factor of its Gram matrix (Stathopoulos & Wu 2002), shifted where
-    that is nearly singular (Fukaya et al. 2020), until rounding is all that is left:
-    once or twice as a rule. The TPU compiler takes seconds over these loops, half a
-    minute over its own QR, and expects them to run ten times as fast as
-    reflections column by column.
+    the Cholesky factor of its Gram matrix (Stathopoulos & Wu 2002), with a small shift
+    that keeps it regular (Fukaya et al. 2020), until rounding is all that is left:
+    twice or three times as a rule. The TPU compiler takes seconds over these loops,
+    and half a minute over its own QR.
 
     Args:
-      matrix: of shape (m, r) with r <= m; any rank.
+      matrix: of shape (m, r) with r <= m; any rank. Those of a stack that is mapped
+        over take as many passes as the one that needs most.
 
     Returns:
       Orthonormal columns of shape (m, r) whose leading ones span what the leading
-      ones of `matrix` span. Columns that depend on those before give way to what is
-      left of a cosine.
+      ones of `matrix` span, in float32 to rounding. Columns that depend on those
+      before give way to what is left of a cosine.
     """
     m, rank = matrix.shape
     width = min(_PANEL, rank)
     rounding = jnp.asarray(jnp.finfo(matrix.dtype).eps, matrix.dtype)
-    column = jnp.arange(rank)
+    index = jnp.arange(rank)
 
     def of_panel(k, columns):
         # The last panel begins early, with some columns that are orthonormal already.
         start = jnp.minimum(k * width, rank - width)
-        before = jnp.where((column < start)[None], columns, 0)
+        before = jnp.where((index < start)[None], columns, 0)
         panel = jax.lax.dynamic_slice_in_dim(columns, start, width, 1)
 
         def has_errors(carry):
-            _, error, passes = carry
-            # What a pass leaves of a small error is its square.
-            return (passes < _PASSES) & (error > rounding)
+            _, squared_error, passes = carry
+            # Before the last pass, which leaves the square of a small error.
+            return (passes < _PASSES) & (squared_error > rounding)
 
         def reduce_errors(carry):
             panel, _, passes = carry
             overlap = dot(before.T, panel)
             panel = _unit_columns(panel - dot(before, overlap))
             inner = dot(panel.T, panel) - jnp.eye(width, dtype=matrix.dtype)
-            error = jnp.sum(overlap**2) + jnp.sum(inner**2)
-            return dot(panel, _inverse_factor(inner).T), error, passes + 1
+            squared_error = jnp.sum(overlap**2) + jnp.sum(inner**2)
+            return dot(panel, _inverse_factor(inner).T), squared_error, passes + 1
 
         carry = panel, jnp.full_like(rounding, jnp.inf), 0
         panel, *_ = jax.lax.while_loop(has_errors, reduce_errors, carry)
@@ -67,13 +67,15 @@ def blocked_q(matrix: jax.Array) -> jax.Array:
     # Too little to matter, unless there is nothing else. The cosines are orthogonal
     # to each other, and on all rows, also those that a gradient has left out.
     row = jnp.arange(m, dtype=matrix.dtype) + 0.5
-    cosines = jnp.cos(jnp.pi / m * jnp.outer(row, column.astype(matrix.dtype)))
-    columns = _unit_columns(unit_scale(matrix)) + 4 * rounding / m**0.5 * cosines
+    cosines = jnp.cos(jnp.pi / m * jnp.outer(row, index.astype(matrix.dtype)))
+    columns = _unit_columns(matrix) + 4 * rounding / m**0.5 * cosines
     return jax.lax.fori_loop(0, -(-rank // width), of_panel, _unit_columns(columns))
 
 
 def _unit_columns(matrix: jax.Array) -> jax.Array:
-    """Columns divided by their norms, unless these are 0."""
+    """Columns divided by their norms, however small, unless these are 0."""
+    largest = jnp.max(jnp.abs(matrix), axis=0, keepdims=True)
+    matrix = matrix / jnp.where(largest > 0, largest, 1)
     norms = jnp.linalg.norm(matrix, axis=0, keepdims=True)
     return matrix / jnp.where(norms > 0, norms, 1)
 
@@ -100,9 +102,9 @@ def _inverse_factor(error: jax.Array) -> jax.Array:
     def elimination():
         # The shift is above all rounding of pivots.
         shift = 2 * size * jnp.finfo(error.dtype).eps
-        both = jnp.concatenate([(1 + shift) * identity + error, identity], axis=1)
-        both = jax.lax.fori_loop(0, size, eliminate, both)
-        return both[:, size:] * jax.lax.rsqrt(jnp.diagonal(both))[:, None]
+        augmented = jnp.concatenate([(1 + shift) * identity + error, identity], axis=1)
+        reduced = jax.lax.fori_loop(0, size, eliminate, augmented)
+        return reduced[:, size:] * jax.lax.rsqrt(jnp.diagonal(reduced))[:, None]
 
     return jax.lax.cond(jnp.sum(error**2) < 0.01, newton, elimination)
 

@@ -36,11 +36,28 @@ def test_blocked_q(m, r, true_rank, precision):
     _check_q(matrix, true_rank, precision)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_blocked_q_at_any_scale(scale):
+@pytest.mark.parametrize(
+    "largest, smallest", [(1e-30, 1e-30), (1e30, 1e30), (1e20, 1e-25)]
+)
+def test_blocked_q_at_any_scale(largest, smallest):
+    """Of the matrix, and of its columns within one."""
     matrix = np.random.default_rng(0).normal(size=(20, 8))
-    small = blocked_q(jnp.asarray(scale * matrix, jnp.float32))
-    np.testing.assert_allclose(np.abs(small), np.abs(np.linalg.qr(matrix)[0]), 0, 1e-5)
+    scaled = matrix * np.geomspace(largest, smallest, 8)
+    q = np.abs(blocked_q(jnp.asarray(scaled, jnp.float32)))
+    np.testing.assert_allclose(q, np.abs(np.linalg.qr(matrix)[0]), 0, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ones", "many panels", "repeated", "kahan"])
+def test_blocked_q_of_columns_that_depend(kind):
+    matrix = {
+        "ones": np.ones((40, 40)),
+        "many panels": np.ones((300, 300)),
+        "repeated": np.repeat(np.eye(40), 2, axis=1)[:, :40],
+        "kahan": 0.9 ** np.arange(128)[:, None]
+        * (np.eye(128) - 0.43 * np.triu(np.ones((128, 128)), 1)),
+    }[kind]
+    q = blocked_q(jnp.asarray(matrix, jnp.float32))
+    assert common.orthonormality_error(q) < ROUNDING["float32"]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-6])
