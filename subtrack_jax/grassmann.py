@@ -185,7 +185,7 @@ def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
     # Loops, as the TPU compiler takes seconds over each product at this precision.
     def horner(i, values):
         cosine, sinc = values
-        k = jnp.asarray(10 - i, gram.dtype)  # 1 / 20! is below float64 rounding
+        k = jnp.asarray(9 - i, gram.dtype)
         cosine = identity - dot(small, cosine) / ((2 * k - 1) * (2 * k))
         sinc = identity - dot(small, sinc) / ((2 * k) * (2 * k + 1))
         return cosine, sinc
@@ -194,8 +194,9 @@ def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
         cosine, sinc = values
         return 2 * dot(cosine, cosine) - identity, dot(sinc, cosine)
 
-    one = identity + 0 * small  # a loop's values vary over a mesh from the start
-    values = jax.lax.fori_loop(0, 10, horner, (one, one))
+    # The last terms come first; 1 / 20! is below float64 rounding.
+    last = identity - small / (19 * 20), identity - small / (20 * 21)
+    values = jax.lax.fori_loop(0, 9, horner, last)
     cosine, sinc = jax.lax.fori_loop(0, halvings.astype(jnp.int32), double, values)
     return dot(basis, cosine) + dot(tangent, sinc)
 

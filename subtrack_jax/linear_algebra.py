@@ -12,9 +12,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def safe_norm(vector: jax.Array) -> jax.Array:
-    """The norm, or 1 where it is 0: to divide by."""
-    norm = jnp.linalg.norm(vector)
+def safe_norm(vector: jax.Array, axis: int | None = None) -> jax.Array:
+    """The norm, or norms along an axis that is kept, 1 where it is 0: to divide by."""
+    norm = jnp.linalg.norm(vector, axis=axis, keepdims=axis is not None)
     return jnp.where(norm > 0, norm, 1)
 
 

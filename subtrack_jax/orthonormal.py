@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from subtrack_jax.linear_algebra import dot, whole
+from subtrack_jax.linear_algebra import dot, safe_norm, whole
 
 # Columns that are made orthonormal at a time.
 _PANEL = 128
@@ -76,8 +76,7 @@ def _unit_columns(matrix: jax.Array) -> jax.Array:
     """Columns divided by their norms, however small, unless these are 0."""
     largest = jnp.max(jnp.abs(matrix), axis=0, keepdims=True)
     matrix = matrix / jnp.where(largest > 0, largest, 1)
-    norms = jnp.linalg.norm(matrix, axis=0, keepdims=True)
-    return matrix / jnp.where(norms > 0, norms, 1)
+    return matrix / safe_norm(matrix, axis=0)
 
 
 def _inverse_factor(error: jax.Array) -> jax.Array:
