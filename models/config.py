@@ -2,14 +2,27 @@
 
 import dataclasses
 import typing
-from typing import Literal
-
-from models.rotary import RotaryScaling
+from typing import Literal, NamedTuple
 
 Float = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
 
 _CHOICES = {"dtype": Float, "param_dtype": Float, "remat": Remat}
+
+
+class RotaryScaling(NamedTuple):
+    """How the frequencies of a trained model are lowered to read longer sequences.
+
+    A pair of dimensions that turns less than `low_frequency_factor` times over the
+    original length turns `factor` times slower, one that turns more than
+    `high_frequency_factor` times is left alone, and the frequencies of those
+    between are mixtures.
+    """
+
+    factor: float
+    original_length_tokens: int
+    low_frequency_factor: float
+    high_frequency_factor: float
 
 
 @dataclasses.dataclass(frozen=True)

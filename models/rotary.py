@@ -7,20 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-class RotaryScaling(NamedTuple):
-    """How the frequencies of a trained model are lowered to read longer sequences.
-
-    A pair of dimensions that turns less than `low_frequency_factor` times over the
-    original length turns `factor` times slower, one that turns more than
-    `high_frequency_factor` times is left alone, and the frequencies of those
-    between are mixtures.
-    """
-
-    factor: float
-    original_length_tokens: int
-    low_frequency_factor: float
-    high_frequency_factor: float
+from models.config import RotaryScaling
 
 
 class Rotary(NamedTuple):

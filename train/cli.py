@@ -18,6 +18,8 @@ from train.run import CONFIG_FILE, load_config
 
 Config = TypeVar("Config")
 
+PRETRAIN = "python -m train.pretrain"
+
 
 def parse(
     presets: Mapping[str, Config], default: str, program: str, argv: Sequence[str]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from models.llama import LlamaConfig
+from models.config import LlamaConfig
 from train.optimizer_config import OptimizerConfig
 from train.rules import (
     at_least_1,

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from models.llama import LlamaConfig
+from models.config import LlamaConfig
 from train import cli
 from train import mesh as meshes
 from train.collectives import KINDS, PHASES, Traffic

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from models.llama import PRESETS as MODELS
-from models.llama import LlamaConfig
+from models.config import PRESETS as MODELS
+from models.config import LlamaConfig
 from train.config import CheckpointConfig, DataConfig, PresetName, PretrainConfig
 from train.optimizer_config import OptimizerConfig
 

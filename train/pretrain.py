@@ -1,265 +1,27 @@
 """Pre-trains a LLaMA on text: `python -m train.pretrain --help`."""
 
-import contextlib
-import dataclasses
-import functools
 import io
-import math
 import sys
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import optax
-from flax import nnx
-from jax.sharding import Mesh
-
-from models import generation, hugging_face
-from train import cli, data, distributed, metrics, optimizers
-from train import mesh as meshes
-from train import step as steps
-from train.checkpoint import CheckpointError, Checkpoints, quiet_orbax
-from train.config import PretrainConfig
-from train.diagnostics import Diagnostics, check_has_subspaces
-from train.interruption import Interruption
-from train.journal import DivergedError, Journal
+from train import cli
 from train.presets import PRESETS
-from train.run import CONFIG_FILE, open_directory, save_config
-
-PROGRAM = "python -m train.pretrain"
 
 
-def pretrain(
-    config: PretrainConfig, text: data.Text, checkpoints: Checkpoints, mesh: Mesh
-) -> int:
-    """Trains from the newest checkpoint, or from the start, to the last step.
-
-    Args:
-      config: the run.
-      text: what it trains on.
-      checkpoints: where it continues and saves.
-      mesh: the devices, in a context that has them as JAX' mesh.
-
-    Returns:
-      The exit code: 0, or that of a signal which stopped the run.
-
-    Raises:
-      CheckpointError: a checkpoint cannot be written, or none can be read.
-      DivergedError: the loss stays infinite.
-      OSError: the metrics cannot be written.
-    """
-    schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
-    optimizer = optimizers.make_optimizer(
-        config.optimizer, schedule, config.seed, steps=config.steps
-    )
-    definition = steps.model_definition(config.model)
-    placed = meshes.abstract_state(config.model, optimizer, mesh)
-    train_step = steps.make_train_step(
-        definition,
-        optimizer,
-        schedule,
-        config.gradient_accumulation_steps,
-        config.z_loss_weight,
-        meshes.shardings_of(placed),
-        config.optimizer.max_gradient_norm,
-    )
-
-    def place(batch: data.Batch) -> Any:
-        return meshes.place_batch(batch, mesh)
-
-    def evaluate() -> float:
-        held_out = map(place, text.held_out_batches())
-        return steps.evaluate(definition, state.params, held_out)
-
-    def sample() -> str:
-        return _sample(nnx.merge(definition, state.params), text, config, mesh)
-
-    batches = text.train_batches()
-    state = checkpoints.restore(placed, batches, report=_warn)
-    if state is None:
-        state = _create_state(config, optimizer, placed)
-    first = int(state.step)
-    print(_summary(config, text, state))
-    if first == 0:
-        print(f"\nBefore training, held-out loss {evaluate():.3f}:\n{sample()}\n")
-    else:
-        print(f"\nContinued after step {first:,}.\n")
-
-    diagnostics = Diagnostics(config, first, mesh)
-    journal = Journal(config, first)
-    with journal, diagnostics, Interruption() as interruption:
-        previous = None
-        for step in range(first + 1, config.steps + 1):
-            diagnostics.before(step, state, journal.skipped_steps)
-            # Only dispatched: while it runs, the step before is written down.
-            state, values = train_step(state, place(next(batches)))
-            if previous is not None:
-                journal.record(*previous)
-            previous = (step, values)
-            diagnostics.after(step, state, journal.watch)
-            is_last = interruption.reached(step) or step == config.steps
-            if step % config.eval_every_steps == 0 or step == config.steps:
-                jax.block_until_ready(values)
-                with journal.watch.pause():
-                    values["eval_loss"] = evaluate()
-            if step % config.checkpoint.checkpoint_every_steps == 0 or is_last:
-                # The row first: a checkpoint has the rows of all its steps.
-                journal.record(*previous)
-                previous = None
-                with journal.watch.pause():
-                    checkpoints.save(step, state, batches)
-            if is_last:
-                break
-        checkpoints.wait()
-    if interruption.received is not None and step < config.steps:
-        print(
-            f"\nStopped by {interruption.received.name} after step {step:,}, which is "
-            f"saved. To continue: {_resume(config)}"
-        )
-        return interruption.exit_code
-    best = min((r["eval_loss"] for r in journal.rows if "eval_loss" in r), default=0)
-    print(
-        f"\nAfter training, best held-out loss {best:.3f}, perplexity "
-        f"{math.exp(best):.2f}:\n{sample()}\n"
-    )
-    print(_farewell(config))
-    return 0
-
-
-def _create_state(
-    config: PretrainConfig,
-    optimizer: optax.GradientTransformation,
-    placed: steps.TrainState,
-) -> steps.TrainState:
-    shardings = meshes.shardings_of(placed)
-    if config.init_from is None:
-        create = functools.partial(steps.create_state, config.model, optimizer)
-        seed = jax.random.key(config.seed)
-        return jax.jit(create, out_shardings=shardings)(seed)
-    with cli.user_errors(ValueError, OSError):
-        _, params = hugging_face.load(
-            config.init_from, param_dtype=config.model.param_dtype
-        )
-    create = functools.partial(steps.create_state_of, optimizer=optimizer)
-    params = jax.device_put(params, shardings.params)
-    return jax.jit(create, out_shardings=shardings)(params)
-
-
-def _sample(model: Any, text: data.Text, config: PretrainConfig, mesh: Mesh) -> str:
-    prompt = config.sample.sample_prompt
-    tokens = generation.generate(
-        model,
-        jnp.array([text.tokenizer.encode(prompt)]),
-        jax.random.key(config.seed),
-        length=config.sample.sample_length_tokens,
-        temperature=config.sample.sample_temperature,
-    )
-    tokens = meshes.on_all_devices(tokens, mesh)
-    return text.tokenizer.continue_text(prompt, tokens[0].tolist())
-
-
-def _summary(config: PretrainConfig, text: data.Text, state: steps.TrainState) -> str:
-    def size(tree: Any) -> str:
-        return f"{sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6:.1f} MB"
-
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return (
-        f"Model      {config.preset}: {count / 1e6:.1f} M parameters, "
-        f"{size(state.params)}\n"
-        f"Optimizer  {config.optimizer.name}: state of {size(state.opt_state)}\n"
-        f"Text       {text.description}\n"
-        f"Steps      {config.steps:,} of {config.data.batch_size_tokens:,} tokens\n"
-        f"Output     {config.output_dir}"
-    )
-
-
-def _resume(config: PretrainConfig) -> str:
-    return f"{PROGRAM} --resume --output-dir {config.output_dir}"
-
-
-def _farewell(config: PretrainConfig) -> str:
-    directory = config.output_dir
-    saved = directory / CONFIG_FILE
-    return (
-        f"Metrics, curve, tokenizer, config and checkpoints are in {directory}\n"
-        f"Resume     {_resume(config)}\n"
-        f"Repeat     {PROGRAM} --config {saved} --output-dir ANOTHER\n"
-        f"Sample     python -m train.generate --checkpoint {directory}\n"
-        f"Export     python -m train.export --checkpoint {directory} --to hf"
-    )
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
     # A sample may hold any character, also where the terminal knows only some.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    config = cli.parse(PRESETS, "tiny", PROGRAM, sys.argv[1:])
-    quiet_orbax()
+    argv = sys.argv[1:] if argv is None else argv
+    config = cli.parse(PRESETS, "tiny", cli.PRETRAIN, argv)
     try:
-        sys.exit(_run(config))
+        from train import loop  # slow to import: JAX, which help does without
+
+        sys.exit(loop.run(config))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _with_shape_of_weights(config: PretrainConfig) -> PretrainConfig:
-    """Of a run that starts from given weights, the shape and tokenizer are theirs."""
-    if config.init_from is None:
-        return config
-    given = config.model
-    theirs = hugging_face.load_config(
-        config.init_from, dtype=given.dtype, param_dtype=given.param_dtype
-    )
-    tokenizer = config.data.tokenizer or str(config.init_from)
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(theirs, remat=given.remat),
-        data=dataclasses.replace(config.data, tokenizer=tokenizer),
-    )
-
-
-def _run(config: PretrainConfig) -> int:
-    with contextlib.ExitStack() as stack:
-        with cli.user_errors(ValueError, OSError):
-            metrics.check_packages(config)
-            config = _with_shape_of_weights(config)
-            check_has_subspaces(config)
-            distributed.initialize(config.start)
-            stack.enter_context(distributed.silence_all_but_first())
-            mesh = meshes.make_mesh(config.mesh)
-            meshes.check_batch(
-                config.data.batch_size_sequences,
-                config.gradient_accumulation_steps,
-                mesh,
-            )
-            is_first = distributed.is_first()
-            found = is_first and stack.enter_context(open_directory(config))
-            found = distributed.agree(found)
-            text = data.open_text(
-                config.data,
-                config.model.vocabulary_size,
-                seed=config.seed,
-                tokenizer_directory=config.output_dir if found else None,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-            if is_first:
-                if not found:
-                    text.tokenizer.save(config.output_dir)
-                save_config(config, config.output_dir / CONFIG_FILE)
-        stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(meshes.rules())
-        # From here on a ValueError is a fault of the program, not of its user.
-        with (
-            cli.user_errors(OSError, CheckpointError, DivergedError),
-            Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
-        ):
-            return pretrain(config, text, checkpoints, mesh)
 
 
 if __name__ == "__main__":

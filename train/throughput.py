@@ -5,7 +5,7 @@ import sys
 
 import jax
 
-from models.llama import LlamaConfig
+from models.config import LlamaConfig
 
 # Dense bfloat16 peaks of one device, in 10^12 FLOP/s, from the makers' data sheets.
 # The first name found in the device kind counts.

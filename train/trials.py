@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import subtrack_jax as stj
-from models.llama import LlamaConfig
+from models.config import LlamaConfig
 from train import optimizers, records
 from train import step as steps
 from train.config import DataConfig, check_parts
