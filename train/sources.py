@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import gzip
+import io
 import itertools
 import json
 import pathlib
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import datasets
 
 EMBEDDED_TEXT = pathlib.Path(__file__).parent / "corpus" / "moby-dick.txt.gz"
+FINGERPRINT_BLOCK_BYTES = 2**16
 
 
 def find_files(pattern: str | None) -> list[pathlib.Path]:
@@ -37,6 +39,34 @@ def find_files(pattern: str | None) -> list[pathlib.Path]:
             f"no file matches --data-glob {pattern!r}; check it, and put it in quotes"
         )
     return paths
+
+
+def fingerprint(paths: list[pathlib.Path]) -> list[dict[str, Any]]:
+    """Name, size and checksum of each file, without reading all of it.
+
+    The checksum covers the first and the last 64 KiB. Directories are left out, so
+    that files which were moved together keep their fingerprint.
+
+    Example:
+      >>> fingerprint([EMBEDDED_TEXT])
+      [{'name': 'moby-dick.txt.gz', 'bytes': 486697, 'crc32': 2591207979}]
+
+    Raises:
+      OSError: a file cannot be read.
+    """
+    return [_fingerprint_of_file(path) for path in paths]
+
+
+def _fingerprint_of_file(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            first = file.read(FINGERPRINT_BLOCK_BYTES)
+            size = file.seek(0, io.SEEK_END)
+            file.seek(max(len(first), size - FINGERPRINT_BLOCK_BYTES))
+            checksum = zlib.crc32(file.read(), zlib.crc32(first))
+    except OSError as error:
+        raise OSError(f"cannot read {path}: {error}") from error
+    return {"name": path.name, "bytes": size, "crc32": checksum}
 
 
 def read_documents(paths: list[pathlib.Path], text_field: str) -> Iterator[str]:

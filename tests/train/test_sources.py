@@ -112,6 +112,21 @@ def test_embedded_text_is_moby_dick():
     assert len(text.encode()) == 1_204_996
 
 
+@pytest.mark.parametrize("size", [1, 2**16, 2**16 + 1, 2**18])
+def test_a_fingerprint_tells_other_bytes_at_both_ends_and_other_sizes(tmp_path, size):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a" * size)
+    (before,) = sources.fingerprint([path])
+    assert (before["name"], before["bytes"]) == ("a.txt", size)
+    moved = path.rename(tmp_path / "moved")
+    assert sources.fingerprint([moved])[0]["crc32"] == before["crc32"]
+    for position in {0, size - 1}:
+        data = bytearray(b"a" * size)
+        data[position] = 0
+        path.write_bytes(data)
+        assert sources.fingerprint([path])[0]["crc32"] != before["crc32"]
+
+
 BAD_FILES = [
     ("a.txt", b"ab\xff", ValueError, r"a.txt is not UTF-8 text: byte 0xff at .* 2;"),
     ("a.txt.gz", b"plain", OSError, r"cannot read .*a.txt.gz: Not a gzipped file"),
