@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,8 +29,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON object that people can read, too."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    """Writes a JSON object that people can read, too; an OSError names the file."""
+    try:
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:  # of a full disk it names none
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read(directory: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -128,4 +132,7 @@ def _write_file(path: os.PathLike[str], tensors: dict[str, np.ndarray]) -> None:
         # Without the format transformers 4 refuses the file.
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(path)) from error
         raise OSError(f"cannot write {path}: {error}") from error

@@ -19,10 +19,10 @@ from train import mesh as meshes
 from train.benchmark_report import Cost, plot, table
 from train.config import PresetName, Switch
 from train.cycles import estimated_cycles
+from train.files import write_whole
 from train.presets import PRESETS
 from train.provenance import machine, versions
 from train.rules import at_least_1, check
-from train.run import write_whole
 from train.subjects import METHODS, MOVING_ON_EVERY_STEP, Layout, Subject
 from train.targets import open_target
 from train.timing import by_turns

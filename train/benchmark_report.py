@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import matplotlib
 from matplotlib import figure
 
+from train.files import write_figure
 from train.timing import Spread, ratio, spread
 
 
@@ -115,4 +116,4 @@ def plot(costs: Mapping[str, Cost], interval: int, title: str, path: pathlib.Pat
             axes.axvline(1, color="black", linewidth=0.8)
             axes.set_xlabel(f"{name} / {next(iter(costs))}")
         all_axes[0].invert_yaxis()  # of all, which share it
-        drawing.savefig(path, dpi=120)
+        write_figure(path, drawing, dpi=120)

@@ -124,7 +124,7 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         advice = ""
-        if getattr(error, "errno", None) == errno.ENOSPC:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             advice = ": free some space and run the same command again"
         fail(str(error) + advice)
 

@@ -29,6 +29,7 @@ from train.comparison import (
 )
 from train.config import PretrainConfig
 from train.entries import Entry
+from train.files import write_figure, write_whole
 from train.interruption import Interruption
 from train.presets import PRESETS
 from train.records import Record
@@ -37,7 +38,6 @@ from train.run import (
     load_config,
     lock_directory,
     save_config,
-    write_whole,
 )
 from train.trials import Runner, Task
 from train.variants import Trial, Variant, all_variants
@@ -128,7 +128,7 @@ def write_report(
     directory = config.output_dir
     write_whole(directory / "table.md", text)
     write_whole(directory / "results.json", json.dumps(results, indent=2) + "\n")
-    comparison_report.plot(main, title).savefig(directory / "loss.png")
+    write_figure(directory / "loss.png", comparison_report.plot(main, title))
     return text
 
 

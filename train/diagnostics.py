@@ -82,6 +82,11 @@ class Diagnostics:
                     values[name] = jax.tree.map(_unknown, values[name])
             self._file.append(*_rows(step, values))
 
+    def sync(self) -> None:
+        """Flushes all rows to the disk."""
+        if self._is_on:
+            self._file.sync()
+
     def __enter__(self) -> "Diagnostics":
         return self
 
@@ -89,6 +94,7 @@ class Diagnostics:
         if not (self._is_on and self._file.rows and distributed.is_first()):
             return
         try:
+            self.sync()
             subspace_plot.plot(
                 self._file.rows,
                 f"{self._config.preset}, {self._config.optimizer.name}, "

@@ -2,17 +2,15 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import tokenizers
 
 from models import hugging_face
-from train import cli, trained
+from train import cli, files, trained
 from train.checkpoint import CheckpointError, quiet_orbax
 
 PROGRAM = "python -m train.export"
@@ -48,11 +46,9 @@ def export(config: ExportConfig) -> pathlib.Path:
         )
     model = trained.load(config.checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as partial:
-        directory = pathlib.Path(partial, target.name)
+    with files.replacing(target) as directory:
         directory.mkdir()
         _write_hugging_face(model, directory)
-        os.replace(directory, target)
     return target
 
 
@@ -63,7 +59,7 @@ def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None
     settings = _tokenizer_settings(directory, end_of_text)
     settings |= {"model_max_length": length}
     path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    files.write_whole(path, json.dumps(settings, indent=2) + "\n")
     hugging_face.save(
         directory,
         model.config.model,

@@ -64,6 +64,10 @@ class Journal:
             self._bar.write(f"step {step}: held-out loss {row['eval_loss']:.3f}")
         self._check_skipped(step, row["skipped_steps"])
 
+    def sync(self) -> None:
+        """Flushes all rows to the disk."""
+        self._writer.sync()
+
     def _count_skipped(self, skipped: int) -> int:
         """Returns how many steps in a row were skipped, up to this one."""
         before, in_a_row = self._skipped

@@ -103,6 +103,8 @@ def pretrain(
                 journal.record(*previous)
                 previous = None
                 with journal.watch.pause():
+                    journal.sync()
+                    diagnostics.sync()
                     checkpoints.save(step, state, batches)
             if is_last:
                 break

@@ -14,16 +14,16 @@ import matplotlib
 import numpy as np
 from matplotlib import figure
 
-from train import distributed
+from train import distributed, files
 from train.config import PretrainConfig
-from train.run import METRICS_FILE, write_whole
+from train.run import METRICS_FILE
 
 CURVE_FILE = "curve.png"
 WANDB_ID_FILE = "wandb-id.txt"
 
 
 class JsonLines:
-    """Rows in a file, one JSON object a line, on disk once `append` returns.
+    """Rows in a file, one JSON object a line, readable once `append` returns.
 
     Rows of an earlier process are taken over up to a step and the rest is dropped:
     steps after the checkpoint that a run resumes from are taken again. Of several
@@ -38,14 +38,18 @@ class JsonLines:
         self._path = path
         self.rows = [row for row in read_rows(path) if row["step"] <= last_step]
         if distributed.is_first():
-            write_whole(path, "".join(map(_line, self.rows)))
+            files.write_whole(path, "".join(map(_line, self.rows)))
 
     def append(self, *rows: dict[str, Any]) -> None:
         """Adds rows, each with its `step`."""
         if distributed.is_first():
-            with self._path.open("a") as file:
-                file.write("".join(map(_line, rows)))
+            files.append_whole(self._path, "".join(map(_line, rows)))
         self.rows += rows
+
+    def sync(self) -> None:
+        """Flushes the rows to the disk, where they outlive a loss of power."""
+        if distributed.is_first():
+            files.sync(self._path)
 
 
 class MetricsWriter:
@@ -75,8 +79,13 @@ class MetricsWriter:
             watcher.write(step, row)
         return row
 
+    def sync(self) -> None:
+        """Flushes the rows to the disk."""
+        self._file.sync()
+
     def close(self) -> None:
-        """Hands everything over to those who watch."""
+        """Flushes the rows and hands everything over to those who watch."""
+        self.sync()
         for watcher in self._watchers:
             watcher.close()
 
@@ -132,7 +141,7 @@ class _WeightsAndBiases:
 
         saved = config.output_dir / WANDB_ID_FILE
         if not saved.exists():
-            write_whole(saved, secrets.token_hex(8))
+            files.write_whole(saved, secrets.token_hex(8))
         try:
             self._run = wandb.init(
                 project=config.report.wandb_project,
@@ -215,4 +224,4 @@ def plot_curve(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> No
     axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    fig.savefig(path)
+    files.write_figure(path, fig)

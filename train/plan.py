@@ -17,11 +17,11 @@ from train import cli
 from train import mesh as meshes
 from train.collectives import KINDS, PHASES, Traffic
 from train.config import PresetName, PretrainConfig
+from train.files import write_whole
 from train.footprint import Footprint, measure
 from train.optimizer_config import OptimizerConfig, OptimizerName
 from train.presets import PRESETS
 from train.rules import at_least_1, check, positive
-from train.run import write_whole
 from train.targets import open_target
 
 PROGRAM = "python -m train.plan"

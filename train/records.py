@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pydantic
 
+from train.files import write_whole
 from train.optimizer_config import OptimizerConfig
 from train.optimizers import settings_of
-from train.run import write_whole
 from train.variants import Trial
 
 # Of the training curve, which is averaged in between.

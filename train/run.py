@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import filelock
 import pydantic
 
 from train.config import PretrainConfig
+from train.files import write_whole
 from train.rules import flag
 
 CONFIG_FILE = "config.json"
@@ -133,13 +133,6 @@ def differences(config: Any, other: Any) -> list[str]:
         for name in values
         if values[name] != others[name] and not free.fullmatch(name)
     ]
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Replaces a file at once: whoever reads it, or kills us, finds old or new."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib import figure
 
+from train.files import write_figure
+
 QUANTITIES = {
     "captured_energy": "captured energy",
     "grassmann_distance": "Grassmann distance moved (radians)",
@@ -65,7 +67,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
     fig.suptitle(title)
     handles = panels[0][0].get_legend_handles_labels()
     fig.legend(*handles, loc="outside lower center", ncols=10, frameon=False)
-    fig.savefig(path)
+    write_figure(path, fig)
 
 
 def _grouped(

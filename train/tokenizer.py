@@ -1,10 +1,8 @@
 """Tokenizers of two libraries, tokenizers and SentencePiece, behind one interface."""
 
 import abc
-import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar
 
@@ -12,6 +10,8 @@ import huggingface_hub
 import tokenizers
 from huggingface_hub import errors
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from train import files
 
 END_OF_TEXT = "<|endoftext|>"
 # All bytes, so that any text can be written, and END_OF_TEXT.
@@ -106,10 +106,8 @@ class Tokenizer(abc.ABC):
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes the tokenizer's file, all of it or nothing."""
-        with tempfile.TemporaryDirectory(dir=directory, prefix=".tokenizer-") as new:
-            path = pathlib.Path(new, self._file_name)
-            self._write(path)
-            os.replace(path, directory / self._file_name)
+        with files.replacing(directory / self._file_name) as partial:
+            self._write(partial)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without any token that begins or ends one."""

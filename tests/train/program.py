@@ -1,8 +1,10 @@
 """The program as a user runs it: in a process of its own, from the checkout."""
 
+import contextlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -46,6 +48,17 @@ def assert_refuses(main, capsys, argv, *messages):
     assert err.startswith("error: ")
     for message in messages:
         assert message in err
+
+
+@contextlib.contextmanager
+def limited_file_size(most_bytes):
+    """As on a full disk, files of this process cannot grow any further."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def run(*argv, program="train.pretrain", devices=1, **options):

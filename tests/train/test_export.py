@@ -12,7 +12,7 @@ from flax import nnx
 
 from models import hugging_face, llama
 from tests.train.finished import MODEL, damage, make_run
-from tests.train.program import assert_refuses
+from tests.train.program import assert_refuses, limited_file_size
 from tests.train.test_tokenizer import BOOK, TEXT
 from train import export, trained
 from train.checkpoint import CHECKPOINTS
@@ -223,6 +223,20 @@ def test_an_export_that_fails_half_way_leaves_nothing(
         monkeypatch.setattr(Tokenizer, "save", full_disk)
     argv = ["--checkpoint", finished_run, "--output-dir", tmp_path / "hf"]
     assert_error(capsys, argv, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "file"), [(1_000, "tokenizer.json"), (60_000, "model.safetensors")]
+)
+def test_a_full_disk_names_the_file_and_leaves_nothing(
+    finished_run, tmp_path, capsys, most_bytes, file
+):
+    target = tmp_path / "whale"
+    argv = ["--checkpoint", finished_run, "--output-dir", target]
+    with limited_file_size(most_bytes):
+        message = f"cannot write {target / file}: File too large"
+        assert_refuses(export.main, capsys, argv, message)
     assert list(tmp_path.iterdir()) == []
 
 

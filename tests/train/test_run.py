@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from train.run import (
     load_config,
     open_directory,
     save_config,
-    write_whole,
 )
 
 TINY = PRESETS["tiny"]
@@ -229,42 +227,6 @@ def test_only_what_changes_the_numbers_makes_a_difference():
 )
 def test_what_changes_the_numbers_is_told(change, told):
     assert differences(changed(**change), TINY) == [told]
-
-
-def test_a_file_is_replaced(tmp_path):
-    path = tmp_path / "file"
-    for text in ("old", "new ∘"):
-        write_whole(path, text)
-        assert path.read_text() == text
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("killed_in", ["write", "replace"])
-def test_a_write_that_is_cut_short_leaves_the_old_file(
-    tmp_path, monkeypatch, killed_in
-):
-    path = tmp_path / "file"
-    write_whole(path, "old")
-    write_text = pathlib.Path.write_text
-
-    def half(self, text):
-        write_text(self, text[: len(text) // 2])
-        raise OSError("No space left on device")
-
-    def killed(*paths):
-        raise KeyboardInterrupt
-
-    if killed_in == "write":
-        monkeypatch.setattr(pathlib.Path, "write_text", half)
-    else:
-        monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises((OSError, KeyboardInterrupt)):
-        write_whole(path, "something new")
-    monkeypatch.undo()
-    assert path.read_text() == "old"
-    write_whole(path, "something new")
-    assert path.read_text() == "something new"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_run_whose_metrics_are_gone_is_known_by_its_checkpoints(tmp_path):

@@ -1,0 +1,144 @@
+"""Atomic file writes: old or new content, never half of it, flushed to the disk."""
+
+import contextlib
+import errno
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+# Files that still lack their final name; a program that ends at once removes them.
+_unfinished: set[pathlib.Path] = set()
+
+
+class WriteError(OSError):
+    """A file that cannot be written, and why."""
+
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}"
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path for a file or a directory, which replaces `path` at the end.
+
+    The content is flushed to the disk before it gets its name. After an exception
+    `path` is as it was, and what was written is removed. A directory replaces only
+    an empty one.
+
+    Raises:
+      WriteError: the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory, "numbers.txt")
+    ...     with replacing(path) as partial:
+    ...         _ = partial.write_text("1 2 3")
+    ...     path.read_text()
+    '1 2 3'
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    _unfinished.add(partial)
+    try:
+        with errors_name(path, partial):
+            _remove(partial)  # from a process that was killed
+            yield partial
+            sync(partial)
+            os.replace(partial, path)
+            sync(path.parent, recursive=False)
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(partial)
+        _unfinished.discard(partial)
+
+
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Replaces a file at once, see `replacing`; text is written as UTF-8."""
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_figure(path: pathlib.Path, figure: Any, **options: Any) -> None:
+    """Replaces a PNG by a drawing of matplotlib; `options` are those of `savefig`."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", **options)
+    write_whole(path, drawn.getvalue())
+
+
+def append_whole(path: pathlib.Path, text: str) -> None:
+    """Adds text to a file, all of it or nothing; `sync` flushes it to the disk.
+
+    Raises:
+      WriteError: the text cannot be written.
+    """
+    with errors_name(path), path.open("ab", buffering=0) as file:
+        before = file.tell()
+        rest = memoryview(text.encode())
+        try:
+            while rest:  # a disk with a little space takes a part
+                rest = rest[file.write(rest) :]
+        except BaseException:
+            file.truncate(before)
+            raise
+
+
+def sync(path: pathlib.Path, *, recursive: bool = True) -> None:
+    """Flushes a file, or a directory with all that is in it, to the disk.
+
+    Args:
+      path: the file or directory.
+      recursive: False flushes only the names in the directory.
+
+    Raises:
+      OSError: something cannot be flushed.
+    """
+    for inner in path.iterdir() if recursive and path.is_dir() else ():
+        sync(inner)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot flush directories.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def errors_name(
+    path: pathlib.Path, partial: pathlib.Path | None = None
+) -> Iterator[None]:
+    """Makes a WriteError of an OSError that names no file, as those of a full disk.
+
+    An error of another file is not changed. One of a file in the directory `partial`,
+    which is to become `path`, names the file in `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            file = pathlib.Path(os.fsdecode(error.filename))
+            if partial is not None and file.is_relative_to(partial):
+                path = path if file == partial else path / file.name
+            elif file != path:
+                raise
+        reason = error.strerror or str(error)
+        raise WriteError(error.errno, reason, str(path)) from error
+
+
+def discard_unfinished() -> None:
+    """Removes what `replacing` has not finished, for a program that ends at once."""
+    for partial in tuple(_unfinished):
+        with contextlib.suppress(OSError):
+            _remove(partial)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
