@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import grain
 
@@ -35,6 +36,7 @@ class Text:
     _seed: int
     _train: Callable[[int], grain.IterDataset[Batch]]
     _held_out: grain.IterDataset[Batch]
+    _epoch: Callable[[dict[str, Any]], float]  # given the state of train batches
 
     def train_batches(self, seed: int | None = None) -> grain.DatasetIterator[Batch]:
         """Batches without end, each epoch in an order of its own.
@@ -47,6 +49,10 @@ class Text:
         on exactly as they would have. `close` the iterator before the program ends.
         """
         return iter(self._train(self._seed if seed is None else seed))
+
+    def epoch(self, batches: grain.DatasetIterator[Batch]) -> float:
+        """Passes over the training text so far; whole ones of a streamed dataset."""
+        return self._epoch(batches.get_state())
 
     def held_out_batches(self) -> Iterator[Batch]:
         """The held-out text, once and in order; see `train_batches`.
@@ -131,6 +137,7 @@ def _open_files(
         seed,
         lambda seed: packing.shuffled_batches(train, config, seed, part),
         packing.ordered_batches(held_out, config, part),
+        lambda state: state["next_index"] * config.batch_size_sequences / len(train),
     )
 
 
@@ -167,7 +174,15 @@ def _open_stream(
         seed,
         train_batches,
         packing.ordered_batches(held_out, config, part),
+        _epoch_of_stream,
     )
+
+
+def _epoch_of_stream(state: dict[str, Any]) -> float:
+    """The epoch in the state of a `ShuffledStream` that others are built on."""
+    while "epoch" not in state:
+        state = state["documents" if "documents" in state else "parent"]
+    return state["epoch"]
 
 
 def _describe_rest(held_out: Rows, tokenizer: Tokenizer) -> str:

@@ -1,5 +1,6 @@
 """What is written down of each step, and when a run has to end."""
 
+import time
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ class Journal:
     def __init__(self, config: PretrainConfig, first: int):
         self._config = config
         self._writer = metrics.MetricsWriter(config, first)
-        self._flops = config.data.batch_size_tokens * throughput.flops_per_token(
+        self._flops_per_token = throughput.flops_per_token(
             config.model, config.data.sequence_length_tokens
         )
         self._peak_flops = throughput.peak_flops(config.report.peak_teraflops)
@@ -32,7 +33,9 @@ class Journal:
         )
         self._skipped = [0, 0]  # so far, and the last of them in a row
         for row in self.rows:
-            self._count_skipped(row["skipped_steps"])
+            self._count_skipped(row.get("skipped_steps", self._skipped[0]))
+        self._tokens, seconds = self._totals(first)
+        self._began = time.perf_counter() - seconds
         self.watch = metrics.Stopwatch()
 
     @property
@@ -46,13 +49,21 @@ class Journal:
         return self._skipped[0]
 
     def record(self, step: int, values: dict[str, Any]) -> None:
-        """Waits for a step and writes it down."""
+        """Waits for a step and writes it down.
+
+        Args:
+          step: the step.
+          values: its metrics; `batch_tokens` becomes the count of all tokens so far.
+        """
         values = jax.device_get(values)
-        seconds = self.watch.lap()
-        rate = self._config.data.batch_size_tokens / seconds
+        batch_tokens = values.pop("batch_tokens")
+        self._tokens += int(batch_tokens)
+        values["tokens"] = self._tokens
+        values["elapsed_seconds"] = time.perf_counter() - self._began
+        rate = int(batch_tokens) / self.watch.lap()
         values["tokens_per_second"] = rate
         if self._peak_flops is not None:
-            values["mfu"] = self._flops / seconds / self._peak_flops
+            values["mfu"] = rate * self._flops_per_token / self._peak_flops
         values["peak_memory_bytes"] = throughput.peak_memory_bytes()
         row = self._writer.write(step, **values)
         shown = {"loss": f"{row['loss']:.3f}", "tokens/s": f"{rate:,.0f}"}
@@ -67,6 +78,20 @@ class Journal:
     def sync(self) -> None:
         """Flushes all rows to the disk."""
         self._writer.sync()
+
+    def _totals(self, step: int) -> tuple[int, float]:
+        """Tokens and seconds up to a step, of earlier processes.
+
+        Where its row has been lost, or is of a version without them, the tokens since
+        the last count are those of steps like the ones before; seconds are lost.
+        """
+        counts = (row for row in reversed(self.rows) if row.get("tokens"))
+        last = next(counts, {"step": 0, "tokens": 0, "elapsed_seconds": 0.0})
+        batch_tokens = self._config.data.batch_size_tokens
+        if last["step"]:
+            batch_tokens = last["tokens"] / last["step"]
+        missing = round((step - last["step"]) * batch_tokens)
+        return last["tokens"] + missing, last["elapsed_seconds"]
 
     def _count_skipped(self, skipped: int) -> int:
         """Returns how many steps in a row were skipped, up to this one."""

@@ -89,6 +89,7 @@ def pretrain(
             diagnostics.before(step, state, journal.skipped_steps)
             # Only dispatched: while it runs, the step before is written down.
             state, values = train_step(state, place(next(batches)))
+            values["epoch"] = text.epoch(batches)
             if previous is not None:
                 journal.record(*previous)
             previous = (step, values)

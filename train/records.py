@@ -158,7 +158,8 @@ def thinned(
     """Averages stretches of steps' metrics, as many as make a curve of a whole run."""
     size = math.ceil(total / MAX_CURVE_POINTS)
     stretches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    names = [n for n in rows[0] if n not in ("learning_rate", "skipped_steps")]
+    left_out = ("batch_tokens", "learning_rate", "skipped_steps")
+    names = [name for name in rows[0] if name not in left_out]
     means = [
         {name: finite(float(np.mean([row[name] for row in stretch]))) for name in names}
         for stretch in stretches

@@ -76,8 +76,8 @@ def make_train_step(
     Returns:
       The step: (state, batch) -> (new state, metrics). The metrics are scalars:
       `loss`, the mean cross-entropy over the batch's tokens before the step, in
-      nats; `gradient_norm`, before clipping; `learning_rate`; `skipped_steps`, so
-      far; and what `subspace_metrics` finds.
+      nats; `batch_tokens`, the number of them; `gradient_norm`, before clipping;
+      `learning_rate`; `skipped_steps`, so far; and what `subspace_metrics` finds.
     """
 
     def weighed(params, batch, weight):
@@ -133,6 +133,7 @@ def make_train_step(
         skipped_steps = state.skipped_steps + ~is_finite
         metrics = {
             "loss": loss,
+            "batch_tokens": jnp.sum(batch["mask"]),
             "gradient_norm": norm,
             "learning_rate": schedule(state.step - state.skipped_steps),
             "skipped_steps": skipped_steps,

@@ -30,7 +30,7 @@ ENVIRONMENT = os.environ | {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
 }
-TIMINGS = {"tokens_per_second", "peak_memory_bytes", "mfu"}
+TIMINGS = {"elapsed_seconds", "tokens_per_second", "peak_memory_bytes", "mfu"}
 
 
 def command(*argv, program="train.pretrain"):

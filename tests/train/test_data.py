@@ -310,6 +310,27 @@ def test_batches_go_on_exactly(config, tokenizer_directory):
     fresh.close()
 
 
+@pytest.mark.parametrize("packing", ["packed", "padded"])
+def test_epochs_count_passes_over_the_text(source, tokenizer_directory, packing):
+    """Of a dataset, which is read ahead, only whole ones are known."""
+    text = open_text(
+        describe(packing, **source), tokenizer_directory=tokenizer_directory
+    )
+    batches = text.train_batches()
+    epochs, rows = [text.epoch(batches)], []
+    while epochs[-1] < 2:
+        rows += rows_of([next(batches)])
+        epochs.append(text.epoch(batches))
+    batches.close()
+    assert epochs[0] == 0 and epochs == sorted(epochs)
+    if "dataset" in source:
+        assert set(epochs) == {0, 1, 2}
+    else:
+        np.testing.assert_allclose(np.diff(epochs), epochs[1])
+        in_one = round(ROWS / epochs[1])
+        assert len(set(rows)) == len(set(rows[:in_one])) > len(set(rows[: in_one - 9]))
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rows_of_files(lines, tokenizer_directory, count):
     for kind in ("packed", "padded"):

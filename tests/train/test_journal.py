@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -21,8 +22,10 @@ def config(tmp_path):
     )
 
 
-def values(skipped_steps=0, loss=2.0, **more):
-    return {"loss": jnp.float32(loss), "skipped_steps": jnp.int32(skipped_steps)} | more
+def values(skipped_steps=0, loss=2.0, batch_tokens=100, **more):
+    numbers = {"skipped_steps": skipped_steps, "batch_tokens": batch_tokens}
+    integers = {name: jnp.int32(number) for name, number in numbers.items()}
+    return {"loss": jnp.float32(loss)} | integers | more
 
 
 def record_all(journal, skipped, first=1):
@@ -101,6 +104,39 @@ def test_steps_skipped_long_ago_do_not_end_a_resumed_run(config):
         record_all(journal, [1, 1, 0])
     with Journal(config, 3) as journal:
         record_all(journal, [0, 0], first=4)
+
+
+def test_tokens_without_padding_and_seconds_add_up(config, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", iter(range(0, 1000, 10)).__next__)
+    with Journal(config, 0) as journal:  # which looks at the clock twice
+        journal.record(1, values(batch_tokens=100))
+        journal.record(2, values(batch_tokens=60))
+    assert [row["tokens"] for row in journal.rows] == [100, 160]
+    assert [row["elapsed_seconds"] for row in journal.rows] == [20, 40]
+    assert [row["tokens_per_second"] for row in journal.rows] == [5, 3]
+
+
+def test_a_resumed_run_adds_to_tokens_and_seconds(config):
+    with Journal(config, 0) as journal:
+        record_all(journal, [0, 0, 0])
+    before = journal.rows[1]["elapsed_seconds"]
+    with Journal(config, 2) as journal:
+        record_all(journal, [0], first=3)
+    assert journal.rows[2]["tokens"] == 300
+    assert before < journal.rows[2]["elapsed_seconds"] < before + 60
+
+
+def test_tokens_of_lost_rows_are_those_of_steps_like_the_others(config):
+    path = config.output_dir / METRICS_FILE
+    for content, tokens in [
+        ('{"step": 2, "loss": 1, "skipped_steps": 0}\n', 4 * 1024),
+        ('{"step": 2, "loss": 1, "tokens": 8, "elapsed_seconds": 7.5}\n', 16),
+    ]:
+        path.write_text(content)
+        with Journal(config, 4) as journal:
+            journal.record(5, values(batch_tokens=1))
+        assert journal.rows[-1]["tokens"] == tokens + 1
+    assert journal.rows[-1]["elapsed_seconds"] >= 7.5
 
 
 def full_disk(*args, **options):

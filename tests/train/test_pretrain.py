@@ -27,8 +27,12 @@ def test_a_short_run_learns_and_leaves_its_files(tmp_path, optimizer):
 
     rows = read_metrics(directory)
     assert [row["step"] for row in rows] == list(range(1, 43))
-    for row in rows:
+    seconds = 0.0
+    for step, row in enumerate(rows, 1):
         assert row["tokens_per_second"] > 0
+        assert row["tokens"] == step * 4 * 32
+        assert row["epoch"] == pytest.approx(step * rows[0]["epoch"])
+        assert seconds < (seconds := row["elapsed_seconds"])
         assert row["learning_rate"] > 0
         assert row["gradient_norm"] > 0
         assert 0 < row["loss"] < 7

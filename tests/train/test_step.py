@@ -103,6 +103,7 @@ def test_accumulated_parts_equal_the_whole_batch(state, parts):
     split, split_metrics = make(gradient_accumulation_steps=parts)(state, batch)
     assert_close(split.params, whole.params, rtol=1e-5, atol=1e-7)
     assert_close(split_metrics, metrics, rtol=1e-5)
+    assert metrics["batch_tokens"] == jnp.sum(batch["mask"]) < batch["mask"].size
 
 
 def test_sums_of_bfloat16_parts_keep_their_digits():
