@@ -10,6 +10,9 @@ from subtrack_jax.linear_algebra import dot, power_of_two
 from subtrack_jax.orthonormal import orthonormal_columns
 from subtrack_jax.trackers import Init, Tracker, leading_directions
 
+# Of Adam, by which Online Subspace Descent learns its projection.
+PROJECTION_LEARNING_RATE = 5e-3
+
 
 def power_iteration(
     rho: jax.typing.ArrayLike = 0.908, init: Init = "randomized"
@@ -74,7 +77,7 @@ def online_pca(
     Raises:
       ValueError: if `init` is none of its choices.
     """
-    inner = optax.adam(5e-3) if optimizer is None else optimizer
+    inner = optax.adam(PROJECTION_LEARNING_RATE) if optimizer is None else optimizer
 
     # Without their names: who looks for Adam's `mu` in the state shall find one.
     def remember(basis):

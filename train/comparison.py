@@ -10,7 +10,7 @@ import tyro
 
 from train.config import PresetName
 from train.entries import Entry, Try
-from train.optimizer_config import OptimizerConfig, OptimizerName
+from train.optimizer_config import OptimizerConfig, OptimizerName, schedule_phases
 from train.records import Record
 from train.rules import fits_32_bits
 from train.trials import Task
@@ -33,7 +33,7 @@ class Settings(OptimizerConfig):
 
     name: Annotated[OptimizerName, tyro.conf.Suppress] = "subtrack"
     learning_rate: Annotated[float, tyro.conf.Suppress] = 1e-3
-    scale: Annotated[float, tyro.conf.Suppress] = 0.25
+    scale: Annotated[float | None, tyro.conf.Suppress] = None
     matrix_learning_rate_scale: Annotated[float, tyro.conf.Suppress] = 1.0
 
 
@@ -55,7 +55,7 @@ class CompareConfig:
         subtrack without tracking: what it loses, tracking wins.
       learning_rates: peak learning rates to try.
       matrix_scales: factors on the updates of matrices to try: scale of the low-rank
-        methods, matrix_learning_rate_scale of the others.
+        methods with subspaces, matrix_learning_rate_scale of the others.
       seeds: each decides initial parameters, order of the data and random subspaces,
         alike for all methods.
       sweep: settings and values to try one by one, all else being equal, each with a
@@ -153,6 +153,9 @@ def make_plan(config: CompareConfig) -> Plan:
         variant.search(config.learning_rates, config.matrix_scales)
         for variant in all_variants(variants, sweeps)
     ]
+    for search in searches:
+        for optimizer in search:
+            schedule_phases(optimizer, config.task.steps)  # raises if it does not fit
     turns = range(max(map(len, searches)))
     trials = [
         Trial(search[turn], seed)

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib import figure
 
 from train.entries import Entry, Try, by_loss
+from train.methods import resolved
 from train.variants import Sweep, Variant, word
 
 # The loss of the first tenth of a run would flatten all that follows.
@@ -123,7 +124,7 @@ def aggregate(entries: Sequence[Entry], steps: int) -> list[dict[str, Any]]:
     return [
         {
             "optimizer": entry.variant.label,
-            "settings": dataclasses.asdict(entry.best.optimizer),
+            "settings": dataclasses.asdict(resolved(entry.best.optimizer)),
             "seconds": entry.seconds(steps) if entry.ran_fully else None,
             "step_seconds": entry.step_seconds,
             "state_bytes": entry.best.records[0].state_bytes,

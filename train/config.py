@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from models.config import LlamaConfig
-from train.optimizer_config import OptimizerConfig
+from train.optimizer_config import OptimizerConfig, schedule_phases
 from train.rules import (
     at_least_1,
     between_0_and_1,
@@ -280,3 +280,4 @@ class PretrainConfig:
         check(self, not_negative, "z_loss_weight")
         check(self, fits_32_bits, "seed")
         check_parts(self.data, self.gradient_accumulation_steps)
+        schedule_phases(self.optimizer, self.steps)  # raises if it does not fit

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import subtrack_jax as stj
 from models import llama
-from train import distributed, optimizers, subspace_plot
+from train import distributed, methods, subspace_plot
 from train.config import PretrainConfig
 from train.metrics import JsonLines, Stopwatch
 from train.step import TrainState
@@ -37,7 +37,9 @@ class Diagnostics:
         self._config = config
         self._is_on = config.report.diagnostics
         self._every = (
-            config.report.diagnostics_every_steps or config.optimizer.update_interval
+            config.report.diagnostics_every_steps
+            or config.optimizer.update_interval
+            or methods.resolved(config.optimizer).update_interval
         )
         self._before: stj.TrackSubspaceState | None = None
         if self._is_on:
@@ -98,7 +100,7 @@ class Diagnostics:
             subspace_plot.plot(
                 self._file.rows,
                 f"{self._config.preset}, {self._config.optimizer.name}, "
-                f"rank {self._config.optimizer.rank}",
+                f"rank {methods.resolved(self._config.optimizer).rank}",
                 self._config.output_dir / PLOT_FILE,
             )
         except OSError:
@@ -110,8 +112,8 @@ def check_has_subspaces(config: PretrainConfig) -> None:
     """Raises a ValueError if the config asks for diagnostics of nothing."""
     if not config.report.diagnostics:
         return
-    name, rank = config.optimizer.name, config.optimizer.rank
-    if not optimizers.has_subspaces(name):
+    name, rank = config.optimizer.name, methods.resolved(config.optimizer).rank
+    if not methods.has_subspaces(name):
         raise ValueError(
             f"--diagnostics looks at subspaces, which --optimizer {name} does not "
             "have: take a low-rank one, such as subtrack"

@@ -28,7 +28,10 @@ def _published(
             sequence_length_tokens=256, batch_size_sequences=batch_size_sequences
         ),
         optimizer=OptimizerConfig(
-            rank=rank, learning_rate=learning_rate, update_interval=update_interval
+            rank=rank,
+            learning_rate=learning_rate,
+            update_interval=update_interval,
+            eps=1e-6,
         ),
         checkpoint=CheckpointConfig(checkpoint_every_steps=1_000),
     )
@@ -41,7 +44,9 @@ PRESETS: dict[str, PretrainConfig] = {
     for config in [
         PretrainConfig(
             model=LlamaConfig(2048, 256, 688, num_layers=4, num_heads=4),
-            optimizer=OptimizerConfig(rank=64, update_interval=50, learning_rate=3e-3),
+            optimizer=OptimizerConfig(
+                rank=64, update_interval=50, learning_rate=3e-3, eps=1e-6
+            ),
         ),
         _published("llama-9m", rank=32),
         _published("llama-20m", rank=64),

@@ -1,5 +1,6 @@
 """What is written down of a trial, and where."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,8 +14,8 @@ import numpy as np
 import pydantic
 
 from train.files import write_whole
-from train.optimizer_config import OptimizerConfig
-from train.optimizers import settings_of
+from train.methods import canonical, resolved, settings_of
+from train.optimizer_config import OptimizerConfig, migrated
 from train.variants import Trial
 
 # Of the training curve, which is averaged in between.
@@ -91,8 +92,12 @@ def path_of(trial: Trial, directory: pathlib.Path) -> pathlib.Path:
     }
     values = json.dumps(chosen | {"seed": trial.seed}, sort_keys=True)
     digest = hashlib.sha256(values.encode()).hexdigest()[:12]
-    name = f"{optimizer.name}-{optimizer.learning_rate:g}-seed{trial.seed}-{digest}"
-    return directory / f"{name}.json"
+    return directory / f"{_name(trial)}-{digest}.json"
+
+
+def _name(trial: Trial) -> str:
+    optimizer = trial.optimizer
+    return f"{optimizer.name}-{optimizer.learning_rate:g}-seed{trial.seed}"
 
 
 def save(record: Record, directory: pathlib.Path) -> None:
@@ -110,21 +115,50 @@ def load(trial: Trial, directory: pathlib.Path) -> Record | None:
     """
     path = path_of(trial, directory)
     if not path.exists():
-        return None
-    try:
-        record = pydantic.TypeAdapter(Record).validate_json(path.read_bytes())
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise ValueError(
-            f"{path} is not the record of a trial: {where}: {first['msg']}; delete it "
-            "to run the trial again"
-        ) from error
-    if record.trial != trial:
+        return _of_earlier_version(trial, directory)
+    record = _read(path)
+    if not _is_of(record, trial):
         raise ValueError(
             f"{path} is the record of another trial: delete it to run this one"
         )
-    return record
+    return dataclasses.replace(record, trial=trial)
+
+
+def _read(path: pathlib.Path) -> Record:
+    try:
+        values = json.loads(path.read_bytes())
+        with contextlib.suppress(KeyError, TypeError):
+            settings = values["trial"]["optimizer"]
+            values["trial"]["optimizer"] = migrated(settings)
+        return pydantic.TypeAdapter(Record).validate_python(values)
+    except ValueError as error:
+        what = str(error)
+        if isinstance(error, pydantic.ValidationError):
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "all of it"
+            what = f"{where}: {first['msg']}"
+        raise ValueError(
+            f"{path} is not the record of a trial: {what}; delete it to run the trial "
+            "again"
+        ) from error
+
+
+def _is_of(record: Record, trial: Trial) -> bool:
+    """Whether a trial says the same as that of a record, in other words perhaps."""
+    ours, theirs = canonical(trial.optimizer), canonical(record.trial.optimizer)
+    return dataclasses.asdict(ours) == dataclasses.asdict(theirs) and (
+        trial.seed == record.trial.seed
+    )
+
+
+def _of_earlier_version(trial: Trial, directory: pathlib.Path) -> Record | None:
+    """The record under the name it had when settings had other defaults."""
+    for path in sorted(directory.glob(f"{_name(trial)}-*.json")):
+        with contextlib.suppress(ValueError):
+            record = _read(path)
+            if _is_of(record, trial):
+                return dataclasses.replace(record, trial=trial)
+    return None
 
 
 def load_finished(
@@ -141,7 +175,7 @@ def _kind(optimizer: OptimizerConfig, count: int) -> str:
         return "first"
     if "update_interval" not in settings_of(optimizer):
         return "steady"
-    return "steady" if count % optimizer.update_interval else "moving"
+    return "steady" if count % resolved(optimizer).update_interval else "moving"
 
 
 def by_kind(seconds: Sequence[float], optimizer: OptimizerConfig) -> dict[str, float]:

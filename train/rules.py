@@ -20,6 +20,7 @@ from_0_below_1 = Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")
 from_0_to_1 = Rule(lambda x: 0 <= x <= 1, "from 0 to 1")
 above_0_to_1 = Rule(lambda x: 0 < x <= 1, "above 0 and at most 1")
 quarter_turn = Rule(lambda x: 0 < x <= 1.57, "above 0 and at most 1.57")
+steps_of_32_bits = Rule(lambda x: 1 <= x < 2**31, "at least 1 and below 2^31")
 fits_32_bits = Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2^32")
 
 
@@ -32,8 +33,11 @@ def flag(field: str) -> str:
 
 
 def check(config: Any, rule: Rule, *fields: str) -> None:
-    """Raises a ValueError that names the flag of the first field to break a rule."""
+    """Raises a ValueError that names the flag of the first field to break a rule.
+
+    None, for a value that is not given, breaks none.
+    """
     for field in fields:
         value = getattr(config, field)
-        if not rule.holds(value):
+        if value is not None and not rule.holds(value):
             raise ValueError(f"{flag(field)} must be {rule.words}, got {value}")

@@ -13,6 +13,7 @@ import pydantic
 
 from train.config import PretrainConfig
 from train.files import write_whole
+from train.optimizer_config import migrated
 from train.rules import flag
 
 CONFIG_FILE = "config.json"
@@ -98,6 +99,8 @@ def load_config(kind: type[Config], path: pathlib.Path) -> Config:
     """
     try:
         values = json.loads(path.read_text())
+        if isinstance(values, dict) and "optimizer" in values:
+            values["optimizer"] = migrated(values["optimizer"])
         config = pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
@@ -124,7 +127,7 @@ def differences(config: Any, other: Any) -> list[str]:
     Where a run is kept, saved and watched makes no difference to its numbers, nor
     does how long it bears skipped steps.
     """
-    values, others = (_flat(dataclasses.asdict(each)) for each in (config, other))
+    values, others = (_flat(_resolved(each)) for each in (config, other))
     free = re.compile(
         r"output_dir|mesh|max_skipped_steps_in_a_row|(checkpoint|report|sample|start)\..*"
     )
@@ -133,6 +136,16 @@ def differences(config: Any, other: Any) -> list[str]:
         for name in values
         if values[name] != others[name] and not free.fullmatch(name)
     ]
+
+
+def _resolved(config: Any) -> dict[str, Any]:
+    """Values of a config, alike for all that mean the same optimizer."""
+    from train.methods import resolved  # needs JAX, which errors before do not
+
+    values = dataclasses.asdict(config)
+    if "optimizer" in values:
+        values["optimizer"] = dataclasses.asdict(resolved(config.optimizer))
+    return values
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

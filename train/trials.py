@@ -13,7 +13,7 @@ import optax
 
 import subtrack_jax as stj
 from models.config import LlamaConfig
-from train import optimizers, records
+from train import methods, optimizers, records
 from train import step as steps
 from train.config import DataConfig, check_parts
 from train.data import Text
@@ -182,7 +182,7 @@ class Runner:
 
 def _shared(optimizer: OptimizerConfig) -> OptimizerConfig:
     """Without what the compiled step is told as numbers."""
-    field = optimizers.matrix_scale_field(optimizer.name)
+    field = methods.matrix_scale_field(optimizer.name)
     return dataclasses.replace(optimizer, learning_rate=1.0, **{field: 1.0})
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pydantic
 
+from train.methods import canonical, matrix_scale_field, resolved, settings_of
 from train.optimizer_config import OptimizerConfig, OptimizerName
-from train.optimizers import canonical, matrix_scale_field, settings_of
 
 _TYPES = typing.get_type_hints(OptimizerConfig)
 
@@ -29,7 +29,8 @@ class Trial:
     @property
     def matrix_scale(self) -> float:
         """The method's factor on matrices, under whichever name it has it."""
-        return getattr(self.optimizer, matrix_scale_field(self.optimizer.name))
+        field = matrix_scale_field(self.optimizer.name)
+        return getattr(resolved(self.optimizer), field)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +171,11 @@ def _assignment(text: str, where: str) -> tuple[str, str]:
 
 def _value(name: str, text: str, where: str) -> Any:
     kind = _TYPES[name]
-    if text == "none" and type(None) in typing.get_args(kind):
-        return None
     try:
         return pydantic.TypeAdapter(kind).validate_python(text)
     except pydantic.ValidationError as error:
+        if text == "none" and type(None) in typing.get_args(kind):
+            return None
         message = error.errors()[0]["msg"]
         raise ValueError(f"{where}: {name}={text}: {message}") from error
 

@@ -8,7 +8,8 @@ import pytest
 from models.llama import PRESETS as MODELS
 from train import cli, optimizers
 from train.config import PresetName
-from train.optimizer_config import OptimizerName
+from train.methods import resolved
+from train.optimizer_config import OptimizerName, schedule_phases
 from train.presets import PRESETS
 
 
@@ -50,8 +51,11 @@ def test_published_settings(name, rank, interval, learning_rate, batch):
     assert config.optimizer.learning_rate == learning_rate
     assert config.data.batch_size_sequences == batch
     assert config.data.sequence_length_tokens == 256
-    assert (config.steps, config.optimizer.warmup_fraction) == (10_000, 0.1)
-    assert (config.optimizer.eps, config.optimizer.scale) == (1e-6, 0.25)
+    assert schedule_phases(config.optimizer, config.steps) == (1_000, 0, 9_000)
+    settings = resolved(config.optimizer)
+    assert (settings.schedule, settings.final_learning_rate_fraction) == ("cosine", 0.1)
+    assert (settings.b1, settings.b2, settings.eps) == (0.9, 0.999, 1e-6)
+    assert (settings.scale, settings.growth_limit) == (0.25, 1.01)
     assert config.model.dtype == config.model.param_dtype == "bfloat16"
 
 
@@ -90,6 +94,11 @@ def test_names_that_can_be_typed_are_the_names_there_are():
         ("--learning-rate", "nan"),
         ("--learning-rate", "inf"),
         ("--update-interval", "0"),
+        ("--update-interval", "2147483648"),
+        ("--schedule", "step"),
+        ("--warmup-steps", "-1"),
+        ("--warmup-steps", "301"),
+        ("--decay-fraction", "0.2"),
         ("--b2", "1"),
         ("--eps", "0"),
         ("--growth-limit", "0.5"),

@@ -1,7 +1,9 @@
 """The table of optimizers, and the learning rate they follow."""
 
 import dataclasses
-import functools
+import inspect
+import json
+import pathlib
 import typing
 
 import jax
@@ -12,8 +14,9 @@ import pytest
 
 import subtrack_jax as stj
 from models import llama
-from train import optimizers
-from train.optimizer_config import OptimizerConfig, OptimizerName
+from train import methods, optimizers
+from train.optimizer_config import OptimizerConfig, OptimizerName, schedule_phases
+from train.presets import PRESETS
 
 NAMES = typing.get_args(OptimizerName)
 FULL_RANK = ("adamw", "muon", "adafactor")
@@ -24,12 +27,13 @@ LIBRARY = {
     "grass-jump": stj.grass_jump,
     "galore": stj.galore,
     "fira": stj.fira,
-    "golore": functools.partial(stj.golore, random_after_steps=3),
-    "ldadam": functools.partial(stj.ldadam, b1=0.9, b2=0.999, rho=0.8),
+    "golore": stj.golore,
+    "ldadam": stj.ldadam,
     "online-subspace-descent": stj.online_subspace_descent,
     "apollo": stj.apollo,
     "apollo-mini": stj.apollo_mini,
 }
+GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "optimizer_settings.json"
 
 
 @pytest.fixture
@@ -130,31 +134,90 @@ def assert_same_updates(history, other):
 
 
 @pytest.mark.parametrize("name", LIBRARY)
+def test_first_updates_without_settings_are_the_library_s(params, name):
+    config = OptimizerConfig(name=name, rank=4)
+    if name == "apollo-mini":
+        config = OptimizerConfig(name=name)
+    own = {} if name == "apollo-mini" else {"rank": 4}
+    library = LIBRARY[name](1e-2, dimension_numbers=llama.matrix_axes, **own)
+    ours = optimizers.make_optimizer(config, 1e-2, seed=0)
+    for (update, _), (wanted, _) in zip(
+        run(ours, params, 1), run(library, params, 1), strict=True
+    ):
+        jax.tree.map(np.testing.assert_array_equal, update, wanted)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
 def test_methods_are_the_library_s_with_the_same_settings(params, name):
-    settings = {"scale": 0.7}
-    if name in ("subtrack", "grass-walk", "grass-jump"):
-        settings["growth_limit"] = 1.5
+    common = {"b1": 0.8, "b2": 0.95, "eps": 1e-6, "weight_decay": 0.1, "scale": 0.7}
+    common["mu_dtype"] = "bfloat16"
+    settings, own = {}, {}
+    if name in ("subtrack", "grass-walk", "grass-jump", "fira") or "apollo" in name:
+        common["growth_limit"] = 1.5
     if name in ("subtrack", "subtrack-grad"):
-        settings["damping"] = 0.5
+        common["damping"] = 0.5
     if name == "grass-walk":
-        settings["angle"] = 0.3
-    own = {"rank": 4, "update_interval": 2} | settings
-    if name in ("ldadam", "online-subspace-descent"):
-        del own["update_interval"]
+        common["angle"] = 0.3
+    if name in ("galore", "fira"):
+        common["align"] = "sign"
+    if name not in ("ldadam", "online-subspace-descent"):
+        own["update_interval"] = 2
+    if name != "apollo-mini":
+        own["rank"] = 4
     if name == "ldadam":
-        settings["rho"] = 0.8
+        common |= {"rho": 0.8, "error_feedback": False}
     if name == "golore":
         settings["random_after_fraction"] = 0.5  # of 6
-    if name == "apollo":
-        own["scale"] = 0.7**2
-    if name == "apollo-mini":
-        own |= {"rank": 1, "scale": 0.7**2 * 128}
-    library = LIBRARY[name](1e-2, eps=1e-6, dimension_numbers=llama.matrix_axes, **own)
-    assert_same_updates(run(make(name, **settings), params), run(library, params))
+        own["random_after_steps"] = 3
+    if name == "online-subspace-descent":
+        settings["projection_learning_rate"] = 0.1
+        own["projection_optimizer"] = optax.adam(0.1)
+    library = LIBRARY[name](
+        1e-2,
+        dimension_numbers=llama.matrix_axes,
+        mask=optimizers._not_a_norm,
+        **common,
+        **own,
+    )
+    ours = make(name, **common, **settings)
+    assert_same_updates(run(ours, params), run(library, params))
+
+
+def test_resolved_settings_of_every_optimizer_are_those_recorded():
+    """New defaults change what runs do: record them only if that is wanted.
+
+    python -m tests.train.test_optimizers writes the file anew.
+    """
+    assert json.loads(GOLDEN.read_text()) == recorded_settings()
+
+
+def recorded_settings():
+    """Settings of each optimizer alone, and in the default run."""
+    tiny = PRESETS["tiny"].optimizer
+    found = {"alone": {}, "default run": {}}
+    for name in NAMES:
+        for key, config in [
+            ("alone", OptimizerConfig(name=name)),
+            ("default run", dataclasses.replace(tiny, name=name)),
+        ]:
+            values = dataclasses.asdict(methods.resolved(config))
+            read = sorted(methods.settings_of(config))
+            found[key][name] = {setting: values[setting] for setting in read}
+    return found
+
+
+def test_concrete_defaults_are_the_library_s():
+    for name, alias in LIBRARY.items():
+        config = OptimizerConfig(name=name)
+        parameters = inspect.signature(alias).parameters
+        shared = methods.settings_of(config) & set(parameters) - {"learning_rate"}
+        for setting in shared:
+            value = getattr(methods.resolved(config), setting)
+            assert value == parameters[setting].default, (name, setting)
 
 
 def test_adamw_is_optax_s(params):
-    library = optax.adamw(1e-2, eps=1e-6, weight_decay=0.0)
+    library = optax.adamw(1e-2, weight_decay=0.0)
     assert_same_updates(run(make("adamw"), params), run(library, params))
 
 
@@ -202,7 +265,7 @@ def test_the_rate_of_matrices_is_that_of_matrices_alone(params, name):
 @pytest.mark.parametrize("name", ["adamw", "muon", "subtrack", "galore"])
 def test_a_factor_on_matrices_may_be_traced(params, name):
     config = OptimizerConfig(name=name, rank=4, update_interval=2)
-    field = optimizers.matrix_scale_field(name)
+    field = methods.matrix_scale_field(name)
     written = dataclasses.replace(config, **{field: 0.5})
 
     def updates(params, scale, seed):
@@ -231,7 +294,7 @@ def test_other_rules_descend_in_steps_of_adam_s_size(params, name):
 
 
 def test_settings_that_are_not_read_make_no_difference():
-    canonical = optimizers.canonical
+    canonical = methods.canonical
     adamw = OptimizerConfig(name="adamw", rank=7, damping=0.5, b2=0.9)
     assert canonical(adamw) == OptimizerConfig(name="adamw", b2=0.9)
     static = OptimizerConfig(name="static", update_interval=3, growth_limit=2.0)
@@ -242,6 +305,16 @@ def test_settings_that_are_not_read_make_no_difference():
     assert canonical(subtrack) == OptimizerConfig(recovery=False)
     fixed = OptimizerConfig(step_size=0.1, damping=0.5)
     assert canonical(fixed) == OptimizerConfig(step_size=0.1)
+    ldadam = OptimizerConfig(name="ldadam", b1=0.908, b2=0.999, update_interval=50)
+    assert canonical(ldadam) == OptimizerConfig(name="ldadam", b2=0.999)
+    mini = OptimizerConfig(name="apollo-mini", scale=128.0, rank=64)
+    assert canonical(mini) == OptimizerConfig(name="apollo-mini")
+    constant = OptimizerConfig(
+        name="adamw", schedule="constant", final_learning_rate_fraction=0.5
+    )
+    assert canonical(constant) == OptimizerConfig(name="adamw", schedule="constant")
+    warm = OptimizerConfig(name="adamw", warmup_fraction=0.1)
+    assert canonical(warm) == OptimizerConfig(name="adamw")
 
 
 def test_the_seed_decides_random_subspaces(params):
@@ -268,6 +341,59 @@ def test_learning_rate_warms_up_and_falls_to_a_fraction():
     assert rates[-1] == pytest.approx(0.5, rel=1e-3)
 
 
+def rates_of(steps=1000, **settings):
+    config = OptimizerConfig(learning_rate=2.0, **settings)
+    schedule = optimizers.learning_rate_schedule(config, steps)
+    return np.array(jax.vmap(schedule)(jnp.arange(steps)))
+
+
+def test_cosine_is_optax_s():
+    cosine = optax.warmup_cosine_decay_schedule(2.0 / 101, 2.0, 100, 1000, 0.2)
+    wanted = jax.vmap(cosine)(jnp.arange(1000))
+    np.testing.assert_array_equal(rates_of(), wanted)
+    np.testing.assert_array_equal(rates_of(warmup_steps=100), wanted)
+
+
+@pytest.mark.parametrize(
+    ("settings", "knots"),
+    [
+        # step: rate, linear in between; the last step is the one before the end.
+        ({"schedule": "linear"}, {100: 2.0, 1000: 0.2}),
+        ({"schedule": "constant"}, {100: 2.0, 1000: 2.0}),
+        ({"schedule": "wsd"}, {100: 2.0, 800: 2.0, 1000: 0.2}),
+        ({"schedule": "wsd", "decay_fraction": 0.5}, {100: 2.0, 500: 2.0, 1000: 0.2}),
+        ({"schedule": "wsd", "warmup_steps": 800}, {800: 2.0, 1000: 0.2}),
+        ({"schedule": "constant", "warmup_steps": 7}, {7: 2.0, 1000: 2.0}),
+        ({"schedule": "linear", "warmup_fraction": 0.0}, {0: 2.0, 1000: 0.2}),
+        (
+            {"schedule": "wsd", "final_learning_rate_fraction": 0.0},
+            {100: 2.0, 800: 2.0, 1000: 0.0},
+        ),
+    ],
+)
+def test_schedules_are_linear_between_their_knots(settings, knots):
+    warmup = min(knots)
+    if warmup:
+        knots = {0: 2.0 / (warmup + 1)} | knots
+    wanted = np.interp(np.arange(1000), list(knots), list(knots.values()))
+    np.testing.assert_allclose(rates_of(**settings), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup_steps": 11}, "--warmup-steps 11 is more than --steps 10"),
+        (
+            {"schedule": "wsd", "warmup_fraction": 0.9},
+            "9 steps of warm-up and 2 of decay are more than --steps 10",
+        ),
+    ],
+)
+def test_phases_have_to_fit_the_run(settings, message):
+    with pytest.raises(ValueError, match=message):
+        schedule_phases(OptimizerConfig(**settings), 10)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("warmup_fraction", [0.0, 0.1, 1.0])
 def test_shortest_runs_have_a_learning_rate(steps, warmup_fraction):
@@ -276,3 +402,7 @@ def test_shortest_runs_have_a_learning_rate(steps, warmup_fraction):
     rates = [float(schedule(step)) for step in range(steps)]
     assert min(rates) > 0
     assert max(rates) <= config.learning_rate * (1 + 1e-6)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(recorded_settings(), indent=1) + "\n")

@@ -91,3 +91,19 @@ def test_curves_are_thinned_by_averaging():
         (5, {"loss": None}),
         (7, {"loss": 5.5}),
     ]
+
+
+def test_a_record_with_the_defaults_of_an_earlier_version_is_found(tmp_path):
+    """Its name then left out other settings, and apollo's scale was a plain factor."""
+    settings = {"name": "apollo-mini", "scale": 0.5, "b1": 0.9, "b2": 0.999}
+    old = record(OptimizerConfig(**settings, eps=1e-6), 3, [9.5])
+    values = json.loads(json.dumps(dataclasses.asdict(old)))
+    for name in ("schedule", "warmup_steps", "decay_fraction"):
+        del values["trial"]["optimizer"][name]
+    path = tmp_path / "apollo-mini-0.001-seed3-0123456789ab.json"
+    path.write_text(json.dumps(values))
+    alpha = 128 * 0.5**2
+    trial = Trial(OptimizerConfig(name="apollo-mini", scale=alpha, eps=1e-6), 3)
+    assert records.load(trial, tmp_path) == dataclasses.replace(old, trial=trial)
+    other = dataclasses.replace(trial, optimizer=old.trial.optimizer)
+    assert records.load(other, tmp_path) is None

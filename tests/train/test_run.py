@@ -150,6 +150,25 @@ def test_changed_values_come_back_with_their_types(tmp_path):
     assert isinstance(loaded.output_dir, pathlib.Path)
 
 
+@pytest.mark.parametrize("name", ["subtrack", "apollo", "ldadam"])
+def test_a_run_saved_before_there_were_schedules_goes_on(tmp_path, name):
+    """Its settings were all written out, and apollo's scale was a plain factor."""
+    own = {"ldadam": {"b1": 0.908, "b2": 0.99, "scale": 1.0}, "apollo": {"scale": 1.0}}
+    values = {"scale": 0.25, "b1": 0.9, "b2": 0.999, "damping": 1.0, "angle": 0.1}
+    values |= {"warmup_fraction": 0.1, "rho": 0.908, "projection_learning_rate": 0.005}
+    values |= {"growth_limit": 1.01, "name": name} | own.get(name, {})
+    save_config(changed(optimizer=values), tmp_path / CONFIG_FILE)
+    saved = json.loads((tmp_path / CONFIG_FILE).read_text())
+    for field in ("schedule", "warmup_steps", "decay_fraction"):
+        del saved["optimizer"][field]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(saved))
+    loaded = load_config(PretrainConfig, tmp_path / CONFIG_FILE)
+    assert differences(loaded, changed(optimizer={"name": name})) == []
+    other = changed(optimizer={"name": name, "b2": 0.5})
+    before = 0.99 if name == "ldadam" else 0.999
+    assert differences(other, loaded) == [f"--b2 0.5 here, {before} there"]
+
+
 def test_how_a_process_began_is_not_saved(tmp_path):
     start = {"resume": True, "config": pathlib.Path("other.json")}
     save_config(changed(start=start), tmp_path / CONFIG_FILE)
@@ -175,7 +194,10 @@ def put(values, *path_and_value):
         (lambda v: put(v, "steps", "many"), "steps: Input should be a valid integer"),
         (lambda v: put(v, "steps", 1.5), "steps: Input should be a valid integer"),
         (lambda v: put(v, "steps", 0), "--steps must be at least 1, got 0"),
-        (lambda v: put(v, "optimizer", "rank", None), "optimizer.rank: Input should"),
+        (
+            lambda v: put(v, "optimizer", "learning_rate", None),
+            "optimizer.learning_rate: Input should",
+        ),
         (lambda v: put(v, "optimizer", "name", "sgd"), "optimizer.name: Input should"),
         (lambda v: put(v, "model", 3), "model: Input should"),
     ],

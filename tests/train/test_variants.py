@@ -2,6 +2,7 @@
 
 import pytest
 
+from train.methods import resolved
 from train.optimizer_config import OptimizerConfig
 from train.variants import all_variants, parse_sweep, parse_variant
 
@@ -27,6 +28,18 @@ def parse(text):
         ),
         ("subtrack-grad:step-size=2", {"name": "subtrack-grad", "step_size": 2.0}),
         ("subtrack:step_size=none", {"name": "subtrack"}),
+        ("subtrack:rank=none", {"name": "subtrack", "rank": None}),
+        ("ldadam:rho=0.5,b1=none", {"name": "ldadam", "rho": 0.5}),
+        ("galore:align=none", {"name": "galore"}),
+        (
+            "adamw:schedule=wsd,decay_fraction=0.3,warmup_steps=7",
+            {
+                "name": "adamw",
+                "schedule": "wsd",
+                "decay_fraction": 0.3,
+                "warmup_steps": 7,
+            },
+        ),
         ("subtrack:growth_limit=inf", {"name": "subtrack", "growth_limit": 1e999}),
     ],
 )
@@ -47,11 +60,14 @@ def test_a_variant_is_a_method_and_settings_of_its_own(text, settings):
         ("subtrack:rnk=3", "'rnk' is none of learning_rate,"),
         ("subtrack:name=adamw", "'name' is none of"),
         ("subtrack:rank=3.5", "rank=3.5: Input should be a valid integer"),
-        ("subtrack:rank=none", "rank=none: Input should be"),
+        ("subtrack:learning_rate=none", "learning_rate=none: Input should be"),
         ("subtrack:transport=maybe", "transport=maybe: Input should be"),
         ("subtrack:rank=0", "--rank must be at least 1, got 0"),
         ("subtrack:rank=3,rank=4", "rank is given twice"),
         ("adamw:rank=3", "adamw does not use rank; it uses b1, b2,"),
+        ("ldadam:update_interval=3", "ldadam does not use update_interval"),
+        ("apollo-mini:rank=3", "apollo-mini does not use rank"),
+        ("adamw:warmup_steps=3,warmup_fraction=0.1", "exclude each other"),
         ("static:update_interval=3", "static does not use update_interval"),
         ("galore:growth_limit=2", "galore does not use growth_limit"),
     ],
@@ -69,7 +85,7 @@ def test_every_method_is_tried_as_often():
     assert [len(search) for search in searches] == [6, 6]
     adamw, subtrack = searches
     assert {each.matrix_learning_rate_scale for each in adamw} == set(scales)
-    assert {each.scale for each in subtrack} == set(scales)
+    assert {resolved(each).scale for each in subtrack} == set(scales)
     assert {each.matrix_learning_rate_scale for each in subtrack} == {1.0}
     assert {each.learning_rate for each in adamw} == set(rates)
 
