@@ -129,6 +129,11 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         fail(str(error) + advice)
 
 
+def warn(message: str) -> None:
+    """Tells what was not as expected, in one line on stderr."""
+    print("warning:", " ".join(message.split()), file=sys.stderr)
+
+
 def fail(message: str) -> NoReturn:
     """Ends the program with exit code 2 and one line on stderr."""
     print("error:", " ".join(message.split()), file=sys.stderr)

@@ -13,7 +13,8 @@ import subtrack_jax as stj
 from models import llama
 from train import distributed, methods, subspace_plot
 from train.config import PretrainConfig
-from train.metrics import JsonLines, Stopwatch
+from train.json_lines import JsonLines
+from train.metrics import Stopwatch
 from train.step import TrainState
 
 DIAGNOSTICS_FILE = "diagnostics.jsonl"
@@ -44,7 +45,7 @@ class Diagnostics:
         self._before: stj.TrackSubspaceState | None = None
         if self._is_on:
             path = config.output_dir / DIAGNOSTICS_FILE
-            self._file = JsonLines(path, last_step)
+            self._file = JsonLines(path, last_step, _is_row)
             on_all = NamedSharding(mesh, PartitionSpec())
             self._measure = jax.jit(_measure, out_shardings=on_all)
 
@@ -164,6 +165,12 @@ def _measure(
 
 def _unknown(numbers: np.ndarray) -> np.ndarray:
     return np.full_like(numbers, np.nan)
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether a JSON object is one of `_rows`, as far as the plot needs it."""
+    names = {"matrix": str, "layer": int, "captured_energy": float}
+    return all(isinstance(row.get(name), kind) for name, kind in names.items())
 
 
 def _rows(step: int, values: dict[str, Any]) -> list[dict[str, Any]]:

@@ -68,15 +68,16 @@ def write_figure(path: pathlib.Path, figure: Any, **options: Any) -> None:
     write_whole(path, drawn.getvalue())
 
 
-def append_whole(path: pathlib.Path, text: str) -> None:
-    """Adds text to a file, all of it or nothing; `sync` flushes it to the disk.
+def append_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Adds to a file, all or nothing; `sync` flushes it to the disk.
 
     Raises:
-      WriteError: the text cannot be written.
+      WriteError: the content cannot be written.
     """
+    data = content.encode() if isinstance(content, str) else content
     with errors_name(path), path.open("ab", buffering=0) as file:
         before = file.tell()
-        rest = memoryview(text.encode())
+        rest = memoryview(data)
         try:
             while rest:  # a disk with a little space takes a part
                 rest = rest[file.write(rest) :]

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import sys
 from typing import Any
 
 import jax
@@ -71,7 +70,7 @@ def pretrain(
         return _sample(nnx.merge(definition, state.params), text, config, mesh)
 
     batches = text.train_batches()
-    state = checkpoints.restore(placed, batches, report=_warn)
+    state = checkpoints.restore(placed, batches, report=cli.warn)
     if state is None:
         state = _create_state(config, optimizer, placed)
     first = int(state.step)
@@ -186,10 +185,6 @@ def _farewell(config: PretrainConfig) -> str:
         f"Sample     python -m train.generate --checkpoint {directory}\n"
         f"Export     python -m train.export --checkpoint {directory} --to hf"
     )
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def _with_shape_of_weights(config: PretrainConfig) -> PretrainConfig:

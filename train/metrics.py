@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import json
-import math
 import pathlib
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -14,42 +13,13 @@ import matplotlib
 import numpy as np
 from matplotlib import figure
 
-from train import distributed, files
+from train import cli, distributed, files
 from train.config import PretrainConfig
+from train.json_lines import JsonLines
 from train.run import METRICS_FILE
 
 CURVE_FILE = "curve.png"
 WANDB_ID_FILE = "wandb-id.txt"
-
-
-class JsonLines:
-    """Rows in a file, one JSON object a line, readable once `append` returns.
-
-    Rows of an earlier process are taken over up to a step and the rest is dropped:
-    steps after the checkpoint that a run resumes from are taken again. Of several
-    processes all keep the rows and the first writes them.
-
-    Args:
-      path: the file.
-      last_step: the last step that keeps its rows.
-    """
-
-    def __init__(self, path: pathlib.Path, last_step: int):
-        self._path = path
-        self.rows = [row for row in read_rows(path) if row["step"] <= last_step]
-        if distributed.is_first():
-            files.write_whole(path, "".join(map(_line, self.rows)))
-
-    def append(self, *rows: dict[str, Any]) -> None:
-        """Adds rows, each with its `step`."""
-        if distributed.is_first():
-            files.append_whole(self._path, "".join(map(_line, rows)))
-        self.rows += rows
-
-    def sync(self) -> None:
-        """Flushes the rows to the disk, where they outlive a loss of power."""
-        if distributed.is_first():
-            files.sync(self._path)
 
 
 class MetricsWriter:
@@ -61,8 +31,14 @@ class MetricsWriter:
     """
 
     def __init__(self, config: PretrainConfig, last_step: int):
-        self._file = JsonLines(config.output_dir / METRICS_FILE, last_step)
+        path = config.output_dir / METRICS_FILE
+        self._file = JsonLines(path, last_step, _is_row)
         is_first = distributed.is_first()
+        missing = last_step - sum(row["step"] > 0 for row in self.rows)
+        if missing > 0 and is_first:
+            cli.warn(
+                f"{path} lacks the rows of {missing:,} of the first {last_step:,} steps"
+            )
         self._watchers = _watchers(config, last_step) if is_first else []
 
     @property
@@ -88,25 +64,6 @@ class MetricsWriter:
         self.sync()
         for watcher in self._watchers:
             watcher.close()
-
-
-def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, but for a last one that was cut short."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        rows.append({k: math.nan if v is None else v for k, v in row.items()})
-    return rows
-
-
-def _line(row: dict[str, Any]) -> str:
-    def known(value):  # JSON knows no NaN
-        return value if isinstance(value, str) or math.isfinite(value) else None
-
-    return json.dumps({name: known(value) for name, value in row.items()}) + "\n"
 
 
 class _TensorBoard:
@@ -136,16 +93,13 @@ class _WeightsAndBiases:
     """A run there, continued by its id, which is in the directory, when this one is."""
 
     def __init__(self, config: PretrainConfig, last_step: int):
-        del last_step
         import wandb  # only where it is asked for
 
-        saved = config.output_dir / WANDB_ID_FILE
-        if not saved.exists():
-            files.write_whole(saved, secrets.token_hex(8))
+        run_id = _wandb_id(config.output_dir, last_step)
         try:
             self._run = wandb.init(
                 project=config.report.wandb_project,
-                id=saved.read_text(),
+                id=run_id,
                 resume="allow",
                 name=config.output_dir.name,
                 config=dataclasses.asdict(config),
@@ -158,6 +112,31 @@ class _WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _wandb_id(directory: pathlib.Path, last_step: int) -> str:
+    """The run's id in its directory, where a new one is written if there is none."""
+    path = directory / WANDB_ID_FILE
+    if not path.exists():
+        if last_step > 0:
+            cli.warn(
+                f"{directory} has no {WANDB_ID_FILE}: the steps after {last_step:,} go "
+                "to a new run of Weights & Biases"
+            )
+        files.write_whole(path, secrets.token_hex(8))
+    run_id = path.read_bytes().decode(errors="replace").strip()
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", run_id):
+        raise OSError(
+            f"{path} holds no id of a run of Weights & Biases: delete it to report to "
+            "a new one, or write the id into it"
+        )
+    return run_id
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether a JSON object is what `MetricsWriter.write` makes of a step."""
+    is_measured = "loss" in row or "eval_loss" in row
+    return is_measured and not any(isinstance(value, str) for value in row.values())
 
 
 def check_packages(config: PretrainConfig) -> None:

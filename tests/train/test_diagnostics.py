@@ -31,7 +31,8 @@ from train.diagnostics import (
     Diagnostics,
     check_has_subspaces,
 )
-from train.metrics import JsonLines, Stopwatch, read_rows
+from train.json_lines import JsonLines, read_rows
+from train.metrics import Stopwatch
 from train.presets import PRESETS
 from train.step import TrainState
 
@@ -205,6 +206,21 @@ def test_off_it_neither_keeps_nor_writes_anything(tmp_path, monkeypatch):
         diagnostics.before(1, None, 0)
         diagnostics.after(1, None, None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 1, "loss": 2.0}', '{"step": 1, "matrix": 3, "layer": 0}', '{"step": 1'],
+)
+def test_lines_of_something_else_are_moved(tmp_path, line):
+    row = '{"step": 1, "matrix": "up", "layer": 0, "captured_energy": null}'
+    path = tmp_path / DIAGNOSTICS_FILE
+    path.write_text(f"{line}\n{row}\n")
+    with Diagnostics(configure(tmp_path), 5, mesh.make_mesh("fsdp=-1")):
+        pass
+    assert path.read_text() == row + "\n"
+    assert (tmp_path / "diagnostics.dropped.jsonl").read_text() == line + "\n"
+    assert (tmp_path / PLOT_FILE).read_bytes().startswith(b"\x89PNG")
 
 
 def test_methods_that_recover_nothing(tmp_path):

@@ -13,7 +13,8 @@ import pytest
 
 from train import metrics
 from train.config import ReportConfig
-from train.metrics import METRICS_FILE, MetricsWriter, read_rows
+from train.json_lines import read_rows
+from train.metrics import METRICS_FILE, MetricsWriter
 from train.presets import PRESETS
 
 
@@ -48,30 +49,83 @@ def test_a_line_is_on_disk_when_write_returns(config, tmp_path):
     assert isinstance(rows[1]["count"], int)
 
 
-def test_rows_after_the_step_gone_on_from_are_dropped(config, tmp_path):
+def test_rows_of_steps_that_are_taken_again_are_moved(config, tmp_path, capsys):
+    """To the end of a file beside it, each time there are some."""
+    path, dropped = tmp_path / METRICS_FILE, tmp_path / "metrics.dropped.jsonl"
     write_steps(config, 0, range(1, 9))
+    before = path.read_bytes().splitlines(keepends=True)
     rows = write_steps(config, 5, range(6, 8))
     assert [row["step"] for row in rows] == list(range(1, 8))
-    assert read_rows(tmp_path / METRICS_FILE) == rows
-    assert list(tmp_path.iterdir()) == [tmp_path / METRICS_FILE]
-
-
-def test_a_new_run_begins_with_no_rows(config, tmp_path):
-    write_steps(config, 0, [1, 2])
+    assert read_rows(path) == rows
+    assert dropped.read_bytes() == b"".join(before[5:])
+    assert capsys.readouterr().err == (
+        f"warning: {path}: moved 3 rows of steps after 5, which are taken again, to "
+        f"{dropped}\n"
+    )
+    write_steps(config, 6, [])
+    assert dropped.read_bytes() == b"".join([*before[5:], before[6]])
     assert MetricsWriter(config, 0).rows == []
-    assert (tmp_path / METRICS_FILE).read_text() == ""
+    assert path.read_bytes() == b""
+    assert dropped.read_bytes() == b"".join([*before[5:], before[6], *before[:6]])
 
 
-@pytest.mark.parametrize("kept", [1, 10, -1])
-def test_a_last_line_that_was_cut_short_is_dropped(config, tmp_path, kept):
-    """Also where only its end of line is missing, which it gets then."""
-    write_steps(config, 0, [1, 2, 3])
+STRANGE = {
+    "damaged": b'{"step": 2, "lo\x00\x00',
+    "cut short": b'{"step": 2',
+    "not UTF-8": b'{"step": 2, "loss": 1.0, "note": "\xff\xfe"}',
+    "without a step": b'{"loss": 1.0}',
+    "an unknown step": b'{"step": null, "loss": 1.0}',
+    "a text for a step": b'{"step": "2", "loss": 1.0}',
+    "a fraction for a step": b'{"step": 2.0, "loss": 1.0}',
+    "true for a step": b'{"step": true, "loss": 1.0}',
+    "a negative step": b'{"step": -2, "loss": 1.0}',
+    "a text for a loss": b'{"step": 2, "loss": "low"}',
+    "a list for a loss": b'{"step": 2, "loss": [1.0]}',
+    "without a loss": b'{"step": 2, "colour": 3}',
+    "an array": b'[{"step": 2, "loss": 1.0}]',
+    "a number": b"7",
+    "a word": b"null",
+    "deep": b"[" * 100_000,
+    "long": b"9" * 5_000,
+}
+
+
+@pytest.mark.parametrize("line", STRANGE.values(), ids=STRANGE)
+@pytest.mark.parametrize("position", [0, 2, 4])
+def test_lines_that_are_no_rows_take_no_others_with_them(
+    config, tmp_path, capsys, line, position
+):
+    path, dropped = tmp_path / METRICS_FILE, tmp_path / "metrics.dropped.jsonl"
+    dropped.write_bytes(b'{"step": 9, "cut sho')
+    write_steps(config, 0, range(1, 5))
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:position], line, *lines[position:]]))
+    rows = write_steps(config, 4, [5])
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert path.read_bytes().splitlines()[:4] == lines
+    assert read_rows(path) == rows
+    assert dropped.read_bytes() == b'{"step": 9, "cut sho\n' + line + b"\n"
+    told = capsys.readouterr().err
+    assert told == f"warning: {path}: moved 1 line that cannot be used, to {dropped}\n"
+
+
+def test_rows_that_are_lost_are_told(config, tmp_path, capsys):
+    write_steps(config, 0, range(1, 9))
     path = tmp_path / METRICS_FILE
-    *lines, last = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines) + last[:kept])
-    rows = write_steps(config, 3, [4])
-    assert [row["step"] for row in rows] == ([1, 2, 3, 4] if kept < 0 else [1, 2, 4])
-    assert [json.loads(line) for line in path.read_text().splitlines()] == rows
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[7], *lines[:3]]))  # and one is out of order
+    rows = write_steps(config, 8, [9])
+    assert [row["step"] for row in rows] == [1, 2, 3, 8, 9]
+    assert read_rows(path) == rows
+    assert f"{path} lacks the rows of 4 of the first 8 steps" in capsys.readouterr().err
+
+
+def test_a_file_that_is_as_it_should_be_is_not_written(config, tmp_path, capsys):
+    write_steps(config, 0, range(1, 9))
+    before = (tmp_path / METRICS_FILE).stat().st_ino
+    assert len(MetricsWriter(config, 8).rows) == 8
+    assert (tmp_path / METRICS_FILE).stat().st_ino == before
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -197,6 +251,31 @@ def test_weights_and_biases_goes_on_with_a_run_and_mixes_no_two(
     assert first == resumed != other
     assert len(first) >= 8
     assert all(begun["resume"] == "allow" for begun in wandb.begun)
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"a b", b"../x", b"\xff" * 9])
+def test_an_id_that_is_damaged_begins_no_other_run(config, wandb, tmp_path, content):
+    config = reporting(config, wandb=True)
+    path = tmp_path / metrics.WANDB_ID_FILE
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=f"{path} holds no id of a run .*: delete it"):
+        MetricsWriter(config, 2)
+    assert path.read_bytes() == content
+    assert not wandb.begun
+
+
+def test_an_id_that_is_lost_is_told(config, wandb, tmp_path, capsys):
+    config = reporting(config, wandb=True)
+    write_steps(config, 0, [1, 2])
+    assert capsys.readouterr().err == ""
+    (tmp_path / metrics.WANDB_ID_FILE).write_text(f"{wandb.begun[0]['id']}\n")
+    write_steps(config, 2, [3])
+    assert wandb.begun[0]["id"] == wandb.begun[1]["id"]
+    (tmp_path / metrics.WANDB_ID_FILE).unlink()
+    write_steps(config, 3, [4])
+    assert (
+        "has no wandb-id.txt: the steps after 3 go to a new" in capsys.readouterr().err
+    )
 
 
 def test_weights_and_biases_that_refuses_is_an_error_of_its_own(config, wandb):

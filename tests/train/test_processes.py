@@ -11,7 +11,7 @@ import pytest
 
 from tests.train.program import ENVIRONMENT, ROOT, SMALL, command, read_metrics, run
 from train.diagnostics import DIAGNOSTICS_FILE
-from train.metrics import read_rows
+from train.json_lines import read_rows
 
 pytestmark = pytest.mark.slow
 
