@@ -20,12 +20,13 @@ from subtrack_jax.coordinates import (
     project,
     scale_by_projection_aware_adam,
 )
+from subtrack_jax.dimension_numbers import by_path
 from subtrack_jax.drawing import DrawProjectionState, draw_projection, gaussian
 from subtrack_jax.eight_bit import EightBitAdamState
 from subtrack_jax.feedback import FeedBackState, feed_back
 from subtrack_jax.iterative_optimizers import ldadam, online_subspace_descent
 from subtrack_jax.iterative_trackers import online_pca, power_iteration
-from subtrack_jax.low_rank import LowRank, by_path
+from subtrack_jax.low_rank import LowRank
 from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.memory import state_bytes
 from subtrack_jax.monitoring import MonitorEnergyState, monitor_energy

@@ -85,7 +85,7 @@ def draw_projection(
     check_schedule(update_interval, seed)
 
     def init_fn(params):
-        low_rank.views(params)  # raises if nothing matches
+        low_rank.check(params)
         return DrawProjectionState(jnp.zeros([], jnp.int32))
 
     def update_fn(updates, state, **extra_args):

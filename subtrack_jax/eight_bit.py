@@ -129,7 +129,8 @@ def encode_moments(state: optax.ScaleByAdamState) -> EightBitAdamState:
 
 
 def _is_coded(x: Any) -> bool:
-    return x.size >= _SMALLEST_LEAF and x.shape[-1] >= SMALLEST_ROW
+    is_real = jnp.issubdtype(x.dtype, jnp.floating)
+    return is_real and x.size >= _SMALLEST_LEAF and x.shape[-1] >= SMALLEST_ROW
 
 
 def _scales_like(leaf: Any) -> Any:

@@ -147,8 +147,10 @@ def _moments(state: optax.OptState) -> Any:
 
 
 def _with_error(gradient: Any, error: Any) -> Any:
+    if is_masked(error):
+        return gradient
     # In the error's dtype: bfloat16 would round most of a small error away.
-    return gradient if is_masked(error) else jax.tree.map(lambda g: g + error, gradient)
+    return jax.tree.map(lambda g: g.astype(error.dtype) + error, gradient)
 
 
 def _errors(

@@ -1,10 +1,11 @@
 """Leaves of parameter trees: boxed in metadata or not, by name, and their dtypes."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from subtrack_jax.matrix_view import MatrixView
@@ -64,12 +65,69 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 def state_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Dtype of bases and moments: the parameter's, float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32)
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    is_wide = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4
+    return dtype if is_wide else jnp.dtype(jnp.float32)
 
 
-def named_leaves(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
-    """Paths and arrays; metadata around an array does not show in its path."""
+class NamedLeaf(NamedTuple):
+    """What can be said of a leaf without its values.
+
+    Attributes:
+      name: keys of its path, joined by "/"; metadata around an array does not show.
+      shape: of the array, () for a Python number.
+      dtype: likewise.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def may_be_matrix(self) -> bool:
+        """Whether it has two axes or more, of numbers that have a gradient."""
+        return len(self.shape) >= 2 and jnp.issubdtype(self.dtype, jnp.inexact)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shape}"
+
+
+def named_leaf(path: tuple[Any, ...], node: Any) -> NamedLeaf:
+    """Describes a leaf, in its box if it has one.
+
+    Raises:
+      TypeError: if it is neither an array of numbers nor a number.
+    """
+    leaf = content(node)
+    if _is_python_number(leaf):
+        return NamedLeaf(path_name(path), (), jnp.result_type(leaf))
+    # Not so of PRNG keys, of float0, and of what is not an array at all.
+    dtype = getattr(leaf, "dtype", np.object_)
+    if not any(jnp.issubdtype(dtype, kind) for kind in (np.number, np.bool_)):
+        is_array = hasattr(leaf, "dtype")
+        what = f"an array of {dtype}" if is_array else f"a {type(leaf).__name__}"
+        raise TypeError(
+            f"{path_name(path)} is {what}, which an optimizer cannot change: give it"
+            " numbers only, such as eqx.filter(model, eqx.is_inexact_array) of an"
+            " Equinox model or nnx.state(model, nnx.Param) of a Flax one."
+        )
+    return NamedLeaf(path_name(path), leaf.shape, dtype)
+
+
+def named_leaves(tree: Any) -> list[NamedLeaf]:
+    """Describes all leaves of a tree, in order; see `named_leaf`."""
     return [
-        (path, content(leaf))
-        for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_box)
+        named_leaf(path, node)
+        for path, node in jax.tree.leaves_with_path(tree, is_leaf=is_box)
     ]
+
+
+def as_arrays(tree: Any) -> Any:
+    """A tree whose Python numbers have become arrays."""
+    if not any(map(_is_python_number, jax.tree.leaves(tree))):
+        return tree
+    return jax.tree.map(lambda x: jnp.asarray(x) if _is_python_number(x) else x, tree)
+
+
+def _is_python_number(leaf: Any) -> bool:
+    return isinstance(leaf, (bool, int, float, complex))

@@ -8,17 +8,20 @@ the stages project, lift and scale without caring how the leaf is stored.
 import dataclasses
 import math
 import numbers
-import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from subtrack_jax.leaves import content, is_box, named_leaves, path_name, state_dtype
+from subtrack_jax.description import Choice, table
+from subtrack_jax.dimension_numbers import SPECS, axes_of, resolve, suggestion
+from subtrack_jax.leaves import NamedLeaf, is_box, named_leaves
 from subtrack_jax.matrix_view import MatrixView
 
-_SPECS = (optax.contrib.MuonDimensionNumbers, optax.contrib.GaLoreDimensionNumbers)
+_MOST_NAMES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,8 @@ class LowRank:
         None for "leave alone" (prefixes of the parameters' tree are enough), or
         a function from parameters to such a tree (see `by_path`). It is called
         on gradients too, so it should look at paths and shapes only. Axes named
-        by neither list are batch axes: scanned layers, experts.
+        by neither list are batch axes: scanned layers, experts. Integers,
+        booleans and leaves without any numbers get the plain rule.
       side: "short" puts the basis on the smaller dimension (the papers' choice,
         ties take the rows), "long" on the larger one, which stores less when
         the rank is small: long * r + 2 * short * r numbers instead of
@@ -47,9 +51,10 @@ class LowRank:
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import subtrack_jax as stj
       >>> params = {"kernel": jnp.zeros((3, 64, 256)), "bias": jnp.zeros(256)}
-      >>> axes = by_path("kernel")
-      >>> table = LowRank(rank=16, dimension_numbers=axes).describe(params)
+      >>> low_rank = stj.LowRank(rank=16, dimension_numbers=stj.by_path("kernel"))
+      >>> print(low_rank.describe(params))
       leaf    shape         matrix        basis on  rank     state     Adam
       bias    (256,)        -             -         plain    2,048    2,048
       kernel  (3, 64, 256)  3 x 64 x 256  rows      16     110,592  393,216
@@ -89,26 +94,44 @@ class LowRank:
           every other one, in place of the box (`is_box`) of those that have one.
 
         Raises:
-          ValueError: if nothing matches, or dimension numbers do not fit a leaf.
-            A tree of vectors and scalars alone needs no match when
-            `dimension_numbers` is None.
+          ValueError: if dimension numbers do not fit a leaf, or a matrix is complex.
+          TypeError: if a leaf is not an array of numbers.
         """
-        if not jax.tree.leaves(tree):  # optax.tree.map_params asks with such trees
-            return tree
-        specs = self._specs(tree)
-        if all(spec is None for spec in specs):
-            self._check_intended(tree)
-        named_leaves, structure = jax.tree.flatten_with_path(tree, is_leaf=is_box)
-        views = [
-            None
-            if spec is None
-            else self._view(path_name(path), content(leaf).shape, spec)
-            for (path, leaf), spec in zip(named_leaves, specs, strict=True)
-        ]
-        return jax.tree.unflatten(structure, views)
+        structure: Any = jax.tree.structure(tree, is_leaf=is_box)
+        return structure.unflatten([choice.view for choice in self.choices(tree)])
+
+    def check(self, params: optax.Params) -> None:
+        """Raises unless there is a leaf to treat as low-rank.
+
+        The first stage of a chain calls it once, in `init`. A tree without matrices
+        needs no match when `dimension_numbers` is None.
+
+        Args:
+          params: arrays or `jax.ShapeDtypeStruct`s.
+
+        Raises:
+          ValueError: if nothing matches, or the rank is too large for all that does;
+            also as `views`.
+
+        Warns:
+          UserWarning: if `dimension_numbers` is None and leaves of three or more axes
+            get the plain rule.
+        """
+        choices = self.choices(params)
+        chosen = [choice for choice in choices if choice.spec is not None]
+        is_default = self.dimension_numbers is None
+        stacked = [each.leaf for each in choices if is_default and each.is_left_out]
+        if any(choice.view is not None or choice.is_empty for choice in chosen):
+            if stacked:
+                warnings.warn(_advice(stacked), stacklevel=2)
+        elif chosen or stacked or (choices and not is_default):
+            reason = self._why_nothing(choices)
+            if stacked:
+                reason += f" {_advice(stacked)}"
+            raise ValueError(f"No leaf to treat as low-rank: {reason}")
 
     def describe(self, params: optax.Params) -> str:
-        """Prints, and returns, what each leaf would store.
+        """Lays out a table of what each leaf would store.
 
         One line a leaf: its shape, the matrix it is seen as, the side of the
         basis, the rank, and the bytes of basis and moments beside those of
@@ -120,103 +143,74 @@ class LowRank:
           params: arrays or `jax.ShapeDtypeStruct`s.
 
         Returns:
-          The printed table.
+          The table, to be printed.
+
+        Raises:
+          ValueError, TypeError: as `views`.
         """
-        header = ("leaf", "shape", "matrix", "basis on", "rank", "state", "Adam")
-        lines, total, total_adam = [header], 0, 0
-        views = jax.tree.leaves(self.views(params), is_leaf=lambda x: x is None)
-        for (path, leaf), spec, view in zip(
-            named_leaves(params), self._specs(params), views, strict=True
-        ):
-            itemsize = state_dtype(leaf.dtype).itemsize
-            adam = state = 2 * math.prod(leaf.shape) * itemsize
-            seen = ("-", "-", "plain" if spec is None else "plain (rank too large)")
-            if view is not None:
-                state = math.prod(view.basis_shape)
-                state = (state + 2 * math.prod(view.coordinates_shape)) * itemsize
-                side = "rows" if view.basis_on_rows else "columns"
-                matrix = (*view.batch_shape, view.rows, view.columns)
-                seen = (" x ".join(map(str, matrix)), side, str(view.rank))
-            name = path_name(path)
-            lines.append((name, str(leaf.shape), *seen, f"{state:,}", f"{adam:,}"))
-            total, total_adam = total + state, total_adam + adam
-        lines.append(("total", "", "", "", "", f"{total:,}", f"{total_adam:,}"))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = "\n".join(
-            "  ".join(
-                cell.rjust(width) if k > 4 else cell.ljust(width)
-                for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        )
-        print(table)
-        return table
+        return table(self.choices(params))
 
-    def _specs(self, tree: Any) -> list[Any]:
-        """Dimension numbers or None, one for each leaf, in leaf order."""
-        wanted = self.dimension_numbers
-        if callable(wanted):
-            wanted = wanted(tree)
-        leaves = jax.tree.leaves(tree)
-        if wanted is None:
-            spec = optax.contrib.MuonDimensionNumbers()
-            return [spec if leaf.ndim == 2 else None for leaf in leaves]
-        if isinstance(wanted, _SPECS):
-            axes = _axes(wanted.reduction_axis) + _axes(wanted.output_axis)
-            reach = max((axis + 1 if axis >= 0 else -axis for axis in axes), default=0)
-            return [wanted if leaf.ndim >= max(2, reach) else None for leaf in leaves]
-        is_spec = lambda x: x is None or isinstance(x, _SPECS)
-        try:
-            return jax.tree.leaves(
-                jax.tree.broadcast(wanted, tree, is_leaf=is_spec), is_leaf=is_spec
-            )
-        except ValueError as error:
-            raise ValueError(
-                "dimension_numbers do not have the structure of the parameters:"
-                f" {error}"
-            ) from error
-
-    def _check_intended(self, tree: Any) -> None:
+    def choices(self, tree: optax.Params) -> list[Choice]:
+        """Decides what is done with each leaf, in order; raises as `views`."""
         leaves = named_leaves(tree)
-        # A tree of vectors and scalars has no matrix that could be forgotten.
-        if self.dimension_numbers is None and all(leaf.ndim < 2 for _, leaf in leaves):
-            return
-        names = ", ".join(f"{path_name(path)} {leaf.shape}" for path, leaf in leaves)
+        if not leaves:  # optax.tree.map_params asks with such trees
+            return []
+        specs = resolve(self.dimension_numbers, tree, leaves)
+        return [
+            Choice(leaf) if spec is None else self._choice(leaf, spec)
+            for leaf, spec in zip(leaves, specs, strict=True)
+        ]
+
+    def _why_nothing(self, choices: list[Choice]) -> str:
+        if chosen := [choice for choice in choices if choice.spec is not None]:
+            too_large = "not below the smaller side of any of"
+            if isinstance(self.rank, float):
+                too_large = "the full rank of all of"
+            largest = max(choice.short_side or 0 for choice in chosen)
+            return (
+                f"rank={self.rank!r} is {too_large}"
+                f" {_names(choice.leaf for choice in chosen)}. Use a rank below"
+                f" {largest}, or plain Adam."
+            )
         asked = self.dimension_numbers
         how = "leaves of two axes" if asked is None else f"dimension_numbers={asked}"
-        raise ValueError(
-            f"No leaf to treat as low-rank: {how} match none of {names}. Name the"
+        return (
+            f"{how} match none of {_names(choice.leaf for choice in choices)}. Name the"
             " axes of stacked kernels with dimension_numbers, for example"
             " subtrack_jax.by_path('kernel')."
         )
 
-    def _view(self, name: str, shape: tuple[int, ...], spec: Any) -> MatrixView | None:
-        if not isinstance(spec, _SPECS):
+    def _choice(self, leaf: NamedLeaf, spec: Any) -> Choice:
+        """Sees a leaf along the axes of a spec; raises if it has no such matrix."""
+        if not isinstance(spec, SPECS):
             raise ValueError(
-                f"dimension_numbers for {name} is {spec!r}: use None or"
+                f"dimension_numbers for {leaf.name} is {spec!r}: use None or"
                 " optax.contrib.MuonDimensionNumbers."
             )
-        row_axes, column_axes = _axes(spec.reduction_axis), _axes(spec.output_axis)
+        row_axes = axes_of(spec.reduction_axis)
+        column_axes = axes_of(spec.output_axis)
         chosen = row_axes + column_axes
-        ndim = len(shape)
+        shape, ndim = leaf.shape, len(leaf.shape)
         if not all(-ndim <= axis < ndim for axis in chosen):
-            raise ValueError(f"{spec} names an axis that {name} {shape} does not have.")
+            raise ValueError(f"{spec} names an axis that {leaf} does not have.")
         row_axes = tuple(axis % ndim for axis in row_axes)
         column_axes = tuple(axis % ndim for axis in column_axes)
         chosen = row_axes + column_axes
         if len(set(chosen)) < len(chosen) or not row_axes or not column_axes:
             raise ValueError(
-                f"{spec} for {name} {shape}: reduction and output axes must be"
-                " disjoint and not empty."
+                f"{spec} for {leaf}: reduction and output axes must be disjoint and not"
+                " empty."
             )
         rows = math.prod(shape[axis] for axis in row_axes)
         columns = math.prod(shape[axis] for axis in column_axes)
+        short_side = min(rows, columns)
         rank = self.rank
         if isinstance(rank, float):
-            rank = max(1, round(rank * min(rows, columns)))
-        if rank >= min(rows, columns):
-            return None
-        return MatrixView(
+            rank = max(1, round(rank * short_side))
+        if rank >= short_side or 0 in shape:
+            return Choice(leaf, spec, short_side)
+        _check_real(leaf)
+        view = MatrixView(
             shape=shape,
             batch_axes=tuple(axis for axis in range(ndim) if axis not in chosen),
             row_axes=row_axes,
@@ -224,62 +218,35 @@ class LowRank:
             basis_on_rows=rows == columns or (rows < columns) == (self.side == "short"),
             rank=int(rank),
         )
+        return Choice(leaf, spec, short_side, view)
 
 
-def by_path(
-    pattern: str, reduction_axis: Any = -2, output_axis: Any = -1
-) -> Callable[[optax.Params], Any]:
-    """Dimension numbers for the leaves whose path matches a regular expression.
-
-    Args:
-      pattern: searched (`re.search`) in the leaf's path, its keys joined by "/".
-      reduction_axis: axis or axes of the matrix' rows, inputs in a Flax kernel.
-      output_axis: axis or axes of its columns.
-
-    Returns:
-      A function from parameters to dimension numbers, for `LowRank`. Leaves of
-      fewer than two axes never match.
-
-    Raises:
-      ValueError: if the pattern is not a regular expression.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> params = {"mlp": {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}}
-      >>> by_path("mlp/")(params)["mlp"]["kernel"]
-      MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-    """
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"pattern={pattern!r} does not compile: {error}.") from error
-    return _ByPath(
-        pattern,
-        optax.contrib.MuonDimensionNumbers(reduction_axis, output_axis),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _ByPath:
-    """A class and not a closure, so that error messages show the pattern."""
-
-    pattern: str
-    spec: optax.contrib.MuonDimensionNumbers
-
-    def __call__(self, params: optax.Params) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, leaf: (
-                self.spec
-                if content(leaf).ndim >= 2 and re.search(self.pattern, path_name(path))
-                else None
-            ),
-            params,
-            is_leaf=is_box,
+def _check_real(leaf: NamedLeaf) -> None:
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{leaf.name} is a matrix of {leaf.dtype}, whose subspaces are not"
+            " implemented: wrap the optimizer in"
+            " optax.contrib.split_real_and_imaginary, or leave this leaf alone with"
+            " dimension_numbers."
+        )
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+            f"{leaf.name} is a matrix of {leaf.dtype}, which has no gradient to"
+            " project: leave this leaf alone with dimension_numbers."
         )
 
-    def __repr__(self) -> str:
-        return f"by_path({self.pattern!r})"
+
+def _names(leaves: Iterable[NamedLeaf]) -> str:
+    names = list(map(str, leaves))
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _axes(axes: Any) -> tuple[int, ...]:
-    return (int(axes),) if isinstance(axes, numbers.Integral) else tuple(axes)
+def _advice(stacked: list[NamedLeaf]) -> str:
+    """What to write when leaves of three or more axes are matrices."""
+    return (
+        "dimension_numbers=None gives plain Adam to leaves of three or more axes:"
+        f" {_names(stacked)}. If they are stacks of matrices over their last two axes,"
+        f" write {suggestion(stacked)}; for other axes see its"
+        " reduction_axis and output_axis."
+    )

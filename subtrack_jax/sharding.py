@@ -14,7 +14,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from subtrack_jax import placement
-from subtrack_jax.leaves import content, is_box, path_name
+from subtrack_jax.leaves import as_arrays, content, is_box, path_name
 from subtrack_jax.record import LowRankLeaf, is_record, map_records
 
 
@@ -60,6 +60,7 @@ def state_sharding(
       >>> tuple(optax.tree.get(placed, "mu")["kernel"].spec)
       (None, 'fsdp')
     """
+    params = as_arrays(params)
     if param_shardings is None:
         param_shardings = jax.tree.map(
             lambda leaf: getattr(content(leaf), "sharding", None),
@@ -118,8 +119,12 @@ def stage(
       The transformation.
     """
 
+    def init(params):
+        return init_fn(as_arrays(params))
+
     def update(updates, state, params=None, **extra_args):
         del params
+        updates = as_arrays(updates)
         check_updates(updates)
         taken = {name: extra_args.pop(name) for name in takes if name in extra_args}
 
@@ -134,7 +139,7 @@ def stage(
         out_sharding = _result_shardings(*shapes, updates, state, mesh)
         return jax.sharding.auto_axes(run, out_sharding=out_sharding)(*arguments)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def report(function: Callable[..., Any], *trees: Any) -> Any:

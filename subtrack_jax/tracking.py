@@ -75,6 +75,7 @@ def track_subspace(
         )
 
     def init_fn(params):
+        low_rank.check(params)
         views = low_rank.views(params)
         empty = lambda _: optax.MaskedNode()
 

@@ -85,14 +85,3 @@ def test_nothing_is_missing():
 def test_rank_1(monkeypatch, name, case):
     """Optax's matrices are 2 x 2: at this rank they take the low-rank path."""
     _run(monkeypatch, name, 1, *case)
-
-
-WITH_MATRICES = [
-    case for case in CASES if "matrix" in _case_id(case) or "mixed" in _case_id(case)
-]
-
-
-@pytest.mark.parametrize("case", WITH_MATRICES, ids=_case_id)
-def test_rank_above_the_sides(monkeypatch, case):
-    """Plain Adam, on the matrices that were low-rank above."""
-    _run(monkeypatch, "subtrack", 8, *case)
