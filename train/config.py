@@ -53,6 +53,10 @@ class DataConfig:
         this many documents.
       tokenizer: path of a tokenizer.json or of a SentencePiece .model, or the name of
         a repository on the hub. None: a byte-level BPE is trained on the text.
+      bos: begin each document with the tokenizer's BOS token, in place of the EOS token
+        after it: for weights that were trained so (llama2.c).
+      bos_and_eos: begin each document with BOS and end it with EOS: for weights that
+        were trained so (LLaMA, Mistral).
       held_out_fraction: end of the files' text, as a fraction of its characters, kept
         for evaluation.
       eval_tokens: most tokens of an evaluation.
@@ -71,6 +75,8 @@ class DataConfig:
     text_field: str = "text"
     shuffle_buffer_documents: int = 10_000
     tokenizer: str | None = None
+    bos: Switch = False
+    bos_and_eos: Switch = False
     held_out_fraction: float = 0.05
     eval_tokens: int = 10_000_000
     packing: Literal["packed", "padded"] = "packed"
@@ -81,6 +87,11 @@ class DataConfig:
         check(self, between_0_and_1, "held_out_fraction")
         check(self, at_least_1, "sequence_length_tokens", "batch_size_sequences")
         check(self, at_least_1, "shuffle_buffer_documents", "eval_tokens")
+        if self.bos and self.bos_and_eos:
+            raise ValueError(
+                "--bos and --bos-and-eos exclude each other: the first has no EOS "
+                "after documents"
+            )
         if self.data_glob is not None and self.dataset is not None:
             raise ValueError(
                 f"--data-glob {self.data_glob!r} and --dataset {self.dataset!r} "

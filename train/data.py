@@ -216,7 +216,8 @@ def _open_tokenizer(
     if tokenizer is None and config.tokenizer is not None:
         tokenizer = Tokenizer.open(config.tokenizer)
     if tokenizer is None:
-        return Tokenizer.train((text for text, _ in pieces), vocabulary_size)
+        tokenizer = Tokenizer.train((text for text, _ in pieces), vocabulary_size)
+    tokenizer.mark_documents(begin=config.bos or config.bos_and_eos, end=not config.bos)
     if tokenizer.vocabulary_size > vocabulary_size:
         raise ValueError(
             f"the tokenizer ({name}) has {tokenizer.vocabulary_size} tokens, more than "

@@ -5,12 +5,10 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal
-
-import tokenizers
+from typing import Literal
 
 from models import hugging_face
-from train import cli, files, trained
+from train import cli, files, special_tokens, trained
 from train.checkpoint import CheckpointError, quiet_orbax
 
 PROGRAM = "python -m train.export"
@@ -53,27 +51,31 @@ def export(config: ExportConfig) -> pathlib.Path:
 
 
 def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None:
-    end_of_text = model.tokenizer.end_of_text
+    tokenizer = model.tokenizer
     length = model.config.data.sequence_length_tokens
-    model.tokenizer.save(directory)
-    settings = _tokenizer_settings(directory, end_of_text)
-    settings |= {"model_max_length": length}
-    path = directory / "tokenizer_config.json"
-    files.write_whole(path, json.dumps(settings, indent=2) + "\n")
+    tokenizer.save(directory)
+    path = directory / special_tokens.TOKENIZER_FILE
+    settings = special_tokens.read_json(path)
+    settings |= {
+        "tokenizer_class": _tokenizer_class(directory),
+        "model_max_length": length,
+    }
+    path.write_text(json.dumps(settings, indent=2) + "\n")
     hugging_face.save(
         directory,
         model.config.model,
         model.params,
-        extra_config={"eos_token_id": end_of_text, "max_position_embeddings": length},
+        extra_config={
+            **special_tokens.ids(tokenizer.special),
+            "max_position_embeddings": length,
+        },
     )
 
 
-def _tokenizer_settings(directory: pathlib.Path, end_of_text: int) -> dict[str, Any]:
-    """What transformers has to know beside the tokenizer's file."""
-    fast = directory / "tokenizer.json"
-    if fast.exists():
-        token = tokenizers.Tokenizer.from_file(str(fast)).id_to_token(end_of_text)
-        return {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": token}
+def _tokenizer_class(directory: pathlib.Path) -> str:
+    """The class of transformers that cuts text into the same tokens."""
+    if (directory / "tokenizer.json").exists():
+        return "PreTrainedTokenizerFast"
     from sentencepiece import sentencepiece_model_pb2  # only where there is a model
 
     content = (directory / "tokenizer.model").read_bytes()
@@ -90,12 +92,7 @@ def _tokenizer_settings(directory: pathlib.Path, end_of_text: int) -> dict[str, 
             "text), and transformers would cut text into other tokens: put the same "
             "tokenizer into the run's directory as tokenizer.json"
         )
-    token = model.pieces[end_of_text].piece
-    return {
-        "tokenizer_class": "LlamaTokenizer",
-        "add_bos_token": False,
-        "eos_token": token,
-    }
+    return "LlamaTokenizer"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -52,7 +52,7 @@ def generate(config: GenerateConfig) -> list[str]:
       ValueError, CheckpointError, OSError: there is no model to be read.
     """
     model = trained.load(config.checkpoint)
-    prompt = jnp.array([model.tokenizer.encode(config.prompt)] * config.num_samples)
+    prompt = jnp.array([model.tokenizer.prompt(config.prompt)] * config.num_samples)
     tokens = generation.generate(
         model.model,
         prompt,

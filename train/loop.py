@@ -147,7 +147,7 @@ def _sample(model: Any, text: data.Text, config: PretrainConfig, mesh: Mesh) -> 
     prompt = config.sample.sample_prompt
     tokens = generation.generate(
         model,
-        jnp.array([text.tokenizer.encode(prompt)]),
+        jnp.array([text.tokenizer.prompt(prompt)]),
         jax.random.key(config.seed),
         length=config.sample.sample_length_tokens,
         temperature=config.sample.sample_temperature,

@@ -1,6 +1,6 @@
 """From documents to batches of token ids, on grain: tokenize, cut, shuffle, batch.
 
-Packed, the documents are joined, an end-of-text token after each, and cut into rows
+Packed, the documents are joined, each with its end-of-text token, and cut into rows
 that overlap by one token: the target of a row's last input is the first input of the
 next one, so that every token but the very first is predicted exactly once. Padded,
 each document is a row of its own, cut or padded to length.
@@ -25,11 +25,13 @@ PREFETCH_BATCHES = 16
 ENCODED_CHARACTERS = 2**21
 ENCODED_DOCUMENTS = 64
 
+_MOST_ROWS = 2**62
+
 Batch = dict[str, np.ndarray]
 
 
 def encode(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> Iterator[np.ndarray]:
-    """The tokens of each document, in the smallest type, end-of-text last.
+    """The tokens of each document, in the smallest type, between those that mark it.
 
     A document that is cut off, so that its last piece is missing, has no end-of-text.
     """
@@ -38,9 +40,11 @@ def encode(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> Iterator[np.ndarray
     for group in _groups(pieces):
         encoded = tokenizer.encode_batch([text for text, _ in group])
         for (_, ends), ids in zip(group, encoded, strict=True):
+            if not document:
+                document.append(np.array(tokenizer.document_start, dtype))
             document.append(np.array(ids, dtype))
             if ends:
-                document.append(np.array([tokenizer.end_of_text], dtype))
+                document.append(np.array(tokenizer.document_end, dtype))
                 yield np.concatenate(document)
                 document = []
     if document:
@@ -147,7 +151,9 @@ def shuffled_batches(
     rows: Rows, config: DataConfig, seed: int, part: slice
 ) -> grain.IterDataset[Batch]:
     """Batches of all rows without end, each epoch in an order of its own."""
-    dataset = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
+    dataset = grain.MapDataset.source(rows).seed(seed).shuffle()
+    # Not without end, which grain rounds to more than it can count in batches of 1.
+    dataset = dataset.repeat(_MOST_ROWS // max(len(rows), 1))
     return _batches(dataset, config, part)
 
 

@@ -1,17 +1,17 @@
 """Tokenizers of two libraries, tokenizers and SentencePiece, behind one interface."""
 
 import abc
+import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
-import huggingface_hub
 import tokenizers
-from huggingface_hub import errors
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from train import files
+from train import files, hub, special_tokens
+from train.special_tokens import SpecialTokens
 
 END_OF_TEXT = "<|endoftext|>"
 # All bytes, so that any text can be written, and END_OF_TEXT.
@@ -24,18 +24,8 @@ PIECE_CHARACTERS = 2**17
 # Of a document, and whether the document ends there.
 Piece = tuple[str, bool]
 
-# Under these names the usual tokenizers have it, GPT's and LLaMA's first.
-_END_OF_TEXT_NAMES = (
-    END_OF_TEXT,
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "<｜end▁of▁sentence｜>",  # noqa: RUF001
-    "[SEP]",
-)
 _AFTER_NEWLINE = re.compile(r".*\S\n(?=\S)", re.DOTALL)
 _BEFORE_SPACE = re.compile(r".*\S(?= \S)", re.DOTALL)
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Tokenizer(abc.ABC):
@@ -45,34 +35,55 @@ class Tokenizer(abc.ABC):
 
     Attributes:
       vocabulary_size: number of token ids, from 0 on.
-      end_of_text: id of the token that ends a document.
+      special: ids of the tokens that end, begin and pad texts.
+      begins_texts: whether `special.begin` is put before texts.
+      ends_texts: whether `end_of_text` is put after documents.
     """
 
     vocabulary_size: int
-    end_of_text: int
+    special: SpecialTokens
+    begins_texts: bool = False
+    ends_texts: bool = True
     _file_name: ClassVar[str]
+    _kept: special_tokens.Kept
 
     @classmethod
-    def open(cls, name_or_path: str) -> "Tokenizer":
+    def open(
+        cls, name_or_path: str, weights: pathlib.Path | None = None
+    ) -> "Tokenizer":
         """Opens a tokenizer file, a directory that holds one, or one of the hub.
 
+        Its special tokens are those that the files beside it name, see
+        `special_tokens.read`; without such files, those of usual names.
+
+        Args:
+          name_or_path: the tokenizer.
+          weights: directory of the model's weights, whose files name the special
+            tokens of a tokenizer from elsewhere, unless it holds another tokenizer.
+
         Raises:
-          ValueError: the file is no tokenizer, or has no end-of-text token.
+          ValueError: the file is no tokenizer, or has no end-of-text token, or the
+            files beside it name tokens that it does not have.
           OSError: there is no such file or repository, or it cannot be read.
         """
         path = pathlib.Path(name_or_path).expanduser()
         if path.is_dir():
-            return cls.load(path)
+            return cls.load(path, weights)
         if not path.exists():
-            path = _download(name_or_path)
-        return _of_file(path)(path)
+            choices = [kind._file_name for kind in _KINDS]
+            path = hub.download_tokenizer(name_or_path, choices, special_tokens.FILES)
+        kind = _SentencePieceTokenizer if path.suffix == ".model" else _JsonTokenizer
+        beside = [path.parent] if path.name == kind._file_name else []
+        return kind(path, beside + _without_tokenizer(weights))
 
     @classmethod
-    def load(cls, directory: pathlib.Path) -> "Tokenizer":
-        """Opens what `save` wrote; raises as `open`."""
-        for kind in _KINDS:
-            if (path := directory / kind._file_name).is_file():
-                return kind(path)
+    def load(
+        cls, directory: pathlib.Path, weights: pathlib.Path | None = None
+    ) -> "Tokenizer":
+        """Opens what `save` wrote; arguments and errors as those of `open`."""
+        if kind := _kind_in(directory):
+            path = directory / kind._file_name
+            return kind(path, [directory, *_without_tokenizer(weights)])
         names = " nor ".join(kind._file_name for kind in _KINDS)
         raise FileNotFoundError(f"{directory} holds neither {names}")
 
@@ -104,10 +115,63 @@ class Tokenizer(abc.ABC):
         tokenizer.train_from_iterator(_first_characters(pieces), trainer)
         return _JsonTokenizer(tokenizer)
 
+    @property
+    def end_of_text(self) -> int:
+        """Id of the token that ends a document."""
+        return self.special.ends[0]
+
+    @property
+    def document_start(self) -> list[int]:
+        """Ids before the text of a document."""
+        begin = self.special.begin
+        return [begin] if self.begins_texts and begin is not None else []
+
+    @property
+    def document_end(self) -> list[int]:
+        """Ids behind the text of a document."""
+        return [self.end_of_text] if self.ends_texts else []
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Ids that end a text, or begin the next one."""
+        return tuple(dict.fromkeys([*self.special.ends, *self.document_start]))
+
+    def mark_documents(self, *, begin: bool, end: bool) -> None:
+        """Decides which tokens stand before and behind the text of a document.
+
+        Raises:
+          ValueError: there is no token that begins a text.
+        """
+        if begin and self.special.begin is None:
+            raise ValueError(
+                "the tokenizer has no token that begins a text (BOS): leave out --bos "
+                f"and --bos-and-eos, or name it as bos_token in the tokenizer's own "
+                f"{special_tokens.TOKENIZER_FILE}"
+            )
+        self.begins_texts, self.ends_texts = begin, end
+
     def save(self, directory: pathlib.Path) -> None:
-        """Writes the tokenizer's file, all of it or nothing."""
+        """Writes the tokenizer's file and those that name its special tokens.
+
+        transformers reads from them a tokenizer that gives the ids of training: with
+        the beginning token if `begins_texts`, and no other special token.
+        """
+        tokens = self.special
+        if not self.ends_texts:
+            tokens = tokens._replace(ends=self.stops)
+        settings = {
+            "add_bos_token": self.begins_texts,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            **self._settings(),
+        }
+        special_tokens.save(directory, tokens, self.name, self._kept, settings)
         with files.replacing(directory / self._file_name) as partial:
             self._write(partial)
+
+    def prompt(self, text: str) -> list[int]:
+        """The ids of the beginning of a document, to be continued."""
+        return [*self.document_start, *self.encode(text)]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without any token that begins or ends one."""
@@ -127,7 +191,19 @@ class Tokenizer(abc.ABC):
         """The text of ids; special tokens and ids without a token are left out."""
 
     @abc.abstractmethod
+    def find(self, name: str) -> int | None:
+        """The id of a token."""
+
+    @abc.abstractmethod
+    def name(self, index: int) -> str | None:
+        """The token of an id."""
+
+    @abc.abstractmethod
     def _write(self, path: pathlib.Path) -> None: ...
+
+    def _settings(self) -> dict[str, Any]:
+        """Entries of tokenizer_config.json that a kind of tokenizer adds."""
+        return {}
 
 
 class _JsonTokenizer(Tokenizer):
@@ -135,7 +211,11 @@ class _JsonTokenizer(Tokenizer):
 
     _file_name = "tokenizer.json"
 
-    def __init__(self, source: pathlib.Path | tokenizers.Tokenizer):
+    def __init__(
+        self,
+        source: pathlib.Path | tokenizers.Tokenizer,
+        directories: Sequence[pathlib.Path] = (),
+    ):
         if isinstance(source, pathlib.Path):
             source = _open_json(source)
         # Settings of whoever saved it, meant for inference on short texts.
@@ -144,7 +224,20 @@ class _JsonTokenizer(Tokenizer):
         source.encode_special_tokens = True
         self._tokenizer = source
         self.vocabulary_size = max(source.get_vocab().values()) + 1
-        self.end_of_text = _find_end_of_text(source.token_to_id)
+        named = special_tokens.read(directories, self)
+        first = _first_added(source)
+        self.special = special_tokens.fill(named, self.find, begin=first)
+        self._kept = special_tokens.read_kept(directories)
+        adds = self._kept.adds_begin
+        if adds is None:
+            adds = first is not None and first == self.special.begin
+        self.begins_texts = adds
+        # Else text could spell them.
+        added = source.get_added_tokens_decoder()
+        for index in self.special.all:
+            if index not in added or not added[index].special:
+                name = source.id_to_token(index)
+                source.add_special_tokens([tokenizers.AddedToken(name, special=True)])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encode = self._tokenizer.encode_batch_fast
@@ -153,8 +246,19 @@ class _JsonTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids])
 
+    def find(self, name: str) -> int | None:
+        return self._tokenizer.token_to_id(name)
+
+    def name(self, index: int) -> str | None:
+        known = 0 <= index < self.vocabulary_size
+        return self._tokenizer.id_to_token(index) if known else None
+
     def _write(self, path: pathlib.Path) -> None:
-        path.write_text(self._tokenizer.to_str(pretty=True))  # save hides OSErrors
+        entries = json.loads(self._tokenizer.to_str())
+        begin = next(((self.name(i), i) for i in self.document_start), None)
+        entries["post_processor"] = _post_processor(entries["post_processor"], begin)
+        text = json.dumps(entries, indent=2, ensure_ascii=False)
+        path.write_text(text, encoding="utf-8")
 
 
 class _SentencePieceTokenizer(Tokenizer):
@@ -162,7 +266,7 @@ class _SentencePieceTokenizer(Tokenizer):
 
     _file_name = "tokenizer.model"
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, directories: Sequence[pathlib.Path] = ()):
         try:
             import sentencepiece
         except ImportError as error:
@@ -179,24 +283,48 @@ class _SentencePieceTokenizer(Tokenizer):
             )
         except RuntimeError as error:
             raise ValueError(f"{path} is no SentencePiece model: {error}") from error
-        self.vocabulary_size = self._processor.vocab_size()
-        self.end_of_text = self._processor.eos_id()
-        if self.end_of_text < 0:  # the model was trained without one of that role
-            self.end_of_text = _find_end_of_text(self._find_piece)
+        size = self._processor.vocab_size()
+        added = special_tokens.read_added(directories[0]) if directories else {}
+        self._added = {name: i for name, i in added.items() if i >= size}
+        self.vocabulary_size = max([size - 1, *self._added.values()]) + 1
+        # Ids of a model that was trained without a token of a role are negative.
+        end, begin = self._processor.eos_id(), self._processor.bos_id()
+        self.special = special_tokens.fill(
+            special_tokens.read(directories, self),
+            self.find,
+            end=end if end >= 0 else None,
+            begin=begin if begin >= 0 else None,
+        )
+        self._kept = special_tokens.read_kept(directories)
+        self.begins_texts = bool(self._kept.adds_begin)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode(list(texts))
 
     def decode(self, ids: Iterable[int]) -> str:
-        known = [int(i) for i in ids if i < self.vocabulary_size]
+        known = [int(i) for i in ids if i < self._processor.vocab_size()]
         return self._processor.decode(known)
+
+    def find(self, name: str) -> int | None:
+        index = self._processor.piece_to_id(name)
+        if index != self._processor.unk_id() or name == self.name(index):
+            return index
+        return self._added.get(name)
+
+    def name(self, index: int) -> str | None:
+        if 0 <= index < self._processor.vocab_size():
+            return self._processor.id_to_piece(index)
+        return next((name for name, i in self._added.items() if i == index), None)
 
     def _write(self, path: pathlib.Path) -> None:
         path.write_bytes(self._model)
 
-    def _find_piece(self, name: str) -> int | None:
-        index = self._processor.piece_to_id(name)
-        return None if index == self._processor.unk_id() else index
+    def _settings(self) -> dict[str, Any]:
+        added = {
+            str(index): {"content": name, "special": True}
+            for name, index in self._added.items()
+        }
+        return {"added_tokens_decoder": added} if added else {}
 
 
 _KINDS = (_JsonTokenizer, _SentencePieceTokenizer)
@@ -233,8 +361,13 @@ def _first_characters(pieces: Iterable[str]) -> Iterator[str]:
             return
 
 
-def _of_file(path: pathlib.Path) -> Callable[[pathlib.Path], Tokenizer]:
-    return _SentencePieceTokenizer if path.suffix == ".model" else _JsonTokenizer
+def _kind_in(directory: pathlib.Path) -> type[Tokenizer] | None:
+    return next((k for k in _KINDS if (directory / k._file_name).is_file()), None)
+
+
+def _without_tokenizer(weights: pathlib.Path | None) -> list[pathlib.Path]:
+    """The directory, unless it holds a tokenizer that its files may speak of."""
+    return [weights] if weights is not None and _kind_in(weights) is None else []
 
 
 def _open_json(path: pathlib.Path) -> tokenizers.Tokenizer:
@@ -245,35 +378,44 @@ def _open_json(path: pathlib.Path) -> tokenizers.Tokenizer:
         raise ValueError(f"{path} is no tokenizer.json: {error}") from error
 
 
-def _find_end_of_text(find: Callable[[str], int | None]) -> int:
-    for name in _END_OF_TEXT_NAMES:
-        if (index := find(name)) is not None:
-            return index
-    raise ValueError(
-        "the tokenizer has no token that ends a text; it must have one of "
-        + ", ".join(_END_OF_TEXT_NAMES)
-    )
+def _first_added(tokenizer: tokenizers.Tokenizer) -> int | None:
+    """The id that a tokenizer's post-processor puts before texts, if it does."""
+    word = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).encode("a")
+    processed = tokenizer.post_process(word)
+    return processed.ids[0] if processed.special_tokens_mask[0] else None
 
 
-def _download(name: str) -> pathlib.Path:
-    """Fetches a tokenizer's file from the hub, or finds it in the hub's cache."""
-    if not _HUB_NAME.fullmatch(name) or name.endswith((".json", ".model")):
-        raise FileNotFoundError(
-            f"--tokenizer {name}: no such file or directory; give a tokenizer.json, "
-            "a SentencePiece .model or the name of a repository on the hub"
+def _post_processor(
+    found: dict[str, Any] | None, begin: tuple[str, int] | None
+) -> dict[str, Any] | None:
+    """The entry of tokenizer.json that puts the beginning token there, if any.
+
+    Args:
+      found: the entry as it was, of which only what moves offsets is kept.
+      begin: the token and its id; None: texts begin without one.
+    """
+    parts = [found] if found else []
+    if parts and parts[0]["type"] == "Sequence":
+        parts = parts[0]["processors"]
+    parts = [part for part in parts if part["type"] == "ByteLevel"]
+    if begin is not None:
+        name, index = begin
+
+        def piece(text: str, type_id: int) -> list[dict[str, Any]]:
+            return [
+                {"SpecialToken": {"id": name, "type_id": type_id}},
+                {"Sequence": {"id": text, "type_id": type_id}},
+            ]
+
+        token = {"id": name, "ids": [index], "tokens": [name]}
+        parts.append(
+            {
+                "type": "TemplateProcessing",
+                "single": piece("A", 0),
+                "pair": piece("A", 0) + piece("B", 1),
+                "special_tokens": {name: token},
+            }
         )
-    for kind in _KINDS:
-        try:
-            return pathlib.Path(huggingface_hub.hf_hub_download(name, kind._file_name))
-        except errors.LocalEntryNotFoundError as error:
-            raise OSError(
-                f"--tokenizer {name}: no such file or directory, and the hub cannot be "
-                "reached to look for a repository of that name"
-            ) from error
-        except errors.EntryNotFoundError:
-            continue
-        except (OSError, errors.HFValidationError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise OSError(f"--tokenizer {name}: {reason}") from error
-    names = " nor ".join(kind._file_name for kind in _KINDS)
-    raise FileNotFoundError(f"--tokenizer {name} holds neither {names}")
+    if len(parts) > 1:
+        return {"type": "Sequence", "processors": parts}
+    return parts[0] if parts else None

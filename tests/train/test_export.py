@@ -53,6 +53,7 @@ def test_an_export_is_read_back_to_the_last_bit(tmp_path, capsys, changes):
     assert (out, err) == (f"Written to {target}\n", "")
     assert {path.name for path in target.iterdir()} == {
         "config.json",
+        "generation_config.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",

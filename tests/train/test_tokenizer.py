@@ -12,6 +12,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
+from train import special_tokens
 from train import tokenizer as tokenizer_module
 from train.sources import EMBEDDED_TEXT
 from train.tokenizer import END_OF_TEXT, Tokenizer, split_documents
@@ -72,18 +73,17 @@ def test_text_that_spells_the_end_does_not_become_it(tokenizer, spelled):
 def test_a_saved_tokenizer_is_the_same_when_loaded(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     tokenizer.save(tmp_path)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("tokenizer.[jm]*")
     for loaded in (Tokenizer.load(tmp_path), Tokenizer.open(str(file))):
         assert loaded.encode(TEXT) == tokenizer.encode(TEXT)
         assert loaded.vocabulary_size == tokenizer.vocabulary_size
-        assert loaded.end_of_text == tokenizer.end_of_text
+        assert loaded.special == tokenizer.special
         assert loaded.end_of_text not in loaded.encode(END_OF_TEXT)
 
 
 def test_a_failed_save_leaves_the_old_file(tokenizer, tmp_path, monkeypatch):
     tokenizer.save(tmp_path)
-    (file,) = tmp_path.iterdir()
-    before = file.read_bytes()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
     def fail(path):
         pathlib.Path(path).write_bytes(b"half of")
@@ -92,8 +92,7 @@ def test_a_failed_save_leaves_the_old_file(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "_write", fail)
     with pytest.raises(OSError, match="no space left"):
         tokenizer.save(tmp_path)
-    assert list(tmp_path.iterdir()) == [file]
-    assert file.read_bytes() == before
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_settings_for_short_texts_are_dropped(tmp_path):
@@ -168,10 +167,11 @@ def test_hub_names_are_looked_up_in_both_forms(bpe, sentencepiece_path, monkeypa
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     opened = Tokenizer.open("someone/llama")
     assert opened.encode(TEXT) == Tokenizer.open(str(sentencepiece_path)).encode(TEXT)
-    assert asked == [
+    assert asked[:2] == [
         ("someone/llama", "tokenizer.json"),
         ("someone/llama", "tokenizer.model"),
     ]
+    assert {file for _, file in asked[2:]} == set(special_tokens.FILES)
 
 
 def test_a_tokenizer_in_the_hubs_cache_needs_no_network(bpe, tmp_path, monkeypatch):

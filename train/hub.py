@@ -1,0 +1,58 @@
+"""Files of a repository on Hugging Face's hub, or of the hub's cache."""
+
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+
+import huggingface_hub
+from huggingface_hub import errors
+
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def download_tokenizer(
+    name: str, choices: Sequence[str], beside: Iterable[str]
+) -> pathlib.Path:
+    """Fetches the file of a tokenizer.
+
+    Args:
+      name: the repository.
+      choices: names of the file, of which the first that exists is fetched.
+      beside: further files, fetched into the same directory where they exist.
+
+    Raises:
+      OSError: there is no such repository or file, or it cannot be reached.
+    """
+    if not _NAME.fullmatch(name) or name.endswith((".json", ".model")):
+        raise FileNotFoundError(
+            f"--tokenizer {name}: no such file or directory; give a tokenizer.json, "
+            "a SentencePiece .model or the name of a repository on the hub"
+        )
+    for choice in choices:
+        try:
+            path = _download(name, choice)
+        except errors.LocalEntryNotFoundError as error:
+            raise OSError(
+                f"--tokenizer {name}: no such file or directory, and the hub cannot be "
+                "reached to look for a repository of that name"
+            ) from error
+        if path is not None:
+            for file in beside:
+                try:
+                    _download(name, file)
+                except errors.LocalEntryNotFoundError:  # not in the cache, either
+                    continue
+            return path
+    raise FileNotFoundError(f"--tokenizer {name} holds neither {' nor '.join(choices)}")
+
+
+def _download(name: str, file: str) -> pathlib.Path | None:
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(name, file))
+    except errors.LocalEntryNotFoundError:
+        raise
+    except errors.EntryNotFoundError:
+        return None
+    except (OSError, errors.HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"--tokenizer {name}: {reason}") from error
