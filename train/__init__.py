@@ -1,1 +1,9 @@
 """Training programs, run from a checkout: `python -m train.pretrain`."""
+
+import sys
+
+# While Python looks for `python -m train.X`: answer signals before slow imports.
+if sys.argv[0] == "-m":
+    from train.interruption import Interruption
+
+    Interruption().__enter__()

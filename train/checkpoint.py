@@ -18,12 +18,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from train import distributed
+from train import distributed, files
 from train.config import CheckpointConfig
 from train.run import CHECKPOINTS
 from train.step import TrainState
 
 DAMAGED_DIRECTORY = "damaged-checkpoints"
+# In the name that Orbax gives a checkpoint while it is written.
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 class CheckpointError(Exception):
@@ -38,12 +40,14 @@ class Checkpoints:
 
     def __init__(self, run_directory: pathlib.Path, config: CheckpointConfig):
         self._run_directory = run_directory.absolute()
+        directory = self._run_directory / CHECKPOINTS
+        files.discard_at_once(directory, f"*{_UNFINISHED}*")
         keep = [checkpoint_managers.LatestN(config.keep_last_checkpoints)]
         if config.keep_checkpoint_every_steps:
             every = config.keep_checkpoint_every_steps
             keep.append(checkpoint_managers.EveryNSteps(every))
         self._manager = ocp.CheckpointManager(
-            self._run_directory / CHECKPOINTS,
+            directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
                 # What a killed process left half-written.

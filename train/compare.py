@@ -53,7 +53,9 @@ def run_trials(
     """Runs trials and saves each, up to the end or to an interruption."""
     with (
         tqdm.tqdm(total=len(trials) * steps, unit="step", dynamic_ncols=True) as bar,
-        Interruption() as interruption,
+        Interruption(
+            "stopping after this step, finished trials are kept"
+        ) as interruption,
     ):
 
         def after_step(loss: float) -> bool:
@@ -186,11 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
     argv = sys.argv[1:] if argv is None else argv
     command = shlex.join([*PROGRAM.split(), *argv])
-    try:
-        sys.exit(_run(read(argv), command))
-    except KeyboardInterrupt:
-        print(f"interrupted; to go on: {command}", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(_run(read(argv), command))
 
 
 def _run(config: CompareConfig, command: str) -> int:

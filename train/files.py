@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import pathlib
@@ -9,8 +10,8 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-# Files that still lack their final name; a program that ends at once removes them.
-_unfinished: set[pathlib.Path] = set()
+# Directory and pattern of files that still lack their final name.
+_unfinished: set[tuple[pathlib.Path, str]] = set()
 
 
 class WriteError(OSError):
@@ -40,7 +41,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     '1 2 3'
     """
     partial = path.with_name(f".{path.name}.partial")
-    _unfinished.add(partial)
+    mark = (path.parent, glob.escape(partial.name))
+    _unfinished.add(mark)
     try:
         with errors_name(path, partial):
             _remove(partial)  # from a process that was killed
@@ -51,7 +53,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     finally:
         with contextlib.suppress(OSError):
             _remove(partial)
-        _unfinished.discard(partial)
+        _unfinished.discard(mark)
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
@@ -131,11 +133,20 @@ def errors_name(
         raise WriteError(error.errno, reason, str(path)) from error
 
 
+def discard_at_once(directory: pathlib.Path, pattern: str) -> None:
+    """Lets `discard_unfinished` remove what matches a pattern in a directory."""
+    _unfinished.add((directory, pattern))
+
+
 def discard_unfinished() -> None:
-    """Removes what `replacing` has not finished, for a program that ends at once."""
-    for partial in tuple(_unfinished):
-        with contextlib.suppress(OSError):
-            _remove(partial)
+    """Removes what has no final name yet, for a program that ends at once."""
+    for directory, pattern in tuple(_unfinished):
+        for partial in directory.glob(pattern):
+            rest = partial.with_name(f".discarded.{partial.name}")
+            # Another thread may be about to give it its name; one of the two moves it.
+            with contextlib.suppress(OSError):
+                partial.rename(rest)
+                _remove(rest)
 
 
 def _remove(path: pathlib.Path) -> None:

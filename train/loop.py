@@ -82,7 +82,7 @@ def pretrain(
 
     diagnostics = Diagnostics(config, first, mesh)
     journal = Journal(config, first)
-    with journal, diagnostics, Interruption() as interruption:
+    with journal, diagnostics, Interruption("saving after this step") as interruption:
         previous = None
         for step in range(first + 1, config.steps + 1):
             diagnostics.before(step, state, journal.skipped_steps)
@@ -93,11 +93,11 @@ def pretrain(
                 journal.record(*previous)
             previous = (step, values)
             diagnostics.after(step, state, journal.watch)
-            is_last = interruption.reached(step) or step == config.steps
             if step % config.eval_every_steps == 0 or step == config.steps:
                 jax.block_until_ready(values)
                 with journal.watch.pause():
                     values["eval_loss"] = evaluate()
+            is_last = interruption.reached(step) or step == config.steps
             if step % config.checkpoint.checkpoint_every_steps == 0 or is_last:
                 # The row first: a checkpoint has the rows of all its steps.
                 journal.record(*previous)

@@ -12,16 +12,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
     # A sample may hold any character, also where the terminal knows only some.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        # Lines leave at once, also where a second Ctrl-C ends the program.
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
     argv = sys.argv[1:] if argv is None else argv
     config = cli.parse(PRESETS, "tiny", cli.PRETRAIN, argv)
-    try:
-        from train import loop  # slow to import: JAX, which help does without
+    from train import loop  # slow to import: JAX, which help does without
 
-        sys.exit(loop.run(config))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(loop.run(config))
 
 
 if __name__ == "__main__":

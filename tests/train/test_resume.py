@@ -58,6 +58,7 @@ def test_sigterm_saves_and_exits_with_0(uninterrupted, tmp_path):
     rows = len(read_metrics(tmp_path))
     assert 31 <= rows < STEPS
     assert f"Stopped by SIGTERM after step {rows}" in out
+    assert "SIGTERM: saving after this step; again to stop now" in err
     assert (tmp_path / "checkpoints" / str(rows)).is_dir()
     assert (tmp_path / "curve.png").exists()
     resume = out.rpartition("To continue: python -m train.pretrain ")[2].split()
@@ -72,6 +73,7 @@ def test_interrupting_saves_too(tmp_path):
     code, out, err = stop_after(3, signal.SIGINT, start(*flags), tmp_path)
     assert code == 130
     assert "Traceback" not in err
+    assert "SIGINT: saving after this step; again to stop now" in err
     rows = len(read_metrics(tmp_path))
     assert f"Stopped by SIGINT after step {rows}" in out
     assert (tmp_path / "checkpoints" / str(rows)).is_dir()
