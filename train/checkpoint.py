@@ -3,13 +3,14 @@
 import inspect
 import json
 import logging
+import math
 import pathlib
 import re
 import shutil
 import sys
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -18,8 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from train import distributed, files
-from train.config import CheckpointConfig
+from train import best_checkpoint, distributed, files
+from train.config import BEST_OR_NEWEST, CheckpointChoice, CheckpointConfig
 from train.run import CHECKPOINTS
 from train.step import TrainState
 
@@ -42,18 +43,23 @@ class Checkpoints:
         self._run_directory = run_directory.absolute()
         directory = self._run_directory / CHECKPOINTS
         files.discard_at_once(directory, f"*{_UNFINISHED}*")
+        self._keep_best = config.keep_best
         keep = [checkpoint_managers.LatestN(config.keep_last_checkpoints)]
         if config.keep_checkpoint_every_steps:
             every = config.keep_checkpoint_every_steps
             keep.append(checkpoint_managers.EveryNSteps(every))
-        self._manager = ocp.CheckpointManager(
+        if config.keep_best:
+            keep.append(best_checkpoint.KEEP_BEST)
+        self._manager = best_checkpoint.Manager(
             directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-                # What a killed process left half-written.
-                cleanup_tmp_directories=True,
-            ),
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+            # What a killed process left half-written.
+            cleanup_tmp_directories=True,
         )
+        # One of them may be the best.
+        damaged = self._manager.with_damaged_loss
+        keep.append(checkpoint_managers.CustomSteps(damaged))
+        self._lowest_loss = self._manager.lowest_loss
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -72,10 +78,29 @@ class Checkpoints:
         """The steps that have a checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
+    def is_best(self, eval_loss: float | None) -> bool:
+        """Whether a state of this held-out loss, if it has one, is to be kept.
+
+        That is if the loss is lower than those of all checkpoints.
+        """
+        if eval_loss is None or not self._keep_best:
+            return False
+        return distributed.agree(eval_loss < self._lowest_loss)
+
     def save(
-        self, step: int, state: TrainState, batches: grain.DatasetIterator
+        self,
+        step: int,
+        state: TrainState,
+        batches: grain.DatasetIterator,
+        eval_loss: float | None = None,
     ) -> None:
         """Starts writing; returns once the state may change again.
+
+        Args:
+          step: the step after which the state is as it is.
+          state: all that a step changes.
+          batches: the data's iterator.
+          eval_loss: the state's held-out loss, if it was evaluated.
 
         Raises:
           CheckpointError: this or the write before did not work out.
@@ -89,6 +114,10 @@ class Checkpoints:
             "rest": jax.device_get(_checksums(rest)),
             "data": _digest(positions),
         }
+        metrics = None
+        if eval_loss is not None and math.isfinite(eval_loss):
+            metrics = best_checkpoint.metrics_of(eval_loss, step)
+            self._lowest_loss = min(self._lowest_loss, eval_loss)
         self._guard(
             lambda: self._manager.save(
                 step,
@@ -98,6 +127,7 @@ class Checkpoints:
                     data=ocp.args.JsonSave({"positions": positions}),
                     check=ocp.args.JsonSave(jax.tree.map(int, check)),
                 ),
+                metrics=metrics,
             )
         )
 
@@ -128,6 +158,8 @@ class Checkpoints:
           CheckpointError: there are checkpoints, and none of them is sound.
         """
         damaged = {}
+        if distributed.is_first():
+            self._manager.report_damaged_losses(report)
         for step in reversed(self.steps):
             try:
                 state = self._read(step, abstract, batches)
@@ -143,6 +175,7 @@ class Checkpoints:
                     )
             distributed.agree(True)  # all wait for what the first one moves
             self._manager.reload()
+            self._lowest_loss = self._manager.lowest_loss
             return state
         if damaged:
             newest = max(damaged)
@@ -194,43 +227,75 @@ class Checkpoints:
             ) from error
 
 
-def restore_params(run_directory: pathlib.Path, abstract: Any) -> tuple[int, Any]:
-    """The parameters of a run's newest checkpoint, without the rest of it.
+class Restored(NamedTuple):
+    """Parameters and where they are from."""
+
+    step: int
+    eval_loss: float | None  # None: it was not evaluated
+    is_best: bool  # whether no checkpoint has a lower held-out loss
+    params: Any
+
+    @property
+    def description(self) -> str:
+        """The step, and the held-out loss if it is known, in words."""
+        if self.eval_loss is None:
+            return f"step {self.step:,}"
+        best = ", the best" if self.is_best else ""
+        return f"step {self.step:,}, held-out loss {self.eval_loss:.3f}{best}"
+
+
+def restore_params(
+    run_directory: pathlib.Path,
+    abstract: Any,
+    choice: CheckpointChoice = BEST_OR_NEWEST,
+    report: Callable[[str], None] = print,
+) -> Restored:
+    """The parameters of one of a run's checkpoints, without the rest of it.
+
+    Damaged checkpoints are reported, and the one is read that would have been chosen
+    without them, unless the choice is a certain step.
 
     Args:
       run_directory: the run's `--output-dir`.
       abstract: their shapes, dtypes and shardings.
-
-    Returns:
-      The step and the parameters.
+      choice: which checkpoint.
+      report: told about each damaged checkpoint that was to be read.
 
     Raises:
-      CheckpointError: there is no checkpoint, or it is damaged.
+      CheckpointError: there is no checkpoint, or none that is sound.
+      ValueError: there is not the one that was chosen.
     """
     directory = run_directory.absolute() / CHECKPOINTS
     if not directory.is_dir():
         raise CheckpointError(f"there are no checkpoints in {run_directory}")
-    with ocp.CheckpointManager(
-        directory, options=ocp.CheckpointManagerOptions(read_only=True)
-    ) as manager:
-        step = manager.latest_step()
-        if step is None:
+    damaged = {}
+    with best_checkpoint.Manager(directory, read_only=True) as manager:
+        steps, losses = manager.all_steps(), manager.eval_losses
+        if not steps:
             raise CheckpointError(f"there are no checkpoints in {run_directory}")
-        try:
-            restored = manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(abstract),
-                    check=ocp.args.JsonRestore(),
-                ),
-            )
-            _compare(restored["params"], restored["check"]["params"])
-        except Exception as error:
-            raise CheckpointError(
-                f"the checkpoint of step {step} in {directory} cannot be read: "
-                f"{_first_line(error)}"
-            ) from error
-    return step, restored["params"]
+        if choice.step is None and choice.which != "newest":
+            manager.report_damaged_losses(report)
+        for step in best_checkpoint.candidates(choice, steps, losses):
+            try:
+                restored = manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        params=ocp.args.StandardRestore(abstract),
+                        check=ocp.args.JsonRestore(),
+                    ),
+                )
+                _compare(restored["params"], restored["check"]["params"])
+            except Exception as error:
+                damaged[step] = (
+                    f"the checkpoint of step {step} in {directory} cannot be read: "
+                    f"{_first_line(error)}"
+                )
+                continue
+            for reason in damaged.values():
+                report(f"{reason}; the one of step {step} is used")
+            is_best = step == next(iter(losses), None)
+            return Restored(step, losses.get(step), is_best, restored["params"])
+    raise CheckpointError(next(iter(damaged.values())))
 
 
 def quiet_orbax() -> None:

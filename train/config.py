@@ -144,16 +144,46 @@ class CheckpointConfig:
       keep_last_checkpoints: how many of the newest checkpoints are kept.
       keep_checkpoint_every_steps: checkpoints at multiples of this many steps are kept
         for good. None: none are.
+      keep_best: keep the checkpoint of the lowest held-out loss, too; an evaluation
+        that is the best so far saves one.
     """
 
     checkpoint_every_steps: int = 100
     keep_last_checkpoints: int = 2
     keep_checkpoint_every_steps: int | None = None
+    keep_best: bool = True
 
     def __post_init__(self):
         check(self, at_least_1, "checkpoint_every_steps", "keep_last_checkpoints")
         if self.keep_checkpoint_every_steps is not None:
             check(self, at_least_1, "keep_checkpoint_every_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointChoice:
+    """Which checkpoint of a run a program reads.
+
+    Attributes:
+      which: best, the one of the lowest held-out loss, or newest. None: the best if
+        one was evaluated, else the newest.
+      step: the one of this step instead.
+    """
+
+    which: Literal["best", "newest"] | None = None
+    step: int | None = None
+
+    def __post_init__(self):
+        if self.step is None:
+            return
+        check(self, not_negative, "step")
+        if self.which is not None:
+            raise ValueError(
+                f"--which {self.which} and --step {self.step} exclude each other: "
+                "give one of them"
+            )
+
+
+BEST_OR_NEWEST = CheckpointChoice()
 
 
 @dataclasses.dataclass(frozen=True)

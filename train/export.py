@@ -10,13 +10,14 @@ from typing import Literal
 from models import hugging_face
 from train import cli, files, special_tokens, trained
 from train.checkpoint import CheckpointError, quiet_orbax
+from train.config import BEST_OR_NEWEST, CheckpointChoice
 
 PROGRAM = "python -m train.export"
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Writes the newest checkpoint of a run in the form of other programs.
+    """Writes a checkpoint of a run in the form of other programs.
 
     Attributes:
       checkpoint: directory of the run, its --output-dir.
@@ -24,11 +25,13 @@ class ExportConfig:
         the tokenizer.
       output_dir: directory to write to. None: one named like the form, in that of the
         run.
+      choice: which checkpoint.
     """
 
     checkpoint: pathlib.Path
     to: Literal["hf"] = "hf"
     output_dir: pathlib.Path | None = None
+    choice: CheckpointChoice = BEST_OR_NEWEST
 
 
 def export(config: ExportConfig) -> pathlib.Path:
@@ -42,11 +45,12 @@ def export(config: ExportConfig) -> pathlib.Path:
         raise ValueError(
             f"--output-dir {target} is not empty: give a directory of its own"
         )
-    model = trained.load(config.checkpoint)
+    model = trained.load(config.checkpoint, config.choice)
     target.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(target) as directory:
         directory.mkdir()
         _write_hugging_face(model, directory)
+    print(f"Exported {model.checkpoint.description}")
     return target
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from models import generation
 from train import cli, trained
 from train.checkpoint import CheckpointError, quiet_orbax
+from train.config import BEST_OR_NEWEST, CheckpointChoice
 from train.rules import at_least_1, check, fits_32_bits, positive
 
 PROGRAM = "python -m train.generate"
@@ -19,7 +20,7 @@ PROGRAM = "python -m train.generate"
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-    """Writes text with the newest checkpoint of a pre-training run.
+    """Writes text with a model of a pre-training run.
 
     Attributes:
       checkpoint: directory of the run, its --output-dir.
@@ -28,6 +29,7 @@ class GenerateConfig:
       temperature: divides the logits: below 1 safer, above 1 wilder.
       num_samples: texts to write, each another.
       seed: decides the texts.
+      choice: which checkpoint.
     """
 
     checkpoint: pathlib.Path
@@ -36,6 +38,7 @@ class GenerateConfig:
     temperature: float = 0.7
     num_samples: int = 1
     seed: int = 0
+    choice: CheckpointChoice = BEST_OR_NEWEST
 
     def __post_init__(self):
         if not self.prompt:
@@ -51,7 +54,7 @@ def generate(config: GenerateConfig) -> list[str]:
     Raises:
       ValueError, CheckpointError, OSError: there is no model to be read.
     """
-    model = trained.load(config.checkpoint)
+    model = trained.load(config.checkpoint, config.choice)
     prompt = jnp.array([model.tokenizer.prompt(config.prompt)] * config.num_samples)
     tokens = generation.generate(
         model.model,

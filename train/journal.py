@@ -48,6 +48,12 @@ class Journal:
         """How many steps were skipped, of those written down."""
         return self._skipped[0]
 
+    def begin(self, eval_loss: float) -> None:
+        """Writes down the held-out loss before training, as step 0."""
+        if all(row["step"] > 0 for row in self.rows):
+            nothing = {"tokens": 0, "epoch": 0.0, "elapsed_seconds": 0.0}
+            self._writer.write(0, eval_loss=eval_loss, skipped_steps=0, **nothing)
+
     def record(self, step: int, values: dict[str, Any]) -> None:
         """Waits for a step and writes it down.
 

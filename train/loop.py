@@ -75,14 +75,21 @@ def pretrain(
         state = _create_state(config, optimizer, placed)
     first = int(state.step)
     print(_summary(config, text, state))
+    eval_loss = None
     if first == 0:
-        print(f"\nBefore training, held-out loss {evaluate():.3f}:\n{sample()}\n")
+        eval_loss = evaluate()
+        print(f"\nBefore training, held-out loss {eval_loss:.3f}:\n{sample()}\n")
+        # Nobody misses the best of random weights.
+        if config.init_from is not None and checkpoints.is_best(eval_loss):
+            checkpoints.save(0, state, batches, eval_loss)
     else:
         print(f"\nContinued after step {first:,}.\n")
 
     diagnostics = Diagnostics(config, first, mesh)
     journal = Journal(config, first)
     with journal, diagnostics, Interruption("saving after this step") as interruption:
+        if eval_loss is not None:
+            journal.begin(eval_loss)
         previous = None
         for step in range(first + 1, config.steps + 1):
             diagnostics.before(step, state, journal.skipped_steps)
@@ -98,14 +105,16 @@ def pretrain(
                 with journal.watch.pause():
                     values["eval_loss"] = evaluate()
             is_last = interruption.reached(step) or step == config.steps
-            if step % config.checkpoint.checkpoint_every_steps == 0 or is_last:
+            eval_loss = values.get("eval_loss")
+            is_due = step % config.checkpoint.checkpoint_every_steps == 0
+            if is_due or is_last or checkpoints.is_best(eval_loss):
                 # The row first: a checkpoint has the rows of all its steps.
                 journal.record(*previous)
                 previous = None
                 with journal.watch.pause():
                     journal.sync()
                     diagnostics.sync()
-                    checkpoints.save(step, state, batches)
+                    checkpoints.save(step, state, batches, eval_loss)
             if is_last:
                 break
         checkpoints.wait()
@@ -115,11 +124,7 @@ def pretrain(
             f"saved. To continue: {_resume(config)}"
         )
         return interruption.exit_code
-    best = min((r["eval_loss"] for r in journal.rows if "eval_loss" in r), default=0)
-    print(
-        f"\nAfter training, best held-out loss {best:.3f}, perplexity "
-        f"{math.exp(best):.2f}:\n{sample()}\n"
-    )
+    print(f"\n{_outcome(journal.rows, checkpoints.steps)}\n{sample()}\n")
     print(_farewell(config))
     return 0
 
@@ -169,6 +174,24 @@ def _summary(config: PretrainConfig, text: data.Text, state: steps.TrainState) -
         f"Steps      {config.steps:,} of {config.data.batch_size_tokens:,} tokens\n"
         f"Output     {config.output_dir}"
     )
+
+
+def _outcome(rows: list[dict[str, Any]], saved: list[int]) -> str:
+    """The last and the best held-out loss of a run, and whether the best is saved."""
+    # The rows of a run may be lost.
+    known = [(row["eval_loss"], row["step"]) for row in rows if "eval_loss" in row]
+    finite = [(loss, step) for loss, step in known if math.isfinite(loss)]
+    if not finite:
+        return "After training:"
+    loss = known[-1][0]
+    best, step = min(finite)
+    perplexity = math.exp(min(loss, 700))  # of more it would overflow
+    text = f"After training, held-out loss {loss:.3f}, perplexity {perplexity:.2f}; "
+    if step == known[-1][1]:
+        return f"{text}it was never lower:"
+    where = f"at step {step:,}" if step else "before training"
+    kept = ", which is saved" if step in saved else ""
+    return f"{text}the best was {best:.3f} {where}{kept}:"
 
 
 def _resume(config: PretrainConfig) -> str:

@@ -185,9 +185,10 @@ def plot_curve(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> No
         # A Figure of its own needs no display and no global state.
         fig = figure.Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
         axes = fig.subplots()
+    trained = [row for row in rows if "loss" in row]
     axes.plot(
-        [row["step"] for row in rows],
-        [row["loss"] for row in rows],
+        [row["step"] for row in trained],
+        [row["loss"] for row in trained],
         color="tab:gray",
         linewidth=0.8,
         label="training batch",

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -44,11 +45,16 @@ def open_directory(config: PretrainConfig) -> Iterator[bool]:
             "one is started there"
         )
     with lock_directory(directory):
-        # A run that died before its first step is nobody's loss.
-        has_steps = metrics.exists() and metrics.stat().st_size > 0
-        checkpoints = directory / CHECKPOINTS
-        has_checkpoints = checkpoints.exists() and any(checkpoints.iterdir())
-        found = saved.exists() and (has_steps or has_checkpoints)
+        # A run without a first step may be overwritten: it has but what was before.
+        has_steps = metrics.exists() and not _is_before_training(metrics.read_text())
+        checkpoints = list((directory / CHECKPOINTS).glob("*"))
+        before = [path for path in checkpoints if path.name.split(".")[0] == "0"]
+        has_steps = has_steps or len(before) < len(checkpoints)
+        found = saved.exists() and has_steps
+        if not has_steps:
+            metrics.unlink(missing_ok=True)
+            for path in before:
+                shutil.rmtree(path)
         if found:
             changed = differences(config, load_config(PretrainConfig, saved))
             if changed:
@@ -146,6 +152,13 @@ def _resolved(config: Any) -> dict[str, Any]:
     if "optimizer" in values:
         values["optimizer"] = dataclasses.asdict(resolved(config.optimizer))
     return values
+
+
+def _is_before_training(rows: str) -> bool:
+    """Whether metrics hold nothing but the row of step 0, if that."""
+    with contextlib.suppress(ValueError, AttributeError):
+        return not rows or json.loads(rows).get("step") == 0
+    return False
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,8 +7,9 @@ import jax
 from flax import nnx
 
 from models import llama
-from train.checkpoint import restore_params
-from train.config import PretrainConfig
+from train import cli
+from train.checkpoint import Restored, restore_params
+from train.config import BEST_OR_NEWEST, CheckpointChoice, PretrainConfig
 from train.run import CONFIG_FILE, load_config
 from train.step import model_definition
 from train.tokenizer import Tokenizer
@@ -18,9 +19,13 @@ class Trained(NamedTuple):
     """A model with its tokenizer."""
 
     config: PretrainConfig
-    step: int  # of the checkpoint
-    params: Any
+    checkpoint: Restored
     tokenizer: Tokenizer
+
+    @property
+    def params(self) -> Any:
+        """The model's parameters, as nested dictionaries."""
+        return self.checkpoint.params
 
     @property
     def model(self) -> llama.Llama:
@@ -28,11 +33,16 @@ class Trained(NamedTuple):
         return nnx.merge(model_definition(self.config.model), self.params)
 
 
-def load(directory: pathlib.Path) -> Trained:
-    """Reads the newest checkpoint of a run.
+def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> Trained:
+    """Reads a checkpoint of a run; warns of damaged ones that it passes over.
+
+    Args:
+      directory: the run's `--output-dir`.
+      choice: which checkpoint.
 
     Raises:
-      ValueError: there is no run in the directory, or it is of another version.
+      ValueError: there is no run in the directory, it is of another version, or has no
+        such checkpoint.
       CheckpointError: it has no checkpoint, or a damaged one.
       OSError: a file cannot be read.
     """
@@ -48,5 +58,5 @@ def load(directory: pathlib.Path) -> Trained:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         nnx.to_pure_dict(nnx.state(model, nnx.Param)),
     )
-    step, params = restore_params(directory, abstract)
-    return Trained(config, step, params, Tokenizer.load(directory))
+    checkpoint = restore_params(directory, abstract, choice, cli.warn)
+    return Trained(config, checkpoint, Tokenizer.load(directory))

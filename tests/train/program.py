@@ -92,7 +92,7 @@ def stop_after(rows, sent, process, directory):
     """Sends a signal once so many steps are written down; returns (code, out, err)."""
     deadline = time.monotonic() + 240
     metrics = directory / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < rows:
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") <= rows:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.005)

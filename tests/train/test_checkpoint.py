@@ -21,7 +21,7 @@ from train.checkpoint import (
     Checkpoints,
     restore_params,
 )
-from train.config import CheckpointConfig
+from train.config import CheckpointChoice, CheckpointConfig
 from train.step import TrainState
 
 # Coroutines that Orbax drops when a file is damaged.
@@ -341,9 +341,9 @@ def test_a_failed_write_does_not_hide_what_went_wrong_first(copy, monkeypatch):
 
 def test_parameters_come_back_alone(saved):
     state = make_state(12)
-    step, params = restore_params(saved, abstract(state.params))
-    assert step == 12
-    assert_equal(params, state.params)
+    restored = restore_params(saved, abstract(state.params))
+    assert restored.step == 12
+    assert_equal(restored.params, state.params)
 
 
 def test_parameters_that_are_damaged_or_not_there_are_an_error(copy, tmp_path):
@@ -353,17 +353,25 @@ def test_parameters_that_are_damaged_or_not_there_are_an_error(copy, tmp_path):
             (directory / CHECKPOINTS).mkdir(parents=True)
         with pytest.raises(CheckpointError, match="no checkpoints in "):
             restore_params(directory, target)
-    truncate(copy / CHECKPOINTS / "12" / "params" / "manifest.ocdbt")
-    with pytest.raises(CheckpointError, match="cannot be read") as raised:
+    for step in ("7", "12"):
+        truncate(copy / CHECKPOINTS / step / "params" / "manifest.ocdbt")
+    with pytest.raises(
+        CheckpointError, match=r"step 12 in .* cannot be read"
+    ) as raised:
         restore_params(copy, target)
     assert "\n" not in str(raised.value)
     assert steps_in(copy) == [7, 12]
 
 
-def test_other_parameters_than_were_saved_are_an_error(copy):
+def test_other_parameters_than_were_saved_are_reported(copy):
     spoil_checksum(copy, "params")
+    reports = []
+    target = abstract(make_state().params)
+    assert restore_params(copy, target, report=reports.append).step == 7
+    (report,) = reports
+    assert report.endswith("is not what was saved; the one of step 7 is used")
     with pytest.raises(CheckpointError, match="is not what was saved"):
-        restore_params(copy, abstract(make_state().params))
+        restore_params(copy, target, CheckpointChoice(step=12))
 
 
 def flipped(array, *positions, bit):

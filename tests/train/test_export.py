@@ -50,7 +50,7 @@ def test_an_export_is_read_back_to_the_last_bit(tmp_path, capsys, changes):
     export.main(["--checkpoint", str(directory)])
     out, err = capsys.readouterr()
     target = directory / "hf"
-    assert (out, err) == (f"Written to {target}\n", "")
+    assert (out, err) == (f"Exported step 10\nWritten to {target}\n", "")
     assert {path.name for path in target.iterdir()} == {
         "config.json",
         "generation_config.json",

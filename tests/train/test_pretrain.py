@@ -26,7 +26,10 @@ def test_a_short_run_learns_and_leaves_its_files(tmp_path, optimizer):
     assert done.returncode == 0, done.stderr
 
     rows = read_metrics(directory)
-    assert [row["step"] for row in rows] == list(range(1, 43))
+    assert [row["step"] for row in rows] == list(range(43))
+    before, *rows = rows
+    assert before["eval_loss"] == pytest.approx(math.log(300), abs=0.5)
+    assert f"Before training, held-out loss {before['eval_loss']:.3f}" in done.stdout
     seconds = 0.0
     for step, row in enumerate(rows, 1):
         assert row["tokens_per_second"] > 0
@@ -55,6 +58,8 @@ def test_a_short_run_learns_and_leaves_its_files(tmp_path, optimizer):
     # A sample before and one after, and a progress bar.
     assert done.stdout.count("The whale") == 2
     assert f"held-out loss {evaluations[42]:.3f}" in done.stdout
+    assert "it was never lower" in done.stdout
+    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["40", "42"]
     assert "42/42" in done.stderr
     assert "MFU=" in done.stderr
     assert f"perplexity {math.exp(evaluations[42]):.2f}" in done.stdout
@@ -70,7 +75,7 @@ def test_the_seed_decides_the_run(tmp_path):
         assert done.returncode == 0, done.stderr
     one, two, other = (read_values(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
-    assert one[0]["loss"] != other[0]["loss"]
+    assert one[1]["loss"] != other[1]["loss"]
 
 
 def test_a_loss_that_is_not_finite_is_skipped_then_the_end(tmp_path):
@@ -108,12 +113,20 @@ def test_starts_from_weights_of_another_program(tmp_path):
     assert done.returncode == 0, done.stderr
     config = cli.parse(PRESETS, "tiny", "", ["--output-dir", str(tmp_path / "first")])
     exported = export.export(export.ExportConfig(config.output_dir))
+    # Too high a rate: what was given stays the best, and is kept.
     flags += ["--init-from", exported, "--rank", 8, "--steps", 1]
+    flags += ["--learning-rate", 1]
     again = run(*flags, "--output-dir", tmp_path / "second")
     assert again.returncode == 0, again.stderr
     before = re.search(r"Before training, held-out loss (\S+):", again.stdout)[1]
     last = read_metrics(tmp_path / "first")[-1]["eval_loss"]
     assert float(before) == pytest.approx(last, abs=2e-3)
+    first, second = read_metrics(tmp_path / "second")
+    assert f"{first['eval_loss']:.3f}" == before
+    assert first["eval_loss"] < second["eval_loss"] - 0.1
+    assert f"the best was {before} before training, which is saved" in again.stdout
+    kept = (tmp_path / "second" / "checkpoints").iterdir()
+    assert sorted(path.name for path in kept) == ["0", "1"]
     tokenizers = [
         path.read_text() for path in tmp_path.glob("*/tokenizer.json") if path.is_file()
     ]

@@ -27,7 +27,7 @@ def uninterrupted(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "uninterrupted"
     done = run(*FLAGS, "--output-dir", directory)
     assert done.returncode == 0, done.stderr
-    assert len(read_metrics(directory)) == STEPS
+    assert len(read_metrics(directory)) == STEPS + 1
     return directory
 
 
@@ -55,7 +55,7 @@ def test_sigterm_saves_and_exits_with_0(uninterrupted, tmp_path):
     flags = [*FLAGS, "--output-dir", tmp_path]
     code, out, err = stop_after(31, signal.SIGTERM, start(*flags), tmp_path)
     assert code == 0, err
-    rows = len(read_metrics(tmp_path))
+    rows = read_metrics(tmp_path)[-1]["step"]
     assert 31 <= rows < STEPS
     assert f"Stopped by SIGTERM after step {rows}" in out
     assert "SIGTERM: saving after this step; again to stop now" in err
@@ -74,7 +74,7 @@ def test_interrupting_saves_too(tmp_path):
     assert code == 130
     assert "Traceback" not in err
     assert "SIGINT: saving after this step; again to stop now" in err
-    rows = len(read_metrics(tmp_path))
+    rows = read_metrics(tmp_path)[-1]["step"]
     assert f"Stopped by SIGINT after step {rows}" in out
     assert (tmp_path / "checkpoints" / str(rows)).is_dir()
 
@@ -122,7 +122,7 @@ def test_a_full_disk_is_a_clear_error_and_costs_no_checkpoint(uninterrupted, tmp
 
     code, _, err = stop_after(25, signal.SIGTERM, start(*flags), tmp_path)
     assert code == 0, err
-    rows = len(read_metrics(tmp_path))
+    rows = read_metrics(tmp_path)[-1]["step"]
     done = run(*flags, preexec_fn=fill_disk)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -73,6 +73,32 @@ def test_a_run_that_died_before_its_first_step_is_no_loss(tmp_path):
         assert not found
 
 
+def test_what_was_before_the_first_step_is_not_another_run_s(tmp_path):
+    """The row and the checkpoint of step 0 belong to the config that made them."""
+    config = in_directory(tmp_path)
+    start_run(config, rows=0)
+    (tmp_path / METRICS_FILE).write_text('{"step": 0, "eval_loss": 5.5}\n')
+    (tmp_path / CHECKPOINTS / "0").mkdir(parents=True)
+    with open_directory(changed(config, seed=5)) as found:
+        assert not found
+        assert not (tmp_path / METRICS_FILE).exists()
+        assert list((tmp_path / CHECKPOINTS).iterdir()) == []
+
+
+@pytest.mark.parametrize("later", ["metrics", "checkpoint"])
+def test_steps_behind_step_0_make_a_run(tmp_path, later):
+    config = in_directory(tmp_path)
+    start_run(config, rows=0)
+    rows = '{"step": 0, "eval_loss": 5.5}\n' + '{"step": 1}\n' * (later == "metrics")
+    (tmp_path / METRICS_FILE).write_text(rows)
+    for step in ("0", "1")[: 1 + (later == "checkpoint")]:
+        (tmp_path / CHECKPOINTS / step).mkdir(parents=True)
+    with open_directory(config) as found:
+        assert found
+    assert (tmp_path / METRICS_FILE).read_text() == rows
+    assert (tmp_path / CHECKPOINTS / "0").exists()
+
+
 def test_a_run_of_another_config_is_told_apart(tmp_path):
     config = in_directory(tmp_path)
     start_run(config)
