@@ -122,6 +122,30 @@ def named_leaves(tree: Any) -> list[NamedLeaf]:
     ]
 
 
+def expect_gradients(updates: Any, state: Any) -> None:
+    """Raises if a leaf has no gradient that had a parameter when `init` was called.
+
+    Args:
+      updates: the gradients, `None` where there is none.
+      state: of the same structure, with something for each parameter.
+
+    Raises:
+      ValueError: naming the leaves.
+    """
+    is_hole = lambda node: node is None or is_masked(node)
+    nodes = jax.tree.leaves_with_path(updates, is_leaf=is_hole)
+    missing = {path for path, node in nodes if node is None}
+    if not missing:
+        return
+    kept = [path for path, _ in jax.tree.leaves_with_path(state, is_leaf=is_masked)]
+    if names := [path_name(path) for path in kept if path in missing]:
+        raise ValueError(
+            f"The gradient of {', '.join(names)} is None, and init was given an array:"
+            " give init what is differentiated, such as"
+            " eqx.filter(model, eqx.is_inexact_array) of an Equinox model."
+        )
+
+
 def as_arrays(tree: Any) -> Any:
     """A tree whose Python numbers have become arrays."""
     if not any(map(_is_python_number, jax.tree.leaves(tree))):

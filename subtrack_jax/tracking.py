@@ -11,7 +11,13 @@ import optax
 from subtrack_jax import placement, sharding
 from subtrack_jax._validation import check
 from subtrack_jax.in_place import apply_if
-from subtrack_jax.leaves import content, is_box, map_leaves, state_dtype
+from subtrack_jax.leaves import (
+    content,
+    expect_gradients,
+    is_box,
+    map_leaves,
+    state_dtype,
+)
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import LowRankLeaf, is_record
 from subtrack_jax.refresh import Leaf, Moved, refresh
@@ -104,6 +110,7 @@ def track_subspace(
                 "track_subspace was given a tracker that needs momentum, and none: put"
                 " the chain up to its inner rule inside of feed_back."
             )
+        expect_gradients(updates, state.basis)
         leaves, structure = jax.tree.flatten(updates, is_leaf=is_box)
         views = structure.flatten_up_to(low_rank.views(updates))
         chosen = [k for k, view in enumerate(views) if view is not None]
