@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import difflib
 import errno
+import inspect
 import io
 import itertools
 import os
@@ -10,10 +12,11 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 
+from train import options
 from train.run import CONFIG_FILE, load_config
 
 Config = TypeVar("Config")
@@ -21,8 +24,19 @@ Config = TypeVar("Config")
 PRETRAIN = "python -m train.pretrain"
 
 
+class Example(NamedTuple):
+    """A command line to copy from --help: what it is for, and its arguments."""
+
+    purpose: str
+    arguments: str
+
+
 def parse(
-    presets: Mapping[str, Config], default: str, program: str, argv: Sequence[str]
+    presets: Mapping[str, Config],
+    default: str,
+    program: str,
+    argv: Sequence[str],
+    **help_layout: Any,
 ) -> Config:
     """Reads a config from the command line, on top of a preset or a saved config.
 
@@ -37,6 +51,7 @@ def parse(
       default: the preset used when none is named.
       program: the command, for help and errors.
       argv: the arguments behind the command.
+      **help_layout: `common` and `examples`, as in `read`.
     """
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--preset", "--config", "--output-dir"):
@@ -57,7 +72,7 @@ def parse(
             saved = pathlib.Path(given.output_dir or base.output_dir) / CONFIG_FILE
             # No such file: whoever opens the directory says so.
             base = load_config(type(base), saved) if saved.exists() else base
-    return read(type(base), program, argv, base)
+    return read(type(base), program, argv, base, **help_layout)
 
 
 def run_of_preset(argv: Sequence[str], presets: Mapping[str, Config]) -> Config:
@@ -77,6 +92,8 @@ def read(
     program: str,
     argv: Sequence[str],
     default: Config | None = None,
+    common: Sequence[str] = (),
+    examples: Sequence[Example] = (),
 ) -> Config:
     """Reads a dataclass from the command line, with errors as in `parse`.
 
@@ -85,21 +102,63 @@ def read(
       program: the command, for help and errors.
       argv: the arguments behind the command.
       default: where values not given come from; None takes the dataclass' own.
+      common: flags that help shows first; see `train.options`.
+      examples: command lines that help ends with.
     """
+    found = options.options(kind, default)
+    groups = options.arrange(found, common)
     errors = io.StringIO()
     try:
         with _reader_may_leave(), contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                kind,
-                prog=program,
-                args=argv,
-                default=default,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+            parsed = _parse(options.command_line(groups), kind, program, argv, examples)
     except SystemExit as stop:
         if stop.code:
-            fail(_unboxed(errors.getvalue()))
+            fail(_misspelt(argv, groups) or _unboxed(errors.getvalue()))
         raise
+    given = {option.path: option.default for option in found}
+    with user_errors(ValueError):
+        return options.assemble(kind, given | options.values(parsed, groups))
+
+
+def _parse(
+    flags: type,
+    kind: type,
+    program: str,
+    argv: Sequence[str],
+    examples: Sequence[Example],
+) -> Any:
+    try:
+        return tyro.cli(
+            flags,
+            prog=program,
+            description=inspect.getdoc(kind).partition("\n\nAttributes:")[0],
+            args=argv,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except SystemExit as stop:
+        if not stop.code and examples and {"-h", "--help"} & set(argv):
+            print("\nexamples:")
+            for example in examples:
+                print(f"  {example.purpose}:")
+                print(f"      {program} {example.arguments}".rstrip())
+        raise
+
+
+def _misspelt(argv: Sequence[str], groups: Mapping[str, Any]) -> str | None:
+    """What to say about the first flag on the command line that there is not."""
+    known = {"-h", "--help"}
+    for option in itertools.chain(*groups.values()):
+        known.add(option.flag)
+        if option.hint is bool:  # not a Switch
+            known.add(f"--no-{option.flag[2:]}")
+    for argument in argv:
+        name = argument.partition("=")[0]
+        flag = name.replace("_", "-")
+        if re.match(r"--?[a-zA-Z]", flag) and flag not in known:
+            near = difflib.get_close_matches(f"--{flag.lstrip('-')}", known, n=1)
+            advice = f"did you mean {near[0]}?" if near else "see --help"
+            return f"unknown option {name}: {advice}"
+    return None
 
 
 @contextlib.contextmanager

@@ -7,146 +7,39 @@ can be compared though the machine has other work. What was measured in all is i
 records.
 """
 
-import contextlib
 import dataclasses
-import json
-import pathlib
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import tqdm
-
-from train import cli, comparison_report, data, records
-from train.comparison import (
-    CompareConfig,
-    Plan,
-    Settings,
-    later_trials,
-    make_entries,
-    make_plan,
-    phases,
-)
+from train import cli
+from train.comparison_config import CompareConfig, Settings, Task
 from train.config import PretrainConfig
-from train.entries import Entry
-from train.files import write_figure, write_whole
-from train.interruption import Interruption
 from train.presets import PRESETS
-from train.records import Record
-from train.run import (
-    differences,
-    load_config,
-    lock_directory,
-    save_config,
-)
-from train.trials import Runner, Task
-from train.variants import Trial, Variant, all_variants
 
 PROGRAM = "python -m train.compare"
-TASK_FILE = "task.json"
-TRIALS = "trials"
-
-
-def run_trials(
-    trials: Sequence[Trial], runner: Runner, directory: pathlib.Path, steps: int
-) -> Interruption:
-    """Runs trials and saves each, up to the end or to an interruption."""
-    with (
-        tqdm.tqdm(total=len(trials) * steps, unit="step", dynamic_ncols=True) as bar,
-        Interruption(
-            "stopping after this step, finished trials are kept"
-        ) as interruption,
-    ):
-
-        def after_step(loss: float) -> bool:
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            bar.update()
-            return interruption.received is None
-
-        for done, trial in enumerate(trials, start=1):
-            optimizer = trial.optimizer
-            bar.set_description(
-                f"{optimizer.name} {optimizer.learning_rate:g} seed {trial.seed}"
-            )
-            record = runner.run(trial, after_step)
-            if record is None:
-                break
-            records.save(record, directory)
-            bar.update(done * steps - bar.n)  # of a diverged trial, what it left out
-    return interruption
-
-
-def write_report(
-    config: CompareConfig, plan: Plan, finished: Mapping[Trial, Record]
-) -> str:
-    """Writes tables, plot and numbers of what has finished; returns the tables.
-
-    Seeds that some trials still lack are left out, unless there is no other on which
-    rates are searched.
-    """
-    later = later_trials(config, plan, finished)
-    lacking = {trial.seed for trial in (*plan.trials, *later) if trial not in finished}
-    whole = [seed for seed in config.searched_seeds if seed not in lacking]
-    seeds = whole or config.searched_seeds
-    kept = [finished[trial] for trial in later if trial.seed not in lacking]
-
-    def entries(variants: Sequence[Variant]) -> list[Entry]:
-        return make_entries(config, variants, finished, seeds, kept)
-
-    main, steps = entries(plan.variants), config.task.steps
-    tables, swept = [], {}
-    for sweep in plan.sweeps:
-        variants = list(all_variants(plan.variants, [sweep]))
-        tables += [
-            f"## {sweep.name}",
-            comparison_report.sweep_table(sweep, plan.variants, entries(variants)),
-        ]
-        swept[sweep.name] = entries(variants[len(plan.variants) :])
-    tuning_seeds = seeds if config.later_seeds else ()
-    first = next(iter(finished.values()))
-    title = _title(config, first)
-    parts = [
-        f"# {title}",
-        comparison_report.results_table(main, steps),
-        comparison_report.notes(
-            main, [entry for found in swept.values() for entry in found], tuning_seeds
-        ),
-        "## All that was tried",
-        comparison_report.grid_table(main),
-        *tables,
-    ]
-    text = "\n\n".join(parts) + "\n"
-    results = {
-        "title": title,
-        "machine": first.machine,
-        "versions": first.versions,
-        "tuning_seeds": tuning_seeds,
-        "optimizers": comparison_report.aggregate(main, steps),
-        "sweeps": {
-            name: comparison_report.aggregate(found, steps)
-            for name, found in swept.items()
-        },
-    }
-    directory = config.output_dir
-    write_whole(directory / "table.md", text)
-    write_whole(directory / "results.json", json.dumps(results, indent=2) + "\n")
-    write_figure(directory / "loss.png", comparison_report.plot(main, title))
-    return text
-
-
-def _title(config: CompareConfig, record: Record) -> str:
-    task = config.task
-    return (
-        f"{config.preset}, {record.parameters / 1e6:.3g} M parameters: "
-        f"{task.steps:,} steps of {task.data.batch_size_tokens:,} tokens on "
-        f"{record.machine['device']}"
-    )
+COMMON = (
+    *("--preset", "--output-dir", "--optimizers", "--learning-rates"),
+    *("--matrix-scales", "--seeds", "--tuning-seeds", "--sweep"),
+    *("--data-glob", "--dataset", "--tokenizer", "--steps", "--batch-size-sequences"),
+    *("--sequence-length-tokens", "--rank", "--update-interval"),
+)
+EXAMPLES = (
+    cli.Example(
+        "two optimizers at three learning rates, one seed",
+        "--optimizers adamw subtrack --learning-rates 1e-3 3e-3 1e-2 --seeds 0",
+    ),
+    cli.Example(
+        "what rank does to one of them, on text of your own",
+        "--data-glob 'texts/**/*.txt' --optimizers subtrack --sweep rank=16,32,64",
+    ),
+)
 
 
 def read(argv: Sequence[str]) -> CompareConfig:
     """The command line, on top of a preset of train.pretrain."""
     run = cli.run_of_preset(argv, PRESETS)
-    return cli.read(CompareConfig, PROGRAM, argv, _of_run(run))
+    return cli.read(CompareConfig, PROGRAM, argv, _of_run(run), COMMON, EXAMPLES)
 
 
 def _of_run(run: PretrainConfig) -> CompareConfig:
@@ -156,80 +49,14 @@ def _of_run(run: PretrainConfig) -> CompareConfig:
     return CompareConfig(task=task, preset=run.preset, settings=settings)
 
 
-def _open_directory(config: CompareConfig) -> bool:
-    """Whether there are trials already; raises a ValueError if they are of others."""
-    saved = config.output_dir / TASK_FILE
-    if not saved.exists():
-        return False
-    changed = differences(config.task, load_config(Task, saved))
-    if changed:
-        raise ValueError(
-            f"--output-dir {config.output_dir} holds another comparison: "
-            f"{'; '.join(changed)}. Give its values to continue it, or another "
-            "directory"
-        )
-    return True
-
-
-def _open_text(config: CompareConfig, is_known: bool) -> data.Text:
-    """The text of all trials; the directory then says which task it is of."""
-    text = data.open_text(
-        config.task.data,
-        config.task.model.vocabulary_size,
-        seed=config.seeds[0],
-        tokenizer_directory=config.output_dir if is_known else None,
-    )
-    text.tokenizer.save(config.output_dir)
-    save_config(config.task, config.output_dir / TASK_FILE)
-    return text
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
     argv = sys.argv[1:] if argv is None else argv
     command = shlex.join([*PROGRAM.split(), *argv])
-    sys.exit(_run(read(argv), command))
+    config = read(argv)
+    from train import comparing  # slow to import: JAX, which help does without
 
-
-def _run(config: CompareConfig, command: str) -> int:
-    directory = config.output_dir / TRIALS
-    finished, runner, interruption = {}, None, None
-    with contextlib.ExitStack() as stack:
-        with cli.user_errors(ValueError, OSError):
-            plan = make_plan(config)
-            stack.enter_context(lock_directory(config.output_dir))
-            is_known = _open_directory(config)
-            directory.mkdir(exist_ok=True)
-        for trials, words, more in phases(config, plan, finished):
-            with cli.user_errors(ValueError, OSError):
-                finished |= records.load_finished(trials, directory)
-                missing = [trial for trial in trials if trial not in finished]
-                if missing and runner is None:
-                    text = _open_text(config, is_known)
-            before = len(trials) - len(missing)
-            print(f"{len(trials)} {words}, {before} of them finished before{more}")
-            if not missing:
-                continue
-            with cli.user_errors(OSError):
-                if runner is None:
-                    print(text.description, flush=True)
-                    runner = Runner(config.task, text, command)
-                interruption = run_trials(missing, runner, directory, config.task.steps)
-                finished |= records.load_finished(missing, directory)
-            if interruption.received:
-                break
-        with cli.user_errors(OSError):
-            tables = write_report(config, plan, finished) if finished else ""
-        following = later_trials(config, plan, finished)
-        if any(trial not in finished for trial in (*plan.trials, *following)):
-            done = sum(trial in finished for trial in trials)
-            print(
-                f"Stopped by {interruption.received.name}: {done} of {len(trials)} "
-                f"{words} are finished. To go on: {command}"
-            )
-            return interruption.exit_code
-        print(f"\n{tables}\nTables, plot and numbers are in {config.output_dir}")
-        return 0
+    sys.exit(comparing.run(config, command))
 
 
 if __name__ == "__main__":

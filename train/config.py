@@ -20,6 +20,9 @@ from train.rules import (
 # A switch with no opposite: off unless it is given.
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
+# Of the parameters of all layers: one array each, or one together.
+Layout = Literal["stacked", "unstacked"]
+
 PresetName = Literal[
     "tiny",
     "llama-9m",

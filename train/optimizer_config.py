@@ -1,9 +1,7 @@
 """The optimizer of a run: the method and its settings."""
 
 import dataclasses
-from typing import Annotated, Any, Literal, NamedTuple
-
-import tyro
+from typing import Any, Literal, NamedTuple
 
 from train.rules import (
     above_0_to_1,
@@ -81,7 +79,8 @@ class OptimizerConfig:
         apollo's update, may grow from one step to the next; inf: no limit. None: 1.01.
       step_size: fixed step of the subspace along its geodesic (subtrack,
         subtrack-grad). None: exact line search.
-      damping: factor on the angle of that line search, up to 1. None: 1.
+      damping: factor on the angle of that line search, up to 1 (subtrack,
+        subtrack-grad). None: 1.
       angle: largest angle between two subspaces, in radians (grass-walk). None: 0.1.
       align: what is done for moments that are kept while new singular vectors have
         other signs (galore, fira): none; sign flips the vectors; procrustes turns
@@ -103,7 +102,7 @@ class OptimizerConfig:
       max_gradient_norm: gradients are scaled down to this global norm.
     """
 
-    name: Annotated[OptimizerName, tyro.conf.arg(name="optimizer")] = "subtrack"
+    name: OptimizerName = "subtrack"
     learning_rate: float = 1e-3
     schedule: Schedule = "cosine"
     warmup_steps: int | None = None

@@ -5,7 +5,38 @@ import sys
 from collections.abc import Sequence
 
 from train import cli
+from train.config import PretrainConfig
 from train.presets import PRESETS
+
+COMMON = (
+    *("--preset", "--config", "--resume", "--output-dir"),
+    *("--data-glob", "--dataset", "--dataset-config", "--tokenizer", "--init-from"),
+    *("--steps", "--batch-size-sequences", "--sequence-length-tokens"),
+    *("--optimizer", "--learning-rate", "--rank", "--mesh", "--seed"),
+)
+EXAMPLES = (
+    cli.Example("the default run: Moby Dick, in minutes on a laptop", ""),
+    cli.Example("go on with it", "--resume"),
+    cli.Example(
+        "text of your own, with another optimizer",
+        "--data-glob 'texts/**/*.txt' --optimizer adamw --output-dir runs/adamw",
+    ),
+    cli.Example(
+        "a published shape on C4, streamed",
+        "--preset llama-60m --dataset allenai/c4 --dataset-config en "
+        "--tokenizer t5-base --vocabulary-size 32128 --output-dir runs/c4-60m",
+    ),
+    cli.Example(
+        "go on from weights in Hugging Face's layout",
+        "--init-from path/to/llama --data-glob 'texts/*.txt' --output-dir runs/tuned",
+    ),
+)
+
+
+def read(argv: Sequence[str]) -> PretrainConfig:
+    """The command line, on top of a preset or of a saved config."""
+    layout = {"common": COMMON, "examples": EXAMPLES}
+    return cli.parse(PRESETS, "tiny", cli.PRETRAIN, argv, **layout)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -14,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Lines leave at once, also where a second Ctrl-C ends the program.
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    argv = sys.argv[1:] if argv is None else argv
-    config = cli.parse(PRESETS, "tiny", cli.PRETRAIN, argv)
+    config = read(sys.argv[1:] if argv is None else argv)
     from train import loop  # slow to import: JAX, which help does without
 
     sys.exit(loop.run(config))

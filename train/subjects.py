@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,8 @@ from flax import nnx
 import subtrack_jax as stj
 from models import llama
 from train import step as steps
-from train.config import PretrainConfig
+from train.config import Layout, PretrainConfig
 
-Layout = Literal["stacked", "unstacked"]
 Optimizer = optax.GradientTransformation
 
 

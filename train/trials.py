@@ -12,48 +12,17 @@ import jax.numpy as jnp
 import optax
 
 import subtrack_jax as stj
-from models.config import LlamaConfig
 from train import methods, optimizers, records
 from train import step as steps
-from train.config import DataConfig, check_parts
+from train.comparison_config import Task
 from train.data import Text
 from train.optimizer_config import OptimizerConfig
 from train.provenance import machine, versions
 from train.records import Record
-from train.rules import at_least_1, check, not_negative
 from train.variants import Trial
 
 # A trial has diverged after so many steps in a row that changed nothing.
 MAX_SKIPPED_STEPS_IN_A_ROW = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What all trials share.
-
-    Attributes:
-      model: the model's shape and arithmetic.
-      data: the text and its batches.
-      steps: optimizer steps.
-      gradient_accumulation_steps: parts into which each step's batch is cut, to be
-        computed one after another.
-      z_loss_weight: weight of the squared log-partition added to the loss.
-      eval_every_steps: steps between two evaluations on the held-out text; the last
-        step has one too.
-    """
-
-    model: LlamaConfig
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    steps: int = 300
-    gradient_accumulation_steps: int = 1
-    z_loss_weight: float = 0.0
-    eval_every_steps: int = 50
-
-    def __post_init__(self):
-        check(self, at_least_1, "steps", "eval_every_steps")
-        check(self, at_least_1, "gradient_accumulation_steps")
-        check(self, not_negative, "z_loss_weight")
-        check_parts(self.data, self.gradient_accumulation_steps)
 
 
 class Runner:

@@ -10,7 +10,7 @@ import pytest
 
 from models.llama import LlamaConfig
 from tests.train.program import assert_refuses, run
-from train import benchmark, subjects, timing
+from train import benchmark, benchmarking, subjects, timing
 from train.benchmark_report import Cost, table
 
 MODEL = LlamaConfig(64, 16, 24, num_layers=3, num_heads=2)
@@ -72,7 +72,7 @@ def test_the_step_that_is_timed_is_the_one_of_its_name():
     carry = step(subject.make_carry(), gradients)
 
     def moved(count):
-        before = benchmark.with_count(carry, count)
+        before = benchmarking.with_count(carry, count)
         after = step(before, noise)
         bases = (optax.tree.get(each[1], "basis") for each in (before, after))
         pairs = zip(*map(jax.tree.leaves, bases), strict=True)

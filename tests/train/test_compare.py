@@ -13,7 +13,7 @@ import pytest
 
 from tests.train import program
 from tests.train.program import assert_refuses
-from train import compare, data, optimizers, records, trials
+from train import compare, comparing, comparison, data, optimizers, records, trials
 from train import step as steps
 
 SMALL = [
@@ -186,7 +186,7 @@ def test_a_comparison_may_be_extended_but_not_changed(finished, capsys):
 
 def test_a_damaged_record_is_one_line(tmp_path, capsys):
     (tmp_path / "trials").mkdir()
-    trial = compare.make_plan(compare.read(arguments(tmp_path))).trials[0]
+    trial = comparison.make_plan(compare.read(arguments(tmp_path))).trials[0]
     path = records.path_of(trial, tmp_path / "trials")
     path.write_text('{"trial": 3}')
     message = f"{path} is not the record of a trial: trial: "
@@ -195,19 +195,19 @@ def test_a_damaged_record_is_one_line(tmp_path, capsys):
 
 def test_seeds_that_are_not_finished_are_left_out(finished, tmp_path):
     config = compare.read(arguments(tmp_path))
-    plan = compare.make_plan(config)
+    plan = comparison.make_plan(config)
     found = records.load_finished(plan.trials, finished[0] / "trials")
-    compare.write_report(config, plan, dict(list(found.items())[:-1]))
+    comparing.write_report(config, plan, dict(list(found.items())[:-1]))
     results = json.loads((tmp_path / "results.json").read_text())
     for each in results["optimizers"]:
         assert {len(tried["losses"]) for tried in each["tries"]} == {1}
-    compare.write_report(config, plan, dict(list(found.items())[:2]))
+    comparing.write_report(config, plan, dict(list(found.items())[:2]))
     results = json.loads((tmp_path / "results.json").read_text())
     assert [len(each["tries"]) for each in results["optimizers"]] == [1, 1]
 
 
 def test_methods_take_turns_and_seeds_come_last(tmp_path):
-    plan = compare.make_plan(compare.read(arguments(tmp_path)))
+    plan = comparison.make_plan(compare.read(arguments(tmp_path)))
     order = [(t.seed, t.optimizer.learning_rate, t.optimizer.name) for t in plan.trials]
     assert [seed for seed, *_ in order] == [0] * 9 + [1] * 9
     names = ["adamw", "subtrack", "subtrack", "adamw"]
@@ -226,7 +226,7 @@ def test_a_trial_is_the_run_of_train_pretrain(finished):
     )
     trial = next(
         t
-        for t in compare.make_plan(config).trials
+        for t in comparison.make_plan(config).trials
         if (t.optimizer.name, t.optimizer.learning_rate, t.seed)
         == ("subtrack", 0.01, 1)
     )
@@ -294,7 +294,7 @@ def test_a_hopeless_trial_ends_early_and_a_stopped_one_has_no_record(
     )
     adamw = [
         trial
-        for trial in compare.make_plan(config).trials
+        for trial in comparison.make_plan(config).trials
         if trial.optimizer.name == "adamw"
     ]
     lost = next(t for t in adamw if t.optimizer.learning_rate == 1e30)

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from tests.train.test_comparison_report import cells, record
-from train import compare, data
+from train import compare, comparing, data
 from train.comparison import later_trials, make_plan
 
 STEPS = 10
@@ -50,7 +50,7 @@ def program(tmp_path, monkeypatch, capsys):
                 ran.append(trial)
                 return record(trial.optimizer, trial.seed, [9.0, loss(trial)])
 
-        monkeypatch.setattr(compare, "Runner", Runner)
+        monkeypatch.setattr(comparing, "Runner", Runner)
         with pytest.raises(SystemExit) as stop:
             compare.main([*asked, "--output-dir", str(tmp_path), *more])
         keys = [(t.optimizer.name, t.optimizer.learning_rate, t.seed) for t in ran]

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.train.program import ROOT, assert_one_line_error, assert_refuses, run
-from train import footprint, optimizers, plan, targets
+from train import footprint, optimizers, plan, planning, targets
 from train import mesh as meshes
 from train import step as steps
 from train.collectives import Traffic, step_traffic
@@ -150,7 +150,7 @@ def test_help_names_the_targets():
 
 def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_path):
     measured = footprint.Footprint("subtrack", 1, 1, 1, 1, 4, True, {}, 0.0, 0.0)
-    monkeypatch.setattr(plan, "measure", lambda run, mesh: measured)
+    monkeypatch.setattr(planning, "measure", lambda run, mesh: measured)
     with pytest.raises(SystemExit) as stop:
         plan.main(["--target", "cpu:8", "--json", str(tmp_path / "none" / "x.json")])
     assert stop.value.code == 2
@@ -163,7 +163,9 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_path
 def test_a_batch_that_is_not_given_is_made_to_fit(parts, sequences):
     flags = ["--preset", "llama-7b", "--gradient-accumulation-steps", str(parts)]
     mesh = meshes.make_mesh("data=2,fsdp=4")
-    assert plan.make_run(plan.read(flags), mesh).data.batch_size_sequences == sequences
+    assert (
+        planning.make_run(plan.read(flags), mesh).data.batch_size_sequences == sequences
+    )
 
 
 def test_sums_of_parts_are_wide():
@@ -188,7 +190,7 @@ def test_too_little_memory_for_the_compiler_is_a_number():
     values = dataclasses.asdict(
         footprint.Footprint("adamw", 0, 0, 0, needed, needed, False, {}, 0.0, 0.0)
     )
-    table = plan.table([footprint.Footprint(**values)], 25 * 2**30)
+    table = planning.table([footprint.Footprint(**values)], 25 * 2**30)
     assert "does not fit" in table
 
 
