@@ -6,16 +6,19 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-
-from models import generation
-from train import cli, trained
-from train.checkpoint import CheckpointError, quiet_orbax
+from train import cli
 from train.config import BEST_OR_NEWEST, CheckpointChoice
 from train.rules import at_least_1, check, fits_32_bits, positive
 
 PROGRAM = "python -m train.generate"
+EXAMPLES = (
+    cli.Example("of the default run", "--checkpoint runs/pretrain"),
+    cli.Example(
+        "three bold continuations of a prompt",
+        "--checkpoint runs/pretrain --prompt 'Call me' --num-samples 3 "
+        "--temperature 1.0",
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,35 +51,19 @@ class GenerateConfig:
         check(self, fits_32_bits, "seed")
 
 
-def generate(config: GenerateConfig) -> list[str]:
-    """Continues the prompt, once for each sample.
-
-    Raises:
-      ValueError, CheckpointError, OSError: there is no model to be read.
-    """
-    model = trained.load(config.checkpoint, config.choice)
-    prompt = jnp.array([model.tokenizer.prompt(config.prompt)] * config.num_samples)
-    tokens = generation.generate(
-        model.model,
-        prompt,
-        jax.random.key(config.seed),
-        length=config.length_tokens,
-        temperature=config.temperature,
-    )
-    return [
-        model.tokenizer.continue_text(config.prompt, row) for row in tokens.tolist()
-    ]
+def read(argv: Sequence[str]) -> GenerateConfig:
+    """The command line."""
+    return cli.read(GenerateConfig, PROGRAM, argv, examples=EXAMPLES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    config = cli.read(GenerateConfig, PROGRAM, sys.argv[1:] if argv is None else argv)
-    quiet_orbax()
-    with cli.user_errors(ValueError, OSError, CheckpointError):
-        texts = generate(config)
-    print("\n\n".join(texts))
+    config = read(sys.argv[1:] if argv is None else argv)
+    from train import sampling  # slow to import: JAX, which help does without
+
+    sampling.run(config)
 
 
 if __name__ == "__main__":

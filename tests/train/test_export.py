@@ -14,7 +14,7 @@ from models import hugging_face, llama
 from tests.train.finished import MODEL, damage, make_run
 from tests.train.program import assert_refuses, limited_file_size
 from tests.train.test_tokenizer import BOOK, TEXT
-from train import export, trained
+from train import export, exporting, trained
 from train.checkpoint import CHECKPOINTS
 from train.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -24,7 +24,7 @@ WORDS = BOOK[1000:1500] + " – 鯨 ∘\n\n  Ahab"  # noqa: RUF001
 @pytest.fixture(scope="module")
 def exported(finished_run, tmp_path_factory):
     target = tmp_path_factory.mktemp("exports") / "whale"
-    return export.export(export.ExportConfig(finished_run, output_dir=target))
+    return exporting.export(export.ExportConfig(finished_run, output_dir=target))
 
 
 def assert_same_tree(tree, other):
@@ -140,7 +140,7 @@ def with_sentencepiece(finished_run, tmp_path, **options):
 
 def test_a_sentencepiece_model_is_exported_too(transformers, finished_run, tmp_path):
     directory = with_sentencepiece(finished_run, tmp_path)
-    target = export.export(export.ExportConfig(directory))
+    target = exporting.export(export.ExportConfig(directory))
     content = (directory / "tokenizer.model").read_bytes()
     assert (target / "tokenizer.model").read_bytes() == content
     ours = Tokenizer.load(target)
@@ -176,7 +176,7 @@ def test_a_tokenizer_that_would_be_read_as_another_is_refused(
 def test_the_same_tokenizer_as_json_is_the_way_out(finished_run, tmp_path):
     directory = with_sentencepiece(finished_run, tmp_path, model_type="unigram")
     Tokenizer.train([TEXT], 300).save(directory)
-    target = export.export(export.ExportConfig(directory))
+    target = exporting.export(export.ExportConfig(directory))
     assert not (target / "tokenizer.model").exists()
 
 
@@ -206,7 +206,7 @@ def test_a_second_export_is_refused(exported, finished_run, capsys):
 def test_an_empty_directory_and_one_below_none_will_do(finished_run, tmp_path):
     (tmp_path / "empty").mkdir()
     for target in (tmp_path / "empty", tmp_path / "some" / "where"):
-        export.export(export.ExportConfig(finished_run, output_dir=target))
+        exporting.export(export.ExportConfig(finished_run, output_dir=target))
         assert (target / "model.safetensors").exists()
         assert not list(target.parent.glob(".*"))
 

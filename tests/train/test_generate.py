@@ -7,7 +7,7 @@ import pytest
 from tests.train.finished import damage, make_run
 from tests.train.program import assert_refuses
 from tests.train.test_tokenizer import train_sentencepiece
-from train import generate
+from train import generate, sampling
 from train.checkpoint import CHECKPOINTS
 from train.run import CONFIG_FILE
 from train.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def test_the_seed_decides_the_text(finished_run, capsys):
 
 def test_every_sample_is_another(finished_run, capsys):
     config = generate.GenerateConfig(finished_run, num_samples=4, length_tokens=12)
-    texts = generate.generate(config)
+    texts = sampling.generate(config)
     assert len(set(texts)) == 4
     assert all(text.startswith("The whale") for text in texts)
     out = texts_of(capsys, finished_run, "--num-samples", 4)
@@ -61,7 +61,7 @@ def test_sentencepiece_keeps_the_space_after_the_prompt(tmp_path, capsys):
     tokenizer = Tokenizer.open(str(train_sentencepiece(tmp_path)))
     directory = tmp_path / "run"
     make_run(directory, tokenizer)
-    texts = generate.generate(
+    texts = sampling.generate(
         generate.GenerateConfig(directory, num_samples=40, length_tokens=4)
     )
     assert all(text.startswith("The whale") for text in texts)

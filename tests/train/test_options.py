@@ -17,7 +17,7 @@ from train.methods import settings_of
 from train.optimizer_config import OptimizerConfig, OptimizerName
 from train.presets import PRESETS
 
-PROGRAMS = ["pretrain", "compare", "plan", "benchmark"]
+PROGRAMS = ["pretrain", "compare", "generate", "export", "plan", "benchmark"]
 # What takes long to import, and nobody needs to read help or a message.
 SLOW = ["jax", "optax", "flax", "orbax", "grain", "datasets", "matplotlib"]
 SLOW += ["tokenizers", "huggingface_hub", "numpy", "tensorstore"]

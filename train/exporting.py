@@ -1,0 +1,82 @@
+"""Writes a trained model in the form of other programs."""
+
+import json
+import pathlib
+
+from models import hugging_face
+from train import cli, files, special_tokens, trained
+from train.checkpoint import CheckpointError, quiet_orbax
+from train.export import ExportConfig
+
+
+def run(config: ExportConfig) -> None:
+    """Exports and says where to."""
+    quiet_orbax()
+    with cli.user_errors(ValueError, OSError, CheckpointError):
+        directory = export(config)
+    print(f"Written to {directory}")
+
+
+def export(config: ExportConfig) -> pathlib.Path:
+    """Writes the files; returns their directory, which is there whole or not at all.
+
+    Raises:
+      ValueError, CheckpointError, OSError: the model cannot be read or written.
+    """
+    target = (config.output_dir or config.checkpoint / config.to).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(
+            f"--output-dir {target} is not empty: give a directory of its own"
+        )
+    model = trained.load(config.checkpoint, config.choice)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(target) as directory:
+        directory.mkdir()
+        _write_hugging_face(model, directory)
+    print(f"Exported {model.checkpoint.description}")
+    return target
+
+
+def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None:
+    tokenizer = model.tokenizer
+    length = model.config.data.sequence_length_tokens
+    tokenizer.save(directory)
+    path = directory / special_tokens.TOKENIZER_FILE
+    settings = special_tokens.read_json(path)
+    settings |= {
+        "tokenizer_class": _tokenizer_class(directory),
+        "model_max_length": length,
+    }
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+    hugging_face.save(
+        directory,
+        model.config.model,
+        model.params,
+        extra_config={
+            **special_tokens.ids(tokenizer.special),
+            "max_position_embeddings": length,
+        },
+    )
+
+
+def _tokenizer_class(directory: pathlib.Path) -> str:
+    """The class of transformers that cuts text into the same tokens."""
+    if (directory / "tokenizer.json").exists():
+        return "PreTrainedTokenizerFast"
+    from sentencepiece import sentencepiece_model_pb2  # only where there is a model
+
+    content = (directory / "tokenizer.model").read_bytes()
+    model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    normalizer = model.normalizer_spec
+    if (
+        model.trainer_spec.model_type != model.trainer_spec.BPE
+        or normalizer.name != "identity"
+        or normalizer.remove_extra_whitespaces
+        or not normalizer.add_dummy_prefix
+    ):
+        raise ValueError(
+            "the run's SentencePiece model is not of LLaMA's kind (BPE of unchanged "
+            "text), and transformers would cut text into other tokens: put the same "
+            "tokenizer into the run's directory as tokenizer.json"
+        )
+    return "LlamaTokenizer"
