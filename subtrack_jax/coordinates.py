@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import eight_bit, placement, sharding
-from subtrack_jax._validation import check
+from subtrack_jax._validation import check, check_decay, check_precise
 from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import is_box, is_masked, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
@@ -188,6 +188,7 @@ def scale_by_projection_aware_adam(
     eps: jax.typing.ArrayLike = 1e-8,
     mu_dtype: jax.typing.DTypeLike | None = None,
     transport: bool | Literal["momentum"] = True,
+    moments_dtype: Literal["int8"] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam on coordinates, with moments that follow the basis.
 
@@ -202,14 +203,16 @@ def scale_by_projection_aware_adam(
       eps: added to the root of the second moment.
       mu_dtype: dtype of the first moment; None for the parameter's, float32 at
         least. The second moment always has the latter: bfloat16 cannot hold
-        its small increments. "int8" stands for 8-bit block-wise moments (Dettmers
-        et al. 2022, arXiv 2110.02861), both of them, of all leaves of at least 4096
-        numbers in rows of at least 32: a quarter of float32's bytes, see
-        `EightBitAdamState`.
+        its small increments. "int8" is an older spelling of
+        `moments_dtype="int8"`.
       transport: what happens to the moments when the basis moves. True rewrites
         both; "momentum" the first alone (`transport_momentum`), as in GoLore (He et
         al. 2024, arXiv 2410.11289); False keeps both as they are, as in GaLore and
         SubTrack (2024).
+      moments_dtype: "int8" for 8-bit block-wise moments (Dettmers et al. 2022, arXiv
+        2110.02861), both of them, of all leaves of at least 4096 numbers in rows of at
+        least 32: a quarter of float32's bytes, see `EightBitAdamState`. None for the
+        first moment as `mu_dtype` says.
 
     Returns:
       A transformation, to be chained after `project`. Its state is an
@@ -219,16 +222,11 @@ def scale_by_projection_aware_adam(
     Raises:
       ValueError: if an argument is out of its range.
     """
-    check("b1", b1, lambda x: 0 <= x < 1, "in [0, 1)")
-    check("b2", b2, lambda x: 0 <= x < 1, "in [0, 1)")
-    if mu_dtype is not None:
-        check(
-            "mu_dtype",
-            mu_dtype,
-            lambda x: jnp.issubdtype(jnp.dtype(x), jnp.floating) or _is_int8(x),
-            "a floating-point dtype, or int8 for 8-bit moments",
-        )
-    check("eps", eps, lambda x: 0 <= x < float("inf"), "0 or a small positive number")
+    check_decay("b2", b2, 0.999)  # first: it suffers most from rounding
+    check_decay("b1", b1, 0.9)
+    small = "0 or a small positive number"
+    check_precise("eps", eps, lambda x: 0 <= x < float("inf"), small, 1e-8)
+    mu_dtype, is_int8 = _storage(mu_dtype, moments_dtype)
     if transport not in (True, False, "momentum"):
         raise ValueError(f"transport={transport!r}: use True, False or 'momentum'.")
     follow: dict[Any, Transport | None] = {
@@ -237,11 +235,9 @@ def scale_by_projection_aware_adam(
         "momentum": transport_momentum,
     }
 
-    is_int8 = mu_dtype is not None and _is_int8(mu_dtype)
-
     def adam():
         return optax.scale_by_adam(
-            *map(sharding.local, (b1, b2, eps)), mu_dtype=None if is_int8 else mu_dtype
+            *map(sharding.local, (b1, b2, eps)), mu_dtype=mu_dtype
         )
 
     inner = optax.GradientTransformation(
@@ -261,8 +257,33 @@ def _in_dtype_of(gradient: jax.Array, direction: jax.Array) -> jax.Array:
     return direction.astype(gradient.dtype) if is_inexact else direction
 
 
-def _is_int8(dtype: jax.typing.DTypeLike) -> bool:
-    return jnp.dtype(dtype) == jnp.int8
+def _storage(
+    mu_dtype: jax.typing.DTypeLike | None, moments_dtype: Any
+) -> tuple[jax.typing.DTypeLike | None, bool]:
+    """The first moment's dtype, and whether both moments are in eight bits."""
+
+    def is_int8(dtype):
+        return jnp.dtype(dtype) == jnp.int8
+
+    if moments_dtype is not None:
+        words = "'int8' (both moments in eight bits) or None; see mu_dtype"
+        check("moments_dtype", moments_dtype, is_int8, words)
+    if mu_dtype is None:
+        return None, moments_dtype is not None
+    check(
+        "mu_dtype",
+        mu_dtype,
+        lambda x: jnp.issubdtype(jnp.dtype(x), jnp.floating) or is_int8(x),
+        "a floating-point dtype, or int8 as moments_dtype",
+    )
+    if is_int8(mu_dtype):
+        return None, True
+    if moments_dtype is not None:
+        raise ValueError(
+            f"mu_dtype={mu_dtype!r} and moments_dtype={moments_dtype!r} exclude each"
+            " other: give one of them."
+        )
+    return mu_dtype, False
 
 
 def _mask_plain(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import sharding
-from subtrack_jax._validation import check
+from subtrack_jax._validation import check_decay
 from subtrack_jax.eight_bit import EightBitAdamState, decode_moments
 from subtrack_jax.leaves import content, is_box, is_masked, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
@@ -75,7 +75,7 @@ def feed_back(
       ...     optax.scale_by_learning_rate(1e-3),
       ... )
     """
-    check("b1", b1, lambda x: 0 <= x < 1, "in [0, 1)")
+    check_decay("b1", b1, 0.9)
     stages = optax.with_extra_args_support(stages)
     keep_error = sharding.stage(
         optax.init_empty_state,

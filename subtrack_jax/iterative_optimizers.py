@@ -31,6 +31,7 @@ def ldadam(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     monitor: bool = False,
     init: Init = "randomized",
     rho: _Scalar = 0.908,
@@ -60,7 +61,9 @@ def ldadam(
     return assemble(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        scale_by_projection_aware_adam(low_rank, b1, b2, eps, mu_dtype),
+        scale_by_projection_aware_adam(
+            low_rank, b1, b2, eps, mu_dtype, moments_dtype=moments_dtype
+        ),
         recover_and_scale(low_rank, scale, "none"),
         end=(weight_decay, mask, learning_rate),
         monitor=monitor,
@@ -83,6 +86,7 @@ def online_subspace_descent(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     monitor: bool = False,
     init: Init = "randomized",
     projection_optimizer: optax.GradientTransformation | None = None,
@@ -109,7 +113,13 @@ def online_subspace_descent(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
         scale_by_projection_aware_adam(
-            low_rank, b1, b2, eps, mu_dtype, transport=False
+            low_rank,
+            b1,
+            b2,
+            eps,
+            mu_dtype,
+            transport=False,
+            moments_dtype=moments_dtype,
         ),
         recover_and_scale(low_rank, scale, "none"),
         end=(weight_decay, mask, learning_rate),

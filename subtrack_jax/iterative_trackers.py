@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import sharding
-from subtrack_jax._validation import check
+from subtrack_jax._validation import check_decay
 from subtrack_jax.linear_algebra import dot, power_of_two
 from subtrack_jax.orthonormal import orthonormal_columns
 from subtrack_jax.trackers import Init, Tracker, leading_directions
@@ -35,7 +35,7 @@ def power_iteration(
     Raises:
       ValueError: if an argument is out of its range.
     """
-    check("rho", rho, lambda x: 0 <= x < 1, "in [0, 1)")
+    check_decay("rho", rho, 0.908)
 
     def move(key, gradient, basis, *, momentum):
         del key

@@ -101,6 +101,7 @@ def subtrack(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     monitor: bool = False,
     init: Init = "randomized",
     step_size: _Scalar | None = None,
@@ -123,7 +124,7 @@ def subtrack(
       learning_rate: a number or a schedule.
       rank: columns r of each basis: an int, or a float in (0, 1] as a fraction
         of the matrix' smaller side. Matrices no larger than it get plain Adam.
-      update_interval: steps between two moves of the basis.
+      update_interval: steps between two moves of the basis, below 2^31.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
@@ -140,9 +141,10 @@ def subtrack(
       dimension_numbers: which leaves are low-rank and which of their axes form
         the matrix; see `LowRank`. None: every leaf of two axes, embeddings and
         heads among them, which the papers leave to plain Adam.
-      seed: of the randomized start.
+      seed: of the randomized start, an int of 32 bits.
       mu_dtype: dtype of the first moment; None for the parameter's, float32 at
-        least; "int8" for both moments in eight bits, block by block.
+        least; "int8" is an older spelling of `moments_dtype="int8"`.
+      moments_dtype: "int8" for both moments in eight bits, block by block.
       monitor: keep each matrix' captured energy and gradient norm in the state,
         for a training loop to report; see `monitor_energy`.
       init: how the first basis is found: "randomized", or "svd" for an exact
@@ -154,7 +156,8 @@ def subtrack(
     Returns:
       The optimizer. Under `optax.inject_hyperparams` name `rank` among the
       static arguments, and any of `mask` and `dimension_numbers` that is a
-      function.
+      function; with parameters in 16 bits, in which b2 = 0.999 would be 1, also
+      pass it `hyperparam_dtype=jnp.float32`.
 
     Raises:
       ValueError: if an argument is out of its range, or, on `init`, if no leaf
@@ -178,7 +181,9 @@ def subtrack(
     return assemble(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        scale_by_projection_aware_adam(low_rank, b1, b2, eps, mu_dtype),
+        scale_by_projection_aware_adam(
+            low_rank, b1, b2, eps, mu_dtype, moments_dtype=moments_dtype
+        ),
         recover_and_scale(low_rank, scale, "columns", recovery_scale, growth_limit),
         end=(weight_decay, mask, learning_rate),
         monitor=monitor,
@@ -200,6 +205,7 @@ def subtrack_grad(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     monitor: bool = False,
     init: Init = "randomized",
     step_size: _Scalar | None = None,
@@ -225,7 +231,13 @@ def subtrack_grad(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
         scale_by_projection_aware_adam(
-            low_rank, b1, b2, eps, mu_dtype, transport=False
+            low_rank,
+            b1,
+            b2,
+            eps,
+            mu_dtype,
+            transport=False,
+            moments_dtype=moments_dtype,
         ),
         recover_and_scale(low_rank, scale, "none"),
         end=(weight_decay, mask, learning_rate),

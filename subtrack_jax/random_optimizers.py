@@ -36,6 +36,7 @@ def grass_walk(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     monitor: bool = False,
     init: Init = "randomized",
     angle: _Scalar = 0.1,
@@ -59,7 +60,9 @@ def grass_walk(
     return assemble(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        scale_by_projection_aware_adam(low_rank, b1, b2, eps, mu_dtype),
+        scale_by_projection_aware_adam(
+            low_rank, b1, b2, eps, mu_dtype, moments_dtype=moments_dtype
+        ),
         recover_and_scale(low_rank, scale, "columns", recovery_scale, growth_limit),
         end=(weight_decay, mask, learning_rate),
         monitor=monitor,
@@ -83,6 +86,7 @@ def grass_jump(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     monitor: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """GrassJump: a fresh random subspace at every refresh.
@@ -103,7 +107,9 @@ def grass_jump(
     return assemble(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        scale_by_projection_aware_adam(low_rank, b1, b2, eps, mu_dtype),
+        scale_by_projection_aware_adam(
+            low_rank, b1, b2, eps, mu_dtype, moments_dtype=moments_dtype
+        ),
         recover_and_scale(low_rank, scale, "columns", recovery_scale, growth_limit),
         end=(weight_decay, mask, learning_rate),
         monitor=monitor,
@@ -126,6 +132,7 @@ def apollo(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     per: Literal["columns", "matrix"] = "columns",
 ) -> optax.GradientTransformationExtraArgs:
     """APOLLO: the gradient, scaled as Adam scales a random projection of it.
@@ -152,7 +159,13 @@ def apollo(
         low_rank,
         draw_projection(low_rank, update_interval, seed),
         scale_by_projection_aware_adam(
-            low_rank, b1, b2, eps, mu_dtype, transport=False
+            low_rank,
+            b1,
+            b2,
+            eps,
+            mu_dtype,
+            transport=False,
+            moments_dtype=moments_dtype,
         ),
         scale_gradient(low_rank, root, per, growth_limit),
         end=(weight_decay, mask, learning_rate),
@@ -175,6 +188,7 @@ def apollo_mini(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     per: Literal["columns", "matrix"] = "matrix",
 ) -> optax.GradientTransformationExtraArgs:
     """APOLLO-Mini: `apollo` with one direction and one factor for each matrix.
@@ -205,5 +219,6 @@ def apollo_mini(
         dimension_numbers=dimension_numbers,
         seed=seed,
         mu_dtype=mu_dtype,
+        moments_dtype=moments_dtype,
         per=per,
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import placement, sharding
-from subtrack_jax._validation import check, check_factor
+from subtrack_jax._validation import check_factor, check_precise
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import (
     LowRankLeaf,
@@ -196,7 +196,9 @@ def _last_stage(
 ) -> optax.GradientTransformationExtraArgs:
     """From records to updates; with norms in the state where there is a limit."""
     if growth_limit is not None:
-        check("growth_limit", growth_limit, lambda x: x >= 1, "at least 1, or None")
+        check_precise(
+            "growth_limit", growth_limit, lambda x: x >= 1, "at least 1, or None", 1.01
+        )
 
     def init_fn(params):
         if growth_limit is None:

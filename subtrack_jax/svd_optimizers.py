@@ -6,6 +6,7 @@ import jax
 import optax
 
 from subtrack_jax import trackers
+from subtrack_jax._validation import check_steps
 from subtrack_jax.chains import assemble
 from subtrack_jax.coordinates import scale_by_projection_aware_adam
 from subtrack_jax.low_rank import LowRank
@@ -31,6 +32,7 @@ def galore(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     monitor: bool = False,
     init: Init = "randomized",
     align: Align = "none",
@@ -59,7 +61,13 @@ def galore(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
         scale_by_projection_aware_adam(
-            low_rank, b1, b2, eps, mu_dtype, transport=False
+            low_rank,
+            b1,
+            b2,
+            eps,
+            mu_dtype,
+            transport=False,
+            moments_dtype=moments_dtype,
         ),
         recover_and_scale(low_rank, scale, "none"),
         end=(weight_decay, mask, learning_rate),
@@ -82,6 +90,7 @@ def golore(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     monitor: bool = False,
     init: Init = "randomized",
     random_after_steps: _Scalar = 5_000,
@@ -102,7 +111,7 @@ def golore(
       ValueError: as `subtrack`.
     """
     low_rank = LowRank(rank, dimension_numbers, side)
-    trackers.check_steps("random_after_steps", random_after_steps)
+    check_steps("random_after_steps", random_after_steps)
     tracker = trackers.switch(
         trackers.svd(init), trackers.random_jump(), random_after_steps
     )
@@ -110,7 +119,13 @@ def golore(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
         scale_by_projection_aware_adam(
-            low_rank, b1, b2, eps, mu_dtype, transport="momentum"
+            low_rank,
+            b1,
+            b2,
+            eps,
+            mu_dtype,
+            transport="momentum",
+            moments_dtype=moments_dtype,
         ),
         recover_and_scale(low_rank, scale, "none"),
         end=(weight_decay, mask, learning_rate),
@@ -135,6 +150,7 @@ def fira(
     dimension_numbers: Any = None,
     seed: _Scalar = 0,
     mu_dtype: jax.typing.DTypeLike | None = None,
+    moments_dtype: Literal["int8"] | None = None,
     monitor: bool = False,
     init: Init = "randomized",
     align: Align = "none",
@@ -160,7 +176,13 @@ def fira(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
         scale_by_projection_aware_adam(
-            low_rank, b1, b2, eps, mu_dtype, transport=False
+            low_rank,
+            b1,
+            b2,
+            eps,
+            mu_dtype,
+            transport=False,
+            moments_dtype=moments_dtype,
         ),
         recover_and_scale(
             low_rank, scale, "columns", recovery_scale, growth_limit, residual

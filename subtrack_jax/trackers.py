@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from subtrack_jax import grassmann, linear_algebra, sharding
-from subtrack_jax._validation import check
+from subtrack_jax._validation import check, check_steps
 from subtrack_jax.rotation import RankOneRotation
 
 Init = Literal["randomized", "svd"]
@@ -143,13 +143,14 @@ def switch(first: Tracker, then: Tracker, after_steps: jax.typing.ArrayLike) -> 
     Args:
       first: starts, and moves as long as fewer than `after_steps` steps were taken.
       then: moves afterwards.
-      after_steps: at least 0.
+      after_steps: from 0 to 2^31 - 1.
 
     Returns:
       A `Tracker`.
 
     Raises:
-      ValueError: if `after_steps` is negative, or a tracker has needs of its own.
+      ValueError: if `after_steps` is out of its range, or a tracker has needs of its
+        own.
 
     Example:
       >>> import subtrack_jax as stj
@@ -171,11 +172,6 @@ def switch(first: Tracker, then: Tracker, after_steps: jax.typing.ArrayLike) -> 
         return jax.lax.cond(is_first, *choices, key, gradient, basis), None
 
     return Tracker(first.start, move, needs=("count",))
-
-
-def check_steps(name: str, value: jax.typing.ArrayLike) -> None:
-    """Raises a ValueError unless a value is a number of steps."""
-    check(name, value, lambda x: x >= 0 and x == int(x), "an int >= 0")
 
 
 def random_walk(

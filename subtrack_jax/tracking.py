@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from subtrack_jax import placement, sharding
-from subtrack_jax._validation import check
+from subtrack_jax._validation import check, check_steps
 from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import (
     content,
@@ -57,10 +58,13 @@ def track_subspace(
     Args:
       low_rank: which leaves have a basis, where and of which rank.
       tracker: how a basis starts and moves.
-      update_interval: steps between moves, at least 1.
-      seed: of the tracker's random numbers. They depend on it, on the step and
-        on the matrix' shape alone, so that a stacked leaf, its slices in leaves
-        of their own, and the same leaves in another tree all evolve alike.
+      update_interval: steps between moves, from 1 to 2^31 - 1.
+      seed: of the tracker's random numbers, an int of 32 bits. They depend on it, on
+        the step and on the matrix' shape alone: all matrices of a shape share one
+        draw. A stacked leaf, its slices in leaves of their own, the same leaves in
+        another tree, and each leaf updated by itself therefore evolve alike, which
+        draws by path or by position would not. Give leaves optimizers with other
+        seeds (`optax.partition`) where shared random bases are not wanted.
       basis_dtype: dtype in which bases are stored; None for the parameter's,
         float32 at least, in which they are computed in any case. bfloat16 keeps
         a basis orthonormal to about 1e-2 only.
@@ -69,8 +73,8 @@ def track_subspace(
       A transformation whose updates are for `project`. Other leaves pass.
 
     Raises:
-      ValueError: if `update_interval` is below 1, or the tracker needs what there is
-        not; on `init`, if no leaf matches.
+      ValueError: if `update_interval` or `seed` is out of its range, or the tracker
+        needs what there is not; on `init`, if no leaf matches.
     """
     needs_momentum = "momentum" in tracker.needs
     check_schedule(update_interval, seed)
@@ -198,18 +202,18 @@ def check_schedule(
     update_interval: jax.typing.ArrayLike, seed: jax.typing.ArrayLike
 ) -> None:
     """Raises a ValueError if moves cannot be scheduled and seeded by these."""
+    # JAX drops all but the last 32 bits of a seed, unless it has 64-bit types.
+    bits = jnp.iinfo(jnp.result_type(int)).bits
     check(
         "seed",
         seed,
-        lambda x: jnp.issubdtype(jnp.result_type(x), jnp.integer),
-        "an int",
+        lambda x: (
+            jnp.issubdtype(getattr(x, "dtype", type(x)), np.integer)
+            and -(2 ** (bits - 1)) <= int(x) < 2**bits
+        ),
+        f"an int of {bits} bits",
     )
-    check(
-        "update_interval",
-        update_interval,
-        lambda x: x >= 1 and x == int(x),
-        "an int >= 1",
-    )
+    check_steps("update_interval", update_interval, least=1)
 
 
 def expect_plain(stage: str) -> Callable[[optax.Updates], None]:

@@ -93,6 +93,29 @@ def test_other_integers_are_refused(mu_dtype):
         _subtrack(mu_dtype)
 
 
+def test_the_older_name_is_the_same():
+    params = common.zeros(LEAVES)
+    states = [
+        stj.subtrack(1e-2, rank=16, **{name: "int8"}).init(params)
+        for name in ("mu_dtype", "moments_dtype")
+    ]
+    types = [jax.tree.map(lambda x: (x.shape, x.dtype), state) for state in states]
+    assert types[0] == types[1]
+    assert "uint8" in {str(x.dtype) for x in jax.tree.leaves(states[0])}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"moments_dtype": "bfloat16"}, "moments_dtype='bfloat16': must be 'int8'"),
+        ({"moments_dtype": "int8", "mu_dtype": "bfloat16"}, "exclude each other"),
+    ],
+)
+def test_moments_that_cannot_be_stored_so_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        stj.ldadam(1e-2, **arguments)
+
+
 # --- Steps --------------------------------------------------------------------
 
 

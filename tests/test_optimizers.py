@@ -310,6 +310,28 @@ def test_inject_hyperparams(name):
     assert numbers <= set(hyperparams) and "rank" not in hyperparams
 
 
+@pytest.mark.parametrize("jit", [jax.jit, lambda init: init], ids=["jit", "eager"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@BY_NAME
+def test_injected_decays_are_not_rounded_to_sixteen_bits(name, dtype, jit):
+    """In bfloat16 b2 is 1, and every update NaN."""
+    factory = common.OPTIMIZERS[name]
+    params = common.zeros(LEAVES, dtype)
+    rounded = optax.inject_hyperparams(factory, static_args=("rank",))(1e-2, rank=RANK)
+    words = f"is {dtype}, which rounds .* hyperparam_dtype=jnp.float32"
+    with pytest.raises(ValueError, match=words):
+        jit(rounded.init)(params)
+    exact = optax.inject_hyperparams(factory, ("rank",), jnp.float32)(1e-2, rank=RANK)
+    assert jax.eval_shape(exact.init, params).hyperparams["b2"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("argument", ["b1", "b2", "eps", "growth_limit"])
+def test_each_number_that_sixteen_bits_spoil_is_named(argument):
+    value = jnp.bfloat16(1.5 if argument == "growth_limit" else 0.5)
+    with pytest.raises(ValueError, match=f"^{argument} is bfloat16, which rounds"):
+        stj.subtrack(1e-3, **{argument: value})
+
+
 @pytest.mark.parametrize("name", ["ldadam", "golore", "apollo_mini"])
 def test_a_parameter_of_any_name(name):
     """Those that are looked up in the state among them."""

@@ -173,6 +173,22 @@ def test_tracking_twice_is_refused():
             ValueError,
             "after_steps=-1: must be an int >= 0",
         ),
+        *(
+            (functools.partial(build, value), ValueError, f"{value!s}.*{words}")
+            for build, value, words in [
+                (lambda n: stj.subtrack(1.0, update_interval=n), 10**10, "2147483647"),
+                (lambda n: stj.apollo(1.0, update_interval=n), 2**31, "2147483647"),
+                (lambda n: stj.golore(1.0, random_after_steps=n), 10**10, "2147483647"),
+                (
+                    lambda n: stj.switch(stj.svd(), stj.random_jump(), n),
+                    np.int64(2**40),
+                    "<= 2147483647",
+                ),
+                (lambda n: stj.subtrack(1.0, seed=n), 2**32, "an int of 32 bits"),
+                (lambda n: stj.apollo(1.0, seed=n), -(2**31) - 1, "an int of 32 bits"),
+                (lambda n: stj.subtrack(1.0, seed=n), 0.5, "an int of 32 bits"),
+            ]
+        ),
         (
             lambda: stj.golore(1e-3, random_after_steps=-1),
             ValueError,

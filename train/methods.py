@@ -171,6 +171,8 @@ def canonical(config: OptimizerConfig) -> OptimizerConfig:
     the method has them anyway are None.
     """
     read, defaults = settings_of(config) | {"name"}, defaults_of(config)
+    if config.mu_dtype == "int8":
+        config = dataclasses.replace(config, mu_dtype=None, moments_dtype="int8")
     changed = {}
     for field in dataclasses.fields(config):
         is_default = getattr(config, field.name) == defaults.get(field.name)

@@ -93,8 +93,10 @@ class OptimizerConfig:
         (ldadam), for a buffer of the size of the matrices.
       projection_learning_rate: of Adam, which learns the projection
         (online-subspace-descent). None: 0.005.
-      mu_dtype: how moments are stored (low-rank methods): bfloat16 for the first,
-        int8 for both in eight bits, block by block. None: float32.
+      mu_dtype: how the first moment is stored (low-rank methods). None: float32; int8
+        is an older name of --moments-dtype int8.
+      moments_dtype: int8 stores both moments in eight bits, block by block (low-rank
+        methods). None: as --mu-dtype says.
       b1: decay of Adam's first moment. None: 0.9, of ldadam 0.908.
       b2: decay of Adam's second moment. None: 0.999, of ldadam 0.99.
       eps: added to the denominator of Adam. None: 1e-8.
@@ -125,6 +127,7 @@ class OptimizerConfig:
     error_feedback: bool = True
     projection_learning_rate: float | None = None
     mu_dtype: Literal["bfloat16", "int8"] | None = None
+    moments_dtype: Literal["int8"] | None = None
     b1: float | None = None
     b2: float | None = None
     eps: float | None = None
@@ -147,6 +150,11 @@ class OptimizerConfig:
             raise ValueError(
                 f"--warmup-steps {self.warmup_steps} and --warmup-fraction "
                 f"{self.warmup_fraction} exclude each other: give one of them"
+            )
+        if self.mu_dtype == "bfloat16" and self.moments_dtype is not None:
+            raise ValueError(
+                f"--mu-dtype {self.mu_dtype} and --moments-dtype {self.moments_dtype} "
+                "exclude each other: give one of them"
             )
         if self.decay_fraction is not None and self.schedule != "wsd":
             raise ValueError(
@@ -191,7 +199,12 @@ def schedule_phases(config: OptimizerConfig, steps: int) -> Phases:
 
 
 # Fields that are newer than some saved settings, and what went for them before.
-_BEFORE_SCHEDULES = {"schedule": "cosine", "warmup_steps": None, "decay_fraction": None}
+_BEFORE_SCHEDULES = {
+    "schedule": "cosine",
+    "warmup_steps": None,
+    "decay_fraction": None,
+    "moments_dtype": None,
+}
 
 
 def migrated(settings: Any) -> Any:

@@ -99,7 +99,8 @@ def _low_rank(
             config.b2,
             config.eps,
             config.mu_dtype,
-            transport=config.transport,
+            config.transport,
+            config.moments_dtype,
         ),
     )
     if method.feeds_back:

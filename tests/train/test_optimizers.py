@@ -313,6 +313,8 @@ def test_settings_that_are_not_read_make_no_difference():
         name="adamw", schedule="constant", final_learning_rate_fraction=0.5
     )
     assert canonical(constant) == OptimizerConfig(name="adamw", schedule="constant")
+    old_name = OptimizerConfig(mu_dtype="int8")
+    assert canonical(old_name) == OptimizerConfig(moments_dtype="int8")
     warm = OptimizerConfig(name="adamw", warmup_fraction=0.1)
     assert canonical(warm) == OptimizerConfig(name="adamw")
 

@@ -68,6 +68,7 @@ def test_a_variant_is_a_method_and_settings_of_its_own(text, settings):
         ("ldadam:update_interval=3", "ldadam does not use update_interval"),
         ("apollo-mini:rank=3", "apollo-mini does not use rank"),
         ("adamw:warmup_steps=3,warmup_fraction=0.1", "exclude each other"),
+        ("galore:mu_dtype=bfloat16,moments_dtype=int8", "exclude each other"),
         ("static:update_interval=3", "static does not use update_interval"),
         ("galore:growth_limit=2", "galore does not use growth_limit"),
     ],
@@ -117,7 +118,7 @@ def test_a_sweep_changes_one_setting_of_those_that_have_it():
     assert swept[3].search((1e-3,), (1.0,)) == variants[1].search((1e-3,), (1.0,))
 
 
-@pytest.mark.parametrize("text", ["align=none,sign", "mu_dtype=none,int8"])
+@pytest.mark.parametrize("text", ["align=none,sign", "moments_dtype=none,int8"])
 def test_words_are_swept_like_numbers(text):
     galore = parse("galore")
     name, _, values = text.partition("=")
