@@ -23,7 +23,13 @@ STEP = 10
 
 def make_run(directory: pathlib.Path, tokenizer: Tokenizer, model=MODEL):
     """Writes what programs read of a run; returns its config and parameters."""
-    config = dataclasses.replace(PRESETS["tiny"], model=model, output_dir=directory)
+    tiny = PRESETS["tiny"]
+    config = dataclasses.replace(
+        tiny,
+        model=model,
+        optimizer=dataclasses.replace(tiny.optimizer, rank=8),
+        output_dir=directory,
+    )
     directory.mkdir(parents=True)
     save_config(config, directory / CONFIG_FILE)
     tokenizer.save(directory)
