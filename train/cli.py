@@ -113,7 +113,8 @@ def read(
             parsed = _parse(options.command_line(groups), kind, program, argv, examples)
     except SystemExit as stop:
         if stop.code:
-            fail(_misspelt(argv, groups) or _unboxed(errors.getvalue()))
+            known = _unquoted(argv) or _misspelt(argv, groups)
+            fail(known or _unboxed(errors.getvalue()))
         raise
     given = {option.path: option.default for option in found}
     with user_errors(ValueError):
@@ -142,6 +143,21 @@ def _parse(
                 print(f"  {example.purpose}:")
                 print(f"      {program} {example.arguments}".rstrip())
         raise
+
+
+def _unquoted(argv: Sequence[str]) -> str | None:
+    """What to say about a pattern that the shell has replaced by many files."""
+    for index, argument in enumerate(argv, start=1):
+        flag = argument.replace("_", "-")
+        is_value = lambda following: not following.startswith("-")
+        files = list(itertools.takewhile(is_value, argv[index:]))
+        if flag in ("--data-glob", "--eval-glob") and len(files) > 1:
+            return (
+                f"{flag} takes one pattern, and got {len(files)} files, {files[0]}, "
+                f"{files[1]}{', ...' * (len(files) > 2)}: put the pattern in quotes, "
+                "or the shell replaces it by the files that match"
+            )
+    return None
 
 
 def _misspelt(argv: Sequence[str], groups: Mapping[str, Any]) -> str | None:

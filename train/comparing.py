@@ -151,6 +151,7 @@ def _open_text(config: CompareConfig, is_known: bool) -> data.Text:
         config.task.model.vocabulary_size,
         seed=config.seeds[0],
         tokenizer_directory=config.output_dir if is_known else None,
+        report=cli.warn,
     )
     text.tokenizer.save(config.output_dir)
     save_config(config.task, config.output_dir / TASK_FILE)

@@ -42,16 +42,23 @@ class DataConfig:
     """Text and batches.
 
     Attributes:
-      data_glob: files to train on (UTF-8, plain or .gz), as a pattern in quotes, e.g.
-        'texts/**/*.txt'. A text file is one document, each line of a .jsonl file
-        another. None: Moby Dick, which comes with the project, unless a dataset is
-        named.
+      data_glob: files to train on, as a pattern in quotes, e.g. 'texts/**/*.txt'. Text
+        (UTF-8) is one document; JSON lines (.jsonl, .ndjson, .json), JSON arrays and
+        .parquet have one in each row. All but Parquet may be compressed (.gz, .zst,
+        .bz2, .xz). None: Moby Dick, which comes with the project, unless a dataset
+        is named.
+      eval_glob: files to evaluate on, of the same kinds; held_out_fraction and
+        dataset_eval_split are then not used. Files that match data_glob, too, are
+        not trained on. None: the end of the text to train on, or a split.
+      skip_bad_documents: leave out documents that cannot be read (lines that are no
+        JSON, rows without the text, files that are no text or damaged), and tell how
+        many. Without it the first one ends the program.
       dataset: Hugging Face dataset to stream instead, by its name on the hub
         (allenai/c4) or the path of a local directory.
       dataset_config: configuration of the dataset, e.g. en.
       dataset_split: split of the dataset to train on.
       dataset_eval_split: split of the dataset to evaluate on.
-      text_field: field of a dataset's rows, or of JSON lines, that holds the text.
+      text_field: field of rows, of a dataset or of files, that holds the text.
       shuffle_buffer_documents: a streamed dataset is shuffled within stretches of
         this many documents.
       tokenizer: path of a tokenizer.json or of a SentencePiece .model, or the name of
@@ -60,6 +67,9 @@ class DataConfig:
         after it: for weights that were trained so (llama2.c).
       bos_and_eos: begin each document with BOS and end it with EOS: for weights that
         were trained so (LLaMA, Mistral).
+      token_cache_dir: directory that keeps the tokens of files, so that the next start
+        is quick; it may be deleted at any time. None: subtrack_jax/tokens in the
+        user's cache directory.
       held_out_fraction: end of the files' text, as a fraction of its characters, kept
         for evaluation.
       eval_tokens: most tokens of an evaluation.
@@ -71,6 +81,8 @@ class DataConfig:
     """
 
     data_glob: str | None = None
+    eval_glob: str | None = None
+    skip_bad_documents: Switch = False
     dataset: str | None = None
     dataset_config: str | None = None
     dataset_split: str = "train"
@@ -80,6 +92,7 @@ class DataConfig:
     tokenizer: str | None = None
     bos: Switch = False
     bos_and_eos: Switch = False
+    token_cache_dir: pathlib.Path | None = None
     held_out_fraction: float = 0.05
     eval_tokens: int = 10_000_000
     packing: Literal["packed", "padded"] = "packed"

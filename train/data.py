@@ -1,25 +1,32 @@
 """The text of a run, opened: its tokenizer, its batches, and what is held out.
 
-Text in files is tokenized once and kept in memory; documents of a dataset are
+Text in files is tokenized once, into a cache on disk; documents of a dataset are
 tokenized as they stream by.
 """
 
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 
-from train import packing, sources
+from train import packing, sources, streams
 from train.config import DataConfig
-from train.packing import Batch, Rows
+from train.corpus import Corpus
+from train.packing import Batch, Documents, Rows
+from train.rules import flag
+from train.sources import LocalText
+from train.token_cache import TokenCache, Tokens, default_directory
 from train.tokenizer import Piece, Tokenizer, split_documents
 
 # Given the text to train one on, should there be none yet.
 OpenTokenizer = Callable[[Iterator[Piece]], Tokenizer]
+# Told what a user should know, in a line.
+Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +77,7 @@ def open_text(
     tokenizer_directory: pathlib.Path | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    report: Report = print,
 ) -> Text:
     """Opens the text, and opens or trains its tokenizer.
 
@@ -85,6 +93,7 @@ def open_text(
         used instead of `config.tokenizer`.
       process_index: which part of the batches to give.
       process_count: number of parts.
+      report: told what a user should know, by the first process.
 
     Raises:
       ValueError: the text is unusable or too short, the tokenizer does not fit it,
@@ -95,33 +104,68 @@ def open_text(
     open_tokenizer = functools.partial(
         _open_tokenizer, config, vocabulary_size, tokenizer_directory
     )
+    files = _Files(config, report, is_first=process_index == 0)
     if config.dataset is None:
-        return _open_files(config, open_tokenizer, seed, part)
+        return _open_files(config, open_tokenizer, seed, part, files)
     process = (process_index, process_count)
-    return _open_stream(config, open_tokenizer, seed, part, process)
+    return _open_stream(config, open_tokenizer, seed, part, process, files)
+
+
+class _Files:
+    """Opens the text of local files, to train on or to evaluate on."""
+
+    def __init__(self, config: DataConfig, report: Report, *, is_first: bool):
+        self.report = report if is_first else _ignore
+        self._config, self._is_first = config, is_first
+        directory = config.token_cache_dir or default_directory()
+        self._cache = TokenCache(directory, self.report)
+
+    def corpus(self, paths: list[pathlib.Path], held_out_fraction: float = 0) -> Corpus:
+        config = self._config
+        text = LocalText(paths, config.text_field, config.skip_bad_documents)
+        return Corpus(text, held_out_fraction)
+
+    def tokens(self, corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
+        found = corpus.tokens(tokenizer, self._cache, progress=self._is_first)
+        for note in found.notes:
+            self.report(note)
+        return found
+
+    def evaluation(self, tokenizer: Tokenizer) -> Documents | None:
+        """The documents of --eval-glob, if it is given."""
+        config = self._config
+        if config.eval_glob is None:
+            return None
+        unused = "dataset_eval_split" if config.dataset else "held_out_fraction"
+        value = getattr(config, unused)
+        if value != getattr(DataConfig, unused):
+            self.report(f"{flag(unused)} {value} is not used: --eval-glob is given")
+        paths = sources.find_files(config.eval_glob, "--eval-glob")
+        return self.tokens(self.corpus(paths), tokenizer).train
+
+
+def _ignore(message: str) -> None:
+    pass
 
 
 def _open_files(
-    config: DataConfig, open_tokenizer: OpenTokenizer, seed: int, part: slice
+    config: DataConfig,
+    open_tokenizer: OpenTokenizer,
+    seed: int,
+    part: slice,
+    files: _Files,
 ) -> Text:
     paths = sources.find_files(config.data_glob)
-
-    # Read anew for each use: the text may be too much to hold it beside its tokens.
-    def documents() -> Iterator[str]:
-        return sources.read_documents(paths, config.text_field)
-
-    characters = sum(map(len, documents()))
-    if not characters:
-        raise ValueError(f"no text in {', '.join(map(str, paths[:3]))}")
-    split = round(characters * (1 - config.held_out_fraction))
-
-    def pieces(start: int, stop: int) -> Iterator[Piece]:
-        return _between(split_documents(documents()), start, stop)
-
-    tokenizer = open_tokenizer(pieces(0, split))
-    train = packing.all_rows(packing.encode(tokenizer, pieces(0, split)), config)
+    if config.eval_glob is None:
+        corpus = files.corpus(paths, config.held_out_fraction)
+    else:
+        corpus = files.corpus(_without_evaluation(paths, config, files.report))
+    tokenizer = open_tokenizer(corpus.train_pieces())
+    tokens = files.tokens(corpus, tokenizer)
+    evaluation = files.evaluation(tokenizer)
+    train = packing.all_rows(tokens.train, config)
     held_out = packing.first_rows(
-        packing.encode(tokenizer, pieces(split, characters)), config
+        tokens.held_out if evaluation is None else evaluation, config
     )
     if len(train) < config.batch_size_sequences or not len(held_out):
         raise ValueError(
@@ -147,24 +191,30 @@ def _open_stream(
     seed: int,
     part: slice,
     process: tuple[int, int],
+    files: _Files,
 ) -> Text:
     field = config.text_field
-    train = sources.open_stream(config, config.dataset_split, "--dataset-split")
-    other = sources.open_stream(
-        config, config.dataset_eval_split, "--dataset-eval-split"
-    )
-    tokenizer = open_tokenizer(split_documents(sources.read_stream(train, field)))
-    held_out = packing.first_rows(
-        packing.encode(tokenizer, split_documents(sources.read_stream(other, field))),
-        config,
-    )
+    skip = _SkipReport(files.report) if config.skip_bad_documents else None
+    train = streams.open_stream(config, config.dataset_split, "--dataset-split")
+    if config.eval_glob is None:
+        split = config.dataset_eval_split
+        other = streams.open_stream(config, split, "--dataset-eval-split")
+    documents = split_documents(streams.read_stream(train, field, skip))
+    tokenizer = open_tokenizer(documents)
+    evaluation = files.evaluation(tokenizer)
+    if evaluation is None:
+        documents = split_documents(streams.read_stream(other, field, skip))
+        encoded = packing.encode(tokenizer, documents)
+        evaluation = Documents.gather(packing.enough_to_evaluate(encoded, config))
+    held_out = packing.first_rows(evaluation, config)
     if not len(held_out):
-        raise ValueError(
-            f"--dataset-eval-split {config.dataset_eval_split} has no text to predict"
-        )
+        where = f"--dataset-eval-split {config.dataset_eval_split}"
+        if config.eval_glob is not None:
+            where = f"--eval-glob {config.eval_glob!r}"
+        raise ValueError(f"{where} has no text to predict")
 
     def train_batches(seed: int) -> grain.IterDataset[Batch]:
-        documents = sources.ShuffledStream(train, config, seed, *process)
+        documents = streams.ShuffledStream(train, config, seed, *process, skip)
         return packing.streamed_batches(documents, tokenizer, config, part)
 
     return Text(
@@ -227,13 +277,28 @@ def _open_tokenizer(
     return tokenizer
 
 
-def _between(pieces: Iterable[Piece], start: int, stop: int) -> Iterator[Piece]:
-    """The pieces between two positions in the joined text, cut where need be."""
-    position = 0
-    for text, ends in pieces:
-        first, last = max(start - position, 0), min(stop - position, len(text))
-        if first < last:
-            yield text[first:last], ends and last == len(text)
-        position += len(text)
-        if position >= stop:
-            return
+def _without_evaluation(
+    paths: list[pathlib.Path], config: DataConfig, report: Report
+) -> list[pathlib.Path]:
+    """The files that are not evaluated on."""
+    evaluated = sources.find_files(config.eval_glob, "--eval-glob")
+    same = set(map(os.path.realpath, evaluated))
+    kept = [path for path in paths if os.path.realpath(path) not in same]
+    named = f"--data-glob {config.data_glob!r} and --eval-glob {config.eval_glob!r}"
+    if not kept:
+        raise ValueError(f"{named} match the same files: there are none to train on")
+    if left_out := len(paths) - len(kept):
+        report(f"{named} both match {left_out} files, which are not trained on")
+    return kept
+
+
+class _SkipReport:
+    """Counts documents that are left out, and tells so ever more rarely."""
+
+    def __init__(self, report: Report):
+        self._report, self._count = report, 0
+
+    def __call__(self, reason: str) -> None:
+        self._count += 1
+        if str(self._count).strip("0") == "1":  # 1, 10, 100, ...
+            self._report(f"documents skipped so far ({self._count:,}): {reason}, ...")

@@ -255,6 +255,7 @@ def run(config: PretrainConfig) -> int:
                 tokenizer_directory=config.output_dir if found else None,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
+                report=cli.warn,
             )
             if is_first:
                 if not found:

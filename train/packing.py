@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -30,23 +30,33 @@ _MOST_ROWS = 2**62
 Batch = dict[str, np.ndarray]
 
 
-def encode(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> Iterator[np.ndarray]:
-    """The tokens of each document, in the smallest type, between those that mark it.
+def encode_pieces(
+    tokenizer: Tokenizer, pieces: Iterable[Piece]
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """The tokens of each piece, in the smallest type, and whether a document ends.
 
-    A document that is cut off, so that its last piece is missing, has no end-of-text.
+    Documents are between the tokens that mark them. One that is cut off, so that its
+    last piece is missing, has no end-of-text.
     """
     dtype = np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.uint32
-    document = []
+    begins = True
     for group in _groups(pieces):
         encoded = tokenizer.encode_batch([text for text, _ in group])
         for (_, ends), ids in zip(group, encoded, strict=True):
-            if not document:
-                document.append(np.array(tokenizer.document_start, dtype))
-            document.append(np.array(ids, dtype))
-            if ends:
-                document.append(np.array(tokenizer.document_end, dtype))
-                yield np.concatenate(document)
-                document = []
+            before = tokenizer.document_start if begins else []
+            after = tokenizer.document_end if ends else []
+            yield np.array([*before, *ids, *after], dtype), ends
+            begins = ends
+
+
+def encode(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> Iterator[np.ndarray]:
+    """The tokens of each document, see `encode_pieces`."""
+    document = []
+    for tokens, ends in encode_pieces(tokenizer, pieces):
+        document.append(tokens)
+        if ends:
+            yield np.concatenate(document)
+            document = []
     if document:
         yield np.concatenate(document)
 
@@ -63,27 +73,43 @@ def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield group
 
 
+class Documents(NamedTuple):
+    """Documents of tokens, in memory or on disk.
+
+    Attributes:
+      tokens: (tokens,), those of all documents, one document after the other.
+      ends: (documents,), where each of them ends.
+    """
+
+    tokens: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def gather(cls, documents: Iterable[np.ndarray]) -> "Documents":
+        """Documents that come one by one, in memory."""
+        arrays = list(documents)
+        sizes = np.array([len(array) for array in arrays], np.int64)
+        return cls(np.concatenate([np.empty(0, np.uint16), *arrays]), np.cumsum(sizes))
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of tokens in memory, by index, for grain."""
+    """Rows of tokens, by index, for grain."""
 
     tokens: np.ndarray  # all documents, one after the other
     starts: np.ndarray  # (rows,)
     stops: np.ndarray  # (rows,)
 
     @classmethod
-    def cut(cls, documents: Iterable[np.ndarray], config: DataConfig) -> "Rows":
+    def cut(cls, documents: Documents, config: DataConfig) -> "Rows":
         """Cuts documents of tokens into rows; the last packed one may be shorter."""
-        arrays = list(documents)
-        tokens = np.concatenate([np.empty(0, np.uint16), *arrays])
-        length = config.sequence_length_tokens
+        tokens, length = documents.tokens, config.sequence_length_tokens
         if config.packing == "packed":
             starts = np.arange(0, len(tokens), length)
             ends = len(tokens)
         else:
-            sizes = np.array([len(array) for array in arrays], np.int64)
-            ends = np.cumsum(sizes)
-            starts = ends - sizes
+            ends = documents.ends.astype(np.int64)
+            starts = np.append(0, ends)[:-1]
         stops = np.minimum(starts + length + 1, ends)
         some = stops - starts > 1  # a single token predicts nothing
         return cls(tokens, starts[some], stops[some])
@@ -105,32 +131,36 @@ class Rows:
         return self.tokens[self.starts[index] : self.stops[index]]
 
 
-def all_rows(documents: Iterable[np.ndarray], config: DataConfig) -> Rows:
+def all_rows(documents: Documents, config: DataConfig) -> Rows:
     """All rows to train on: packed ones are full, what is left over is dropped."""
     rows = Rows.cut(documents, config)
     full = np.count_nonzero(rows.predicted == config.sequence_length_tokens)
     return rows.first(full) if config.packing == "packed" else rows
 
 
-def first_rows(documents: Iterable[np.ndarray], config: DataConfig) -> Rows:
+def first_rows(documents: Documents, config: DataConfig) -> Rows:
     """Rows for as many whole batches as `eval_tokens` allows, but at least one."""
-    length, size = config.sequence_length_tokens, config.batch_size_sequences
-    enough = max(config.eval_tokens, config.batch_size_tokens)
-
-    def first_documents() -> Iterator[np.ndarray]:
-        packed = config.packing == "packed"
-        predicted = -1 if packed else 0  # nothing predicts the very first token
-        for tokens in documents:
-            yield tokens
-            predicted += len(tokens) if packed else min(len(tokens) - 1, length)
-            if predicted > enough:
-                return
-
-    rows = Rows.cut(first_documents(), config)
+    size = config.batch_size_sequences
+    rows = Rows.cut(documents, config)
     batch_ends = np.append(np.arange(size, len(rows), size), len(rows))
     predicted = np.append(0, np.cumsum(rows.predicted))[batch_ends]
     batches = np.count_nonzero(predicted <= config.eval_tokens)
     return rows.first(max(1, batches) * size)
+
+
+def enough_to_evaluate(
+    documents: Iterable[np.ndarray], config: DataConfig
+) -> Iterator[np.ndarray]:
+    """As many of the first documents as `first_rows` can use."""
+    length = config.sequence_length_tokens
+    enough = max(config.eval_tokens, config.batch_size_tokens)
+    packed = config.packing == "packed"
+    predicted = -1 if packed else 0  # nothing predicts the very first token
+    for tokens in documents:
+        yield tokens
+        predicted += len(tokens) if packed else min(len(tokens) - 1, length)
+        if predicted > enough:
+            return
 
 
 def _make_batch(rows: Sequence[np.ndarray], part: slice, length: int) -> Batch:

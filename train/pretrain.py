@@ -10,7 +10,8 @@ from train.presets import PRESETS
 
 COMMON = (
     *("--preset", "--config", "--resume", "--output-dir"),
-    *("--data-glob", "--dataset", "--dataset-config", "--tokenizer", "--init-from"),
+    *("--data-glob", "--eval-glob", "--dataset", "--dataset-config"),
+    *("--tokenizer", "--init-from"),
     *("--steps", "--batch-size-sequences", "--sequence-length-tokens"),
     *("--optimizer", "--learning-rate", "--rank", "--mesh", "--seed"),
 )

@@ -135,7 +135,8 @@ def differences(config: Any, other: Any) -> list[str]:
     """
     values, others = (_flat(_resolved(each)) for each in (config, other))
     free = re.compile(
-        r"output_dir|mesh|max_skipped_steps_in_a_row|(checkpoint|report|sample|start)\..*"
+        r"output_dir|mesh|max_skipped_steps_in_a_row|data\.token_cache_dir|"
+        r"(checkpoint|report|sample|start)\..*"
     )
     return [
         f"{flag(name)} {values[name]} here, {others[name]} there"

@@ -330,26 +330,33 @@ class _SentencePieceTokenizer(Tokenizer):
 _KINDS = (_JsonTokenizer, _SentencePieceTokenizer)
 
 
-def split_documents(documents: Iterable[str]) -> Iterator[Piece]:
+def split_documents(documents: Iterable[str | Iterable[str]]) -> Iterator[Piece]:
     """Cuts long documents into pieces that can be encoded one by one.
 
     The cuts are where byte-level tokenizers cut anyway, if there is such a place: at
     a single newline or space. (Tokenizers that begin every text with a space, like
     LLaMA's, then have one at a cut.)
 
+    Args:
+      documents: each a text, or its blocks one after the other; how it is divided
+        into blocks does not matter.
+
     Yields:
       a piece, and whether a document ends with it.
     """
-    for text in documents:
-        start = 0
-        while (limit := start + PIECE_CHARACTERS) < len(text):
-            cut = _AFTER_NEWLINE.match(text, start, limit) or _BEFORE_SPACE.match(
-                text, start, limit
-            )
-            stop = cut.end() if cut else limit
-            yield text[start:stop], False
-            start = stop
-        yield text[start:], True
+    for document in documents:
+        text = ""
+        for block in [document] if isinstance(document, str) else document:
+            text, start = text + block, 0
+            while (limit := start + PIECE_CHARACTERS) < len(text):
+                cut = _AFTER_NEWLINE.match(text, start, limit) or _BEFORE_SPACE.match(
+                    text, start, limit
+                )
+                stop = cut.end() if cut else limit
+                yield text[start:stop], False
+                start = stop
+            text = text[start:]
+        yield text, True
 
 
 def _first_characters(pieces: Iterable[str]) -> Iterator[str]:

@@ -7,10 +7,19 @@ import pytest
 
 from tests.models.conftest import quick_compilation
 from tests.train.finished import make_run
+from tests.train.program import CACHE
 from tests.train.test_tokenizer import TEXT
 from train.tokenizer import Tokenizer
 
 __all__ = ["quick_compilation"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache():
+    """Tests leave the user's cache alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(CACHE))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -21,12 +21,12 @@ SMALL = [
     *["--rank", "8", "--update-interval", "5", "--learning-rate", "1e-2"],
     *["--sample-length-tokens", "20"],
 ]
+CACHE = pathlib.Path(tempfile.gettempdir(), f"subtrack-jax-tests-{os.getuid()}")
 # Compile quickly, and each program once for all processes.
 ENVIRONMENT = os.environ | {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_COMPILATION_CACHE_DIR": str(
-        pathlib.Path(tempfile.gettempdir(), f"subtrack-jax-tests-{os.getuid()}")
-    ),
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "XDG_CACHE_HOME": str(CACHE),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
 }

@@ -92,6 +92,13 @@ def assert_error(capsys, argv, *messages):
     assert_refuses(lambda argv: parse(*argv), capsys, argv, *messages)
 
 
+@pytest.mark.parametrize("flag", ["--data-glob", "--data_glob", "--eval-glob"])
+def test_a_pattern_that_the_shell_replaced_is_told(capsys, flag):
+    argv = ["--steps", "3", flag, "a.txt", "b.txt", "c.txt", "--seed", "1"]
+    message = f"{flag.replace('_', '-')} takes one pattern, and got 3 files, a.txt, b.t"
+    assert_error(capsys, argv, message, "put the pattern in quotes")
+
+
 @pytest.mark.parametrize("other", [["--preset", "llama-60m"], ["--resume"]])
 def test_values_from_two_places_are_refused(capsys, saved, other):
     argv = ["--config", saved.output_dir / CONFIG_FILE, *other]

@@ -4,12 +4,13 @@ import dataclasses
 import gzip
 import itertools
 import json
+import os
 
 import datasets
 import numpy as np
 import pytest
 
-from train import data, packing
+from train import data, packing, sources
 from train.config import DataConfig
 from train.tokenizer import Tokenizer
 
@@ -224,7 +225,7 @@ def test_documents_without_tokens_make_no_rows(tmp_path):
 @pytest.mark.parametrize("count", [0, 1, 8, 9, 10, 17])
 def test_packed_rows_predict_every_token_but_the_first(count):
     documents = [np.arange(count)[:5], np.arange(count)[5:]]
-    rows = packing.Rows.cut(documents, describe())
+    rows = packing.Rows.cut(packing.Documents.gather(documents), describe())
     assert rows.predicted.sum() == max(0, count - 1)
     assert (rows.predicted > 0).all()
     if count > 1:
@@ -420,6 +421,143 @@ def test_many_documents_are_encoded_at_once(monkeypatch):
         "never"
     ]
     assert [one[-1] == original.end_of_text for one in tokens] == [True] * 30 + [False]
+
+
+def write_rows(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_evaluation_has_text_of_its_own(tmp_path, source, tokenizer_directory):
+    """All of the files are then trained on, and no split is needed."""
+    evaluated = write_rows(tmp_path / "valid.jsonl", random_documents(21, 9))
+    config = describe(eval_glob=str(evaluated), **source)
+    reports = []
+    options = {"tokenizer_directory": tokenizer_directory, "report": reports.append}
+    text = open_text(config, **options)
+
+    def encode(documents):
+        end = text.tokenizer.end_of_text
+        tokens = ([*text.tokenizer.encode(document), end] for document in documents)
+        return list(itertools.chain(*tokens))
+
+    held_out = joined(rows_of(text.held_out_batches()))
+    assert held_out == encode(random_documents(21, 9))
+    if "dataset" in source:
+        assert not reports
+    else:
+        count = (len(encode(random_documents(200, 10))) - 1) // LENGTH
+        assert text.description.startswith(f"{count * LENGTH + 1:,} tokens to train on")
+        assert reports == ["--held-out-fraction 0.1 is not used: --eval-glob is given"]
+
+
+def test_files_that_are_evaluated_on_are_not_trained_on(tmp_path, tokenizer_directory):
+    write_rows(tmp_path / "a.jsonl", ["call me"] * 50)
+    write_rows(tmp_path / "valid.jsonl", ["never mind"] * 50)
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "valid.jsonl")
+    reports = []
+    options = {"tokenizer_directory": tokenizer_directory, "report": reports.append}
+    config = DataConfig(data_glob=f"{tmp_path}/*l", eval_glob=f"{tmp_path}/v*")
+    shape = {"sequence_length_tokens": LENGTH, "batch_size_sequences": ROWS}
+    config = dataclasses.replace(config, **shape)
+    text = open_text(config, **options)
+
+    def read(batches):
+        return "".join(map(text.tokenizer.decode, rows_of(batches)))
+
+    assert "never" not in read(take(text.train_batches(), 9))
+    assert "call" not in read(text.held_out_batches())
+    assert len(reports) == 1 and "both match 2 files, which are not tra" in reports[0]
+    with pytest.raises(ValueError, match="match the same files: there are none to tr"):
+        open_text(dataclasses.replace(config, data_glob=config.eval_glob), **options)
+    with pytest.raises(ValueError, match="no file matches --eval-glob 'nothing'"):
+        open_text(dataclasses.replace(config, eval_glob="nothing"), **options)
+
+
+def test_a_text_is_tokenized_once(tmp_path, monkeypatch):
+    """As long as neither the files nor what reads them change."""
+    path = write_rows(tmp_path / "a.jsonl", random_documents(200, 10))
+    evaluated = write_rows(tmp_path / "b.jsonl", random_documents(90, 10))
+    for name, words in (("one", WORDS), ("two", WORDS[:3])):
+        (tmp_path / name).mkdir()
+        Tokenizer.train(words, 300).save(tmp_path / name)
+    config = describe(
+        data_glob=str(path), tokenizer=str(tmp_path / "one"), token_cache_dir=tmp_path
+    )
+    encoded = []
+    encode_pieces = packing.encode_pieces
+    monkeypatch.setattr(
+        packing, "encode_pieces", lambda *a: encoded.append(a) or encode_pieces(*a)
+    )
+
+    def is_tokenized(**options):
+        encoded.clear()
+        text = open_text(dataclasses.replace(config, **options))
+        rows = rows_of(take(text.train_batches(), 5) + list(text.held_out_batches()))
+        return bool(encoded), rows
+
+    first = is_tokenized()
+    assert first == (True, is_tokenized()[1])
+    monkeypatch.setattr(sources, "read_file", None)  # nor are the files read again
+    assert is_tokenized() == (False, first[1])
+    assert not is_tokenized(packing="padded", sequence_length_tokens=4)[0]
+    assert not is_tokenized(eval_tokens=99, batch_size_sequences=2)[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        packing, "encode_pieces", lambda *a: encoded.append(a) or encode_pieces(*a)
+    )
+    for change in (
+        {"tokenizer": str(tmp_path / "two")},
+        {"held_out_fraction": 0.2},
+        {"data_glob": f"{tmp_path}/[ab].jsonl"},
+        {"eval_glob": str(evaluated)},
+        {"skip_bad_documents": True},
+    ):
+        assert is_tokenized(**change)[0], change
+        assert not is_tokenized(**change)[0], change
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"call", b"some", 1))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert is_tokenized()[0]
+    path.touch()
+    assert is_tokenized()[0]
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "a.jsonl", random_documents(200, 10))
+    train = Tokenizer.train
+
+    def change_and_train(*arguments):
+        found = train(*arguments)
+        monkeypatch.setattr(
+            found, "encode_batch", lambda texts: path.touch() or [[1]] * len(texts)
+        )
+        return found
+
+    monkeypatch.setattr(Tokenizer, "train", change_and_train)
+    with pytest.raises(OSError, match=r"a file changed while it was read, of .*a.json"):
+        open_text(describe(data_glob=str(path)))
+
+
+def test_what_is_skipped_is_told(tmp_path, tokenizer_directory):
+    path = write_rows(tmp_path / "train.jsonl", random_documents(300, 10))
+    lines = path.read_text().splitlines()
+    lines[5:5] = ['{"text": 5}'] * 12
+    path.write_text("\n".join([*lines, '{"te']))
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xff\xff")
+    options = {"tokenizer_directory": tokenizer_directory}
+    for pattern in ("t*.jsonl", "b*.txt"):
+        config = describe(data_glob=f"{tmp_path}/{pattern}")
+        with pytest.raises(ValueError, match=r"train.jsonl:6: f|bad.txt is not UTF"):
+            open_text(config, **options)
+    config = describe(data_glob=f"{tmp_path}/*", skip_bad_documents=True)
+    for _ in range(2):  # those of the cache are told again
+        reports = []
+        open_text(config, report=reports.append, **options)
+        assert reports[0].startswith("documents skipped (14): ")
+    nothing = dataclasses.replace(config, data_glob=f"{tmp_path}/b*.txt")
+    with pytest.raises(ValueError, match=r"no text in .*bad.txt; documents skipped"):
+        open_text(nothing, **options)
 
 
 @pytest.mark.parametrize(

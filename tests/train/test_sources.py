@@ -1,115 +1,51 @@
-"""Documents come out of files and streams once each, and streams go on exactly."""
+"""Files are found as they are named, and read in order; nothing is left out unsaid."""
 
 import gzip
-import itertools
 import json
-import sys
+import os
+import pathlib
+import shutil
 
-import datasets
-import numpy as np
 import pytest
 
 from train import sources
-from train.config import DataConfig
-
-DOCUMENTS = [f"document {i}" for i in range(60)]
-
-
-def read(path, field="text"):
-    return list(sources.read_documents(sources.find_files(str(path)), field))
+from train.formats import Notes
+from train.sources import LocalText
 
 
-def write_lines(path, rows):
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-
-
-@pytest.fixture(scope="module")
-def parquet(tmp_path_factory):
-    """Two splits in a directory, as on the hub; train in 4 files of 3 row groups."""
-    directory = tmp_path_factory.mktemp("parquet")
-    for part, texts in enumerate(np.array_split(np.array(DOCUMENTS), 4)):
-        rows = {"text": [*texts.tolist(), " "], "url": ["somewhere"] * (len(texts) + 1)}
-        path = directory / f"train-{part}.parquet"
-        datasets.Dataset.from_dict(rows).to_parquet(path, batch_size=6)
-    rows = {"text": [None, "held out"], "url": [None, None]}
-    datasets.Dataset.from_dict(rows).to_parquet(directory / "validation.parquet")
-    return directory
-
-
-C4_README = """---
-configs:
-- config_name: en
-  data_files:
-  - split: train
-    path: en/c4-train.*.json.gz
-- config_name: en.noblocklist
-  data_files: en/*.json.gz
-dataset_info:
-- config_name: en
-  features: &fields
-  - {name: text, dtype: string}
-  - {name: timestamp, dtype: string}
-  - {name: url, dtype: string}
-- config_name: en.noblocklist
-  features: *fields
----
-"""
-
-
-@pytest.fixture(scope="module")
-def json_lines(tmp_path_factory):
-    """The same documents in the form of C4: compressed JSON lines, a configuration."""
-    directory = tmp_path_factory.mktemp("c4")
-    (directory / "README.md").write_text(C4_README)
-    (directory / "en").mkdir()
-    for part, texts in enumerate(np.array_split(np.array(DOCUMENTS), 2)):
-        path = directory / "en" / f"c4-train.0000{part}-of-00002.json.gz"
-        rows = [{"text": t, "timestamp": "2019", "url": "a"} for t in texts.tolist()]
-        write_lines(path, rows)
-    return directory
-
-
-@pytest.fixture(params=["parquet", "json_lines"])
-def directory(request):
-    return request.getfixturevalue(request.param)
-
-
-def shuffled(directory, seed=0, window=7, index=0, count=1):
-    config = DataConfig(
-        dataset=str(directory),
-        dataset_config="en" if (directory / "README.md").exists() else None,
-        shuffle_buffer_documents=window,
-    )
-    stream = sources.open_stream(config, "train", "--dataset-split")
-    return iter(sources.ShuffledStream(stream, config, seed, index, count))
-
-
-def take(iterator, count=60):
-    return list(itertools.islice(iterator, count))
+def read(pattern, field="text", skip_bad=False, notes=None):
+    """The documents, put together from their pieces."""
+    texts, text = [], ""
+    local = LocalText(sources.find_files(str(pattern)), field, skip_bad)
+    for piece, ends in local.pieces(notes):
+        text += piece
+        if ends:
+            texts.append(text)
+            text = ""
+    assert not text
+    return texts
 
 
 def test_text_files_are_documents_in_the_order_of_their_names(tmp_path):
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "1.txt").write_bytes(b"third\r\nlines\n")
+    (tmp_path / "b" / "1.txt").write_bytes(b"third\nlines\n")
     (tmp_path / "a.txt").write_text("Überall 🐋")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"second"))
+    (tmp_path / ".hidden.txt").write_text("hidden")
     (tmp_path / "blank.txt").write_text(" \n")
-    texts = read(tmp_path / "**" / "*.txt*")
-    assert texts == ["Überall 🐋", "second", "third\r\nlines\n"]
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_each_json_line_is_a_document(tmp_path, name):
-    rows = [{"body": "one\ntwo"}, {"body": " "}, {"body": None}, {"body": "ü"}]
-    write_lines(tmp_path / name, [*rows, {"body": "half \ud83d", "text": "x"}])
-    assert read(tmp_path / name, "body") == ["one\ntwo", "ü", "half �"]
+    (tmp_path / "empty.txt").write_text("")
+    notes = Notes()
+    texts = read(tmp_path / "**" / "*.txt*", notes=notes)
+    assert texts == ["Überall 🐋", "second", "third\nlines\n"]
+    (line,) = notes.lines()
+    assert line == f"files without text (2): {tmp_path}/blank.txt, ..."
+    assert read(tmp_path / ".hidden.txt") == ["hidden"]
 
 
 def test_embedded_text_is_moby_dick():
-    (text,) = sources.read_documents(sources.find_files(None), "text")
-    assert "Call me Ishmael." in text[:100]
-    assert len(text.encode()) == 1_204_996
+    pieces = list(LocalText(sources.find_files(None)).pieces())
+    assert "Call me Ishmael." in pieces[0][0][:100]
+    assert len("".join(text for text, _ in pieces).encode()) == 1_204_996
 
 
 @pytest.mark.parametrize("size", [1, 2**16, 2**16 + 1, 2**18])
@@ -127,176 +63,76 @@ def test_a_fingerprint_tells_other_bytes_at_both_ends_and_other_sizes(tmp_path, 
         assert sources.fingerprint([path])[0]["crc32"] != before["crc32"]
 
 
-BAD_FILES = [
-    ("a.txt", b"ab\xff", ValueError, r"a.txt is not UTF-8 text: byte 0xff at .* 2;"),
-    ("a.txt.gz", b"plain", OSError, r"cannot read .*a.txt.gz: Not a gzipped file"),
-    (
-        "a.txt.gz",
-        gzip.compress(b"text", mtime=0)[:-9],
-        OSError,
-        r"cannot read .*a.txt.gz: ",
-    ),
-    ("a.jsonl", b'{"text": "a"}\n\n{"te', ValueError, r"a.jsonl:3 is not JSON: "),
-    ("a.jsonl", b'{"text": "a"}\n[1]', ValueError, r"a.jsonl:2 is no JSON .*\[1\]"),
-    ("a.jsonl", b'{"text": "\xff"}', ValueError, r"a.jsonl:1 is not UTF-8.* 10;"),
-    ("a.jsonl", b'{"a": 1, "b": 2}', ValueError, r"'text', only 'a', 'b'.*--text-f"),
-    ("a.jsonl", b'{"text": ["a"]}', ValueError, r"a.jsonl:1: .* list; .*--text-field"),
-]
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "kind", "message"), BAD_FILES, ids=range(len(BAD_FILES))
+    ("files", "pattern", "found"),
+    [
+        (["[2024] a.txt"], "[2024] a.txt", ["[2024] a.txt"]),
+        (["x [v2]/1.txt", "x [v2]/2.txt"], "x [v2]/[1-9].txt", ["1.txt", "2.txt"]),
+        (["b/x [v2].txt", "b/x v.txt"], "*/x [v2].txt", ["x v.txt"]),
+        (["b/x [v2].txt"], "*/x [v2].txt", ["x [v2].txt"]),
+        (["a*.txt", "ab.txt"], "a*.txt", ["a*.txt"]),
+        (["a?b.txt"], "a?b.txt", ["a?b.txt"]),
+    ],
 )
-def test_unreadable_files_are_refused(tmp_path, name, content, kind, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(kind, match=message) as raised:
-        read(tmp_path / "*")
-    assert "\n" not in str(raised.value)
+def test_names_are_taken_as_they_are_written(tmp_path, files, pattern, found):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    paths = sources.find_files(str(tmp_path / pattern))
+    assert [path.name for path in paths] == found
 
 
-def test_a_pattern_without_files_is_refused(tmp_path):
-    (tmp_path / "directory.txt").mkdir()
-    with pytest.raises(ValueError, match=r"no file matches --data-glob '.*\*.txt'"):
-        sources.find_files(f"{tmp_path}/*.txt")
+def test_home_is_found_and_users_that_do_not_exist_are_no_crash(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert sources.find_files("~/*.txt") == [tmp_path / "a.txt"]
+    with pytest.raises(ValueError, match="no file matches"):
+        sources.find_files("~no-such-user/*.txt")
 
 
-def test_an_epoch_of_a_stream_has_every_document_once(directory):
-    stream = shuffled(directory)
-    epochs = [take(stream) for _ in range(3)]
-    for epoch in epochs:
-        assert sorted(epoch) == sorted(DOCUMENTS)
-    assert epochs[0] != epochs[1] != epochs[2]
+def test_patterns_without_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("texts/x.txt").mkdir(parents=True)
+    pathlib.Path("texts/b").mkdir()
+    for name in ("a.jsonl.gz", "b.jsonl.gz", "README.md"):
+        pathlib.Path("texts/b", name).touch()
+    os.mkfifo("pipe")
+    pathlib.Path("broken.txt").symlink_to("nowhere")
+    for pattern, message in (
+        ("*.md", r"no file matches --eval-glob '\*.md'"),
+        ("broken.txt", "no file matches"),
+        (
+            "texts",
+            r"'texts' is a directory: 'texts/\*\*/\*.jsonl.gz' matches the files",
+        ),
+        ("texts/", r"is a directory: 'texts/\*\*/\*.jsonl.gz'"),
+        ("texts/*.txt", r"only directories: 'texts/x.txt/\*\*/\*.txt' matches"),
+        ("texts/*", r"only directories: 'texts/b/\*\*/\*.jsonl.gz' matches"),
+        ("pipe", "'pipe' is a pipe or a device.*write it to a file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sources.find_files(pattern, "--eval-glob")
 
 
-def test_a_stream_is_shuffled_by_files_and_within_windows(parquet):
-    order = [DOCUMENTS.index(text) for text in take(shuffled(parquet, window=5))]
-    files = [i // 15 for i in order]
-    assert sorted(set(files), key=files.index) != [0, 1, 2, 3]
-    for start in range(0, 60, 5):
-        window = order[start : start + 5]
-        assert sorted(window) == list(range(min(window), min(window) + 5))
-    offsets = np.array(order).reshape(-1, 5) % 5
-    assert len({tuple(window) for window in offsets}) > 6
-
-
-def test_the_seed_alone_decides_the_order_of_a_stream(parquet):
-    one, two, other = (take(shuffled(parquet, seed), 150) for seed in (3, 3, 4))
-    assert one == two != other
-    first_files = {take(shuffled(parquet, seed, window=1), 1)[0] for seed in range(20)}
-    assert len(first_files) == 4
-
-
-def test_the_seed_decides_the_order_within_a_window(tmp_path):
-    write_lines(tmp_path / "train.jsonl", [{"text": text} for text in DOCUMENTS])
-    one, other = (take(shuffled(tmp_path, seed, window=60)) for seed in (3, 4))
-    assert sorted(one) == sorted(other)
-    assert one != other
-
-
-@pytest.mark.parametrize(("index", "count"), [(0, 1), (1, 2), (2, 3)])
-def test_a_stream_goes_on_exactly(directory, index, count):
-    """Also at ends of windows, files and epochs; 7 divides none of their sizes."""
-    options = {"index": index, "count": count}
-    stream = shuffled(directory, **options)
-    states, texts = [], []
-    for _ in range(2 * len(DOCUMENTS)):
-        states.append(stream.get_state())
-        texts.append(next(stream))
-    fresh = shuffled(directory, **options)
-    for position in range(0, len(texts), 1 if count == 1 else 5):
-        fresh.set_state(json.loads(json.dumps(states[position])))
-        assert fresh.get_state() == states[position]
-        expected = texts[position : position + 20]
-        assert take(fresh, len(expected)) == expected
-
-
-@pytest.mark.parametrize("count", [2, 3, 4])
-def test_processes_share_a_stream(directory, count):
-    """Whole files where they can be shared evenly, every n-th document elsewhere."""
-    parts = [shuffled(directory, index=i, count=count) for i in range(count)]
-    share = len(DOCUMENTS) // count
-    # Blank rows are shared like others, so that shares may differ by some.
-    texts = [take(part, share - 2) for part in parts]
-    joined = list(itertools.chain(*texts))
-    assert len(set(joined)) == len(joined)
-
-
-def test_text_of_a_split(parquet):
-    config = DataConfig(dataset=str(parquet))
-    stream = sources.open_stream(config, "validation", "--dataset-eval-split")
-    assert list(sources.read_stream(stream, "text")) == ["held out"]
-
-
-BAD_DATASETS = [
-    ({}, "test", ValueError, r"--dataset-split test: Bad split: test. .*'validation'"),
-    ({"dataset_config": "en"}, "train", ValueError, r"--dataset-config en .*'default'"),
-    ({"text_field": "a"}, "train", ValueError, r"no field 'a', only 'text', 'url'; "),
-    ({"dataset": "/no/such"}, "train", OSError, r"cannot open --dataset /no/such --"),
-]
-
-
-@pytest.mark.parametrize(("options", "split", "kind", "message"), BAD_DATASETS)
-def test_wrong_datasets_are_refused(parquet, options, split, kind, message):
-    config = DataConfig(**{"dataset": str(parquet), **options})
-    with pytest.raises(kind, match=message) as raised:
-        sources.open_stream(config, split, "--dataset-split")
-    assert "\n" not in str(raised.value)
-
-
-def test_a_missing_configuration_is_named(json_lines):
-    config = DataConfig(dataset=str(json_lines))
-    with pytest.raises(ValueError, match=r"'en', 'en.noblocklist'") as raised:
-        sources.open_stream(config, "train", "--dataset-split")
-    assert "\n" not in str(raised.value)
-
-
-def test_an_unreachable_hub_is_named(monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    config = DataConfig(dataset="allenai/c4", dataset_config="en")
-    with pytest.raises(
-        OSError, match="--dataset allenai/c4 --dataset-config en"
-    ) as raised:
-        sources.open_stream(config, "train", "--dataset-split")
-    assert "\n" not in str(raised.value)
-
-
-def test_a_missing_package_is_named(parquet, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match="needs the package datasets: pip install"):
-        sources.open_stream(
-            DataConfig(dataset=str(parquet)), "train", "--dataset-split"
-        )
-
-
-def test_empty_and_broken_datasets_are_refused(tmp_path):
-    blank = tmp_path / "blank"
-    blank.mkdir()
-    write_lines(blank / "train.jsonl", [{"text": " "}] * 3)
-    with pytest.raises(OSError, match="no text for this process"):
-        next(shuffled(blank))
-    rows = [{"text": "a"}, {"other": 3}, {"text": "b"}]
-    broken = datasets.IterableDataset.from_generator(lambda: iter(rows))
-    documents = sources.read_stream(broken, "text")
-    assert next(documents) == "a"
-    with pytest.raises(OSError, match=r"cannot read row 1 of the dataset: .*'text'"):
-        next(documents)
-
-
-def test_a_stream_that_broke_off_can_be_asked_again(parquet, monkeypatch):
-    expected = take(shuffled(parquet), 40)
-    stream = shuffled(parquet)
-    read_stream = sources.read_stream
-    stops = iter([10, 3])  # in the second window, and when that is tried again
-
-    def break_off(*arguments):
-        yield from itertools.islice(read_stream(*arguments), next(stops))
-        raise OSError("connection reset")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sources, "read_stream", break_off)
-        texts = take(stream, 7)
-        for _ in range(2):
-            with pytest.raises(OSError, match="connection reset"):
-                next(stream)
-    assert texts + take(stream, 33) == expected
+def test_bad_documents_are_skipped_and_counted(tmp_path):
+    rows = [{"text": "one"}, {"body": "two"}, {"text": 3}, ["four"], {"text": "five"}]
+    lines = [json.dumps(row) for row in rows]
+    lines.insert(1, '{"text": "cut')
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "b.txt").write_bytes(b"good text, " * 10**6 + b"\xff")
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"damaged" * 10**6)[:-9])
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n')[:-9])
+    (tmp_path / "e.json").write_text('[{"text": "six"}, {"text": "seven"}, {"te')
+    (tmp_path / "f.pdf").write_bytes(b"%PDF-1.7")
+    (tmp_path / "g.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "h.txt").write_text("eight")
+    shutil.copy(tmp_path / "h.txt", tmp_path / "i.txt")
+    (tmp_path / "i.txt").chmod(0)
+    readable = ["eight"] if os.access(tmp_path / "i.txt", os.R_OK) else []  # by root
+    notes = Notes()
+    texts = read(tmp_path / "*", skip_bad=True, notes=notes)
+    assert texts == ["one", "five", "six", "seven", "eight", *readable]
+    assert notes.counts["documents skipped"] == 11 - len(readable)
+    assert notes.examples["documents skipped"].startswith(
+        f"{tmp_path}/a.jsonl:2 is not JSON: "
+    )

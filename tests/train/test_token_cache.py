@@ -1,0 +1,200 @@
+"""Tokens are made once, found again, and never taken from what is damaged."""
+
+import json
+import os
+import resource
+import threading
+
+import numpy as np
+import pytest
+
+from train import token_cache
+from train.token_cache import TokenCache
+
+PARTS = [
+    (False, [1, 2, 3], True),
+    (False, [4], False),
+    (False, [5, 6], True),
+    (False, [7], False),  # cut in two
+    (True, [8, 9], True),
+    (True, [10], True),
+]
+
+
+class Builder:
+    """Makes tokens, and counts how often."""
+
+    def __init__(self, parts=PARTS, dtype=np.uint16):
+        self.count, self._parts, self._dtype = 0, parts, dtype
+
+    def __call__(self, notes):
+        self.count += 1
+        for is_held_out, values, ends in self._parts:
+            yield is_held_out, np.array(values, self._dtype), ends
+        notes.append("a note")
+
+
+@pytest.fixture
+def reports():
+    return []
+
+
+@pytest.fixture
+def cache(tmp_path, reports):
+    return TokenCache(tmp_path / "cache", reports.append)
+
+
+def check(tokens):
+    assert tokens.train.tokens.tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert tokens.train.ends.tolist() == [3, 6, 7]
+    assert tokens.held_out.tokens.tolist() == [8, 9, 10]
+    assert tokens.held_out.ends.tolist() == [2, 3]
+    assert tokens.notes == ["a note"]
+
+
+@pytest.mark.parametrize("chunk", [2, 2**20])
+def test_tokens_are_made_once_and_mapped(cache, reports, monkeypatch, chunk):
+    monkeypatch.setattr(token_cache, "CHUNK_TOKENS", chunk)
+    build = Builder(dtype=np.uint32)
+    for _ in range(3):
+        tokens = cache.get({"text": 1}, build)
+        check(tokens)
+        assert tokens.train.tokens.dtype == np.uint32
+        assert isinstance(tokens.train.tokens, np.memmap)
+    assert build.count == 1
+    check(cache.get({"text": 2}, build))
+    assert build.count == 2 and not reports
+
+
+def test_a_text_without_tokens(cache):
+    for _ in range(2):
+        tokens = cache.get(1, Builder([]))
+        assert len(tokens.train.tokens) == len(tokens.held_out.ends) == 0
+        tokens = cache.get(2, Builder(PARTS[-2:]))
+        assert tokens.train.ends.tolist() == []
+        assert tokens.held_out.ends.tolist() == [2, 3]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "cut": lambda entry: os.truncate(entry / "tokens", 8),
+    "longer": lambda entry: (entry / "tokens").open("ab").write(b"12"),
+    "a flipped bit": lambda entry: flip(entry / "tokens"),
+    "one in the ends": lambda entry: flip(entry / "ends"),
+    "one in the description": lambda entry: flip(entry / "about.json"),
+    "no description": lambda entry: (entry / "about.json").unlink(),
+    "an empty one": lambda entry: (entry / "about.json").write_text(""),
+    "another one": lambda entry: (entry / "about.json").write_text('["content"]'),
+    "no tokens": lambda entry: (entry / "tokens").unlink(),
+    "an empty directory": lambda entry: [file.unlink() for file in entry.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_tokens_are_made_anew(cache, reports, tmp_path, damage):
+    build = Builder()
+    cache.get(1, build)
+    (entry,) = (tmp_path / "cache").glob("[!.]*")
+    DAMAGE[damage](entry)
+    for _ in range(2):
+        check(cache.get(1, build))
+    assert build.count == 2
+    assert len(reports) == 1 and "damaged and made anew" in reports[0]
+
+
+def test_processes_that_start_at_once_wait_for_the_first(tmp_path, cache):
+    build, reports, found = Builder(), [], []
+    began, goes_on = threading.Event(), threading.Event()
+
+    def slowly(notes):
+        began.set()
+        goes_on.wait(60)
+        yield from build(notes)
+
+    def ask(build):
+        found.append(TokenCache(tmp_path / "cache", reports.append).get(1, build))
+
+    threads = [threading.Thread(target=ask, args=[slowly])]
+    threads += [threading.Thread(target=ask, args=[build]) for _ in range(2)]
+    threads[0].start()
+    assert began.wait(60)
+    for thread in threads[1:]:
+        thread.start()
+    while len(reports) < 2:
+        pass
+    assert not found
+    goes_on.set()
+    for thread in threads:
+        thread.join(60)
+    for tokens in found:
+        check(tokens)
+    assert len(found) == 3 and build.count == 1
+    assert all("waiting for another process" in line for line in reports)
+
+
+def test_what_was_left_unfinished_is_removed(cache, reports, tmp_path):
+    def fail(notes):
+        yield False, np.array([1], np.uint16), True
+        raise OSError("cannot read the text")
+
+    with pytest.raises(OSError, match="cannot read the text"):
+        cache.get(1, fail)
+    left = tmp_path / "cache" / ".0123.partial"
+    left.mkdir()
+    (left / "tokens").write_bytes(b"12")
+    check(cache.get(1, Builder()))
+    assert not list((tmp_path / "cache").glob("*.partial"))
+    assert not reports
+
+
+def test_without_a_place_to_write_tokens_are_in_memory(cache, reports, tmp_path):
+    (tmp_path / "cache").write_text("in the way")
+    build = Builder()
+    for _ in range(2):
+        check(cache.get(1, build))
+    assert build.count == 2
+    assert len(reports) == 2 and "tokens cannot be kept in" in reports[0]
+
+
+@pytest.mark.parametrize("room_bytes", [0, 3, 10, 40, 60])
+def test_a_full_disk_is_no_error(cache, reports, tmp_path, monkeypatch, room_bytes):
+    """Wherever it fills up; a limit on the size of files stands for it."""
+    monkeypatch.setattr(token_cache, "CHUNK_TOKENS", 2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, before[1]))
+    try:
+        tokens = cache.get(1, Builder())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    check(tokens)
+    assert len(reports) == 1 and "tokens cannot be kept in" in reports[0]
+    assert not list((tmp_path / "cache").glob("[!.]*"))
+    assert not list((tmp_path / "cache").glob("*.partial"))
+    check(cache.get(1, Builder()))
+
+
+def test_tokens_that_are_read_only_are_used(cache, reports, tmp_path):
+    cache.get(1, Builder())
+    description = next((tmp_path / "cache").glob("*/about.json"))
+    assert json.loads(description.read_text())["content"]["train"] == [7, 3]
+    for path in [*(tmp_path / "cache").rglob("*"), tmp_path / "cache"]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    build = Builder()
+    check(cache.get(1, build))
+    assert not build.count and not reports
+
+
+def test_the_default_is_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert token_cache.default_directory() == tmp_path / "subtrack_jax" / "tokens"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = token_cache.default_directory()
+    assert found == tmp_path / ".cache" / "subtrack_jax" / "tokens"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # without a home
+    assert "~" not in str(token_cache.default_directory())

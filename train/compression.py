@@ -1,0 +1,97 @@
+"""Compressed files: told by their content, and read to their end or not at all."""
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+BLOCK_BYTES = 2**20
+
+_MAGIC = {
+    "gzip": re.compile(rb"\x1f\x8b"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+    "bzip2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+}
+_SUFFIXES = {
+    ".gz": "gzip",
+    ".gzip": "gzip",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".bz2": "bzip2",
+    ".xz": "xz",
+}
+
+
+def split_name(name: str) -> tuple[pathlib.PurePath, str | None]:
+    """A file's name in lower case without a suffix of compression, and which it is.
+
+    Example:
+      >>> split_name("Part.JSON.gz")
+      (PurePosixPath('part.json'), 'gzip')
+    """
+    lower = pathlib.PurePosixPath(name.lower())
+    named = _SUFFIXES.get(lower.suffix)
+    return (lower.with_suffix("") if named else lower), named
+
+
+def find_compression(path: pathlib.Path) -> str | None:
+    """How the content of a file is compressed; None: not in a way that is read here.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with open_bytes(path, None) as file:
+        start = file.read(16)
+    return next((name for name, form in _MAGIC.items() if form.match(start)), None)
+
+
+@contextlib.contextmanager
+def open_bytes(path: pathlib.Path, compression: str | None) -> Iterator[BinaryIO]:
+    """Opens a file to read what is in it, decompressed.
+
+    Raises:
+      OSError: it cannot be read, is damaged or cut off.
+    """
+    openers: dict[str | None, Callable[..., Any]] = {
+        None: open,
+        "gzip": gzip.open,
+        "bzip2": bz2.open,
+        "xz": lzma.open,
+        "zstd": _open_zstd,
+    }
+    try:
+        with openers[compression](path, "rb") as file:
+            yield file
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise OSError(f"cannot read {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _open_zstd(path: pathlib.Path, mode: str) -> Iterator[BinaryIO]:
+    # Unlike the package zstandard it notices a file that is cut off.
+    import pyarrow
+
+    with open(path, mode) as file, pyarrow.PythonFile(file, mode="r") as source:
+        stream = pyarrow.CompressedInputStream(source, "zstd")
+        with io.BufferedReader(_Readable(stream), BLOCK_BYTES) as buffered:
+            yield buffered
+
+
+class _Readable(io.RawIOBase):
+    """An input stream of pyarrow with the interface of Python's files."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._stream.readinto(buffer)
