@@ -31,7 +31,7 @@ class LowRank:
     Attributes:
       rank: columns of each basis: an int, or a float in (0, 1] as a fraction of
         the smaller side. A leaf whose smaller side is not larger than the rank
-        has nothing to save and gets the plain rule.
+        has nothing to save and gets the plain rule; `init` raises if none is left.
       dimension_numbers: which axes form the matrix, in optax's own form. None
         takes every leaf of two axes as (reduction, output), (in, out) in a Flax
         kernel. Otherwise one `optax.contrib.MuonDimensionNumbers` (or

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import tqdm
 
-from train import cli, comparison_report, data, records
+from train import cli, comparison_report, data, optimizers, records
 from train.comparison import (
     Plan,
     later_trials,
@@ -170,6 +170,8 @@ def run(config: CompareConfig, command: str) -> int:
     with contextlib.ExitStack() as stack:
         with cli.user_errors(ValueError, OSError):
             plan = make_plan(config)
+            for trial in plan.trials:
+                optimizers.check_rank(trial.optimizer, config.task.model)
             stack.enter_context(lock_directory(config.output_dir))
             is_known = _open_directory(config)
             directory.mkdir(exist_ok=True)

@@ -237,6 +237,7 @@ def run(config: PretrainConfig) -> int:
             metrics.check_packages(config)
             config = _with_shape_of_weights(config)
             check_has_subspaces(config)
+            optimizers.check_rank(config.optimizer, config.model)
             distributed.initialize(config.start)
             stack.enter_context(distributed.silence_all_but_first())
             mesh = meshes.make_mesh(config.mesh)

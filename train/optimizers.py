@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 import subtrack_jax as stj
 from models import llama
@@ -35,6 +36,26 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     # The first of the warm-up's steps already moves.
     rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
     return optax.join_schedules([rise, after], [warmup])
+
+
+def check_rank(config: OptimizerConfig, model: llama.LlamaConfig) -> None:
+    """Raises a ValueError if a low-rank method would be plain Adam for every matrix."""
+    method = LOW_RANK.get(config.name)
+    if method is None or "rank" in method.fixed:
+        return
+    rank = resolved(config).rank
+    if rank < min(model.hidden_size, model.mlp_size):
+        return  # the MLP's kernels are larger; to ask all of them takes longer
+    shapes = nnx.eval_shape(lambda: llama.Llama(model, rngs=nnx.Rngs(0)))
+    params = nnx.to_pure_dict(nnx.state(shapes, nnx.Param))
+    choices = stj.LowRank(rank, llama.matrix_axes).choices(params)
+    largest = max(each.short_side for each in choices if each.spec is not None)
+    if rank >= largest:
+        raise ValueError(
+            f"--rank {rank} leaves no matrix to --optimizer {config.name}: the largest "
+            f"has a smaller side of {largest}. Lower --rank below it, or take "
+            "--optimizer adamw"
+        )
 
 
 def make_optimizer(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from train import cli
+from train import cli, optimizers
 from train import mesh as meshes
 from train.collectives import KINDS, PHASES, Traffic
 from train.config import PretrainConfig
@@ -128,21 +128,21 @@ def run(config: PlanConfig) -> None:
         target = open_target(config.target)
         mesh = meshes.make_mesh(config.mesh, target.devices)
         run = make_run(config, mesh)
+        runs = [
+            dataclasses.replace(
+                run, optimizer=dataclasses.replace(run.optimizer, name=name)
+            )
+            for name in config.optimizer_names
+        ]
+        for each in runs:
+            optimizers.check_rank(each.optimizer, each.model)
     memory = target.memory_bytes
     if config.device_memory_gib is not None:
         memory = int(config.device_memory_gib * 2**30)
     # Seconds are those of a compiler that has not seen the program before.
     jax.config.update("jax_enable_compilation_cache", False)
     print(_heading(config.target, mesh, run), flush=True)
-    found = [
-        measure(
-            dataclasses.replace(
-                run, optimizer=dataclasses.replace(run.optimizer, name=name)
-            ),
-            mesh,
-        )
-        for name in config.optimizer_names
-    ]
+    found = [measure(each, mesh) for each in runs]
     print(table(found, memory))
     if config.json is not None:
         with cli.user_errors(OSError):

@@ -133,6 +133,7 @@ def test_a_compiler_that_estimates_cycles_has_a_column():
         (["--optimizers", "adamw,sgd"], "'sgd' is none of adamw, adafactor"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--rank", "0"], "--rank must be at least 1"),
+        (["--rank", "10000"], "rank=10000 is not below the smaller side of any of"),
         (["--layout", "stacked", "--optimizers", "optax-galore"], "does not take"),
     ],
     ids=" ".join,

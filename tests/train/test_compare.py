@@ -347,6 +347,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         (["--tuning-seeds", "0"], "--tuning-seeds must be at least 1 and at most the"),
         (["--tuning-seeds", "4"], "number of --seeds, 3, got 4"),
         (["--rank", "0"], "--rank must be at least 1"),
+        (["--rank", "10000"], "--rank 10000 leaves no matrix to --optimizer"),
+        (["--sweep", "rank=4,10000"], "--rank 10000 leaves no matrix to --optimizer"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--learning-rate", "1e-3"], "learning-rate"),
         (["--data-glob", "no-such-file"], "no-such-file"),

@@ -338,17 +338,6 @@ def test_every_optimizer_without_subspaces_is_refused(name):
         check_has_subspaces(config)
 
 
-@pytest.mark.parametrize("rank", [255, 256])
-def test_a_rank_that_leaves_no_matrix_is_refused(rank):
-    argv = ["--diagnostics", "--rank", str(rank)]
-    config = cli.parse(PRESETS, "tiny", "", argv)
-    if rank == 255:
-        check_has_subspaces(config)
-        return
-    with pytest.raises(ValueError, match="no matrix has with --rank 256: lower it"):
-        check_has_subspaces(config)
-
-
 def test_how_often_needs_to_look_at_all():
     with pytest.raises(ValueError, match="--diagnostics-every-steps 5 needs --diag"):
         ReportConfig(diagnostics_every_steps=5)

@@ -408,3 +408,30 @@ def test_shortest_runs_have_a_learning_rate(steps, warmup_fraction):
 
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(recorded_settings(), indent=1) + "\n")
+
+
+MODEL = llama.LlamaConfig(64, 16, 48, num_layers=2, num_heads=2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rank_too_large_for_every_matrix_is_refused(name):
+    """A key may be too small, but not all: nobody gets plain Adam by another name."""
+    has_rank = name not in (*FULL_RANK, "apollo-mini")
+    optimizers.check_rank(OptimizerConfig(name=name, rank=15), MODEL)
+    config = OptimizerConfig(name=name, rank=16)
+    if not has_rank:
+        optimizers.check_rank(config, MODEL)
+        return
+    with pytest.raises(ValueError, match=r"--rank 16 .* smaller side of 16") as error:
+        optimizers.check_rank(config, MODEL)
+    assert f"--optimizer {name}" in str(error.value)
+    optimizer = optimizers.make_optimizer(config, 1e-3, 0)
+    shapes = {"layers": {"mlp": {"up": {"kernel": jnp.zeros((2, 16, 48))}}}}
+    with pytest.raises(ValueError, match="No leaf to treat as low-rank"):
+        jax.eval_shape(optimizer.init, shapes)
+
+
+def test_a_rank_that_only_attention_takes():
+    """Wider heads than the MLP: the rank is compared with all matrices."""
+    model = dataclasses.replace(MODEL, hidden_size=48, mlp_size=8)
+    optimizers.check_rank(OptimizerConfig(rank=40), model)

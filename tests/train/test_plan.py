@@ -126,6 +126,7 @@ def test_the_table_puts_optimizers_side_by_side(planned):
             "must be a multiple of 16",
         ),
         (["--batch-size-sequences", "0"], "--batch-size-sequences must be at least 1"),
+        (["--target", "cpu:8", "--rank", "10000"], "--rank 10000 leaves no matrix to"),
         (["--device-memory-gib", "-1"], "--device-memory-gib must be positive"),
         (["--preset", "llama-8b"], "llama-8b"),
     ],

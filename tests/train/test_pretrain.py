@@ -98,6 +98,7 @@ def test_a_loss_that_is_not_finite_is_skipped_then_the_end(tmp_path):
     ("flags", "message"),
     [
         (["--rank", "0"], "--rank must be at least 1, got 0"),
+        (["--rank", "10000"], "--rank 10000 leaves no matrix to --optimizer subtrack"),
         (["--data-glob", "nothing/*.txt"], "no file matches --data-glob"),
         (["--output-dir", "/dev/null/run"], "cannot write to --output-dir"),
     ],
