@@ -171,7 +171,7 @@ def on_coordinates(
             ) from error
         return map_records(
             lambda record, direction: record.replace(direction=direction),
-            functools.partial(jax.tree.map, _in_dtype_of),
+            functools.partial(jax.tree.map, lambda g, x: x.astype(g.dtype)),
             updates,
             directions,
         ), state
@@ -249,12 +249,6 @@ def scale_by_projection_aware_adam(
         inner = eight_bit.in_eight_bits(inner)
         transport_state = transport_state and eight_bit.transported(transport_state)
     return on_coordinates(low_rank, inner, transport_state)
-
-
-def _in_dtype_of(gradient: jax.Array, direction: jax.Array) -> jax.Array:
-    # Directions of integers are fractions, for optax.apply_updates to round.
-    is_inexact = jnp.issubdtype(gradient.dtype, jnp.inexact)
-    return direction.astype(gradient.dtype) if is_inexact else direction
 
 
 def _storage(

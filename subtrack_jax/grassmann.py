@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from subtrack_jax.linear_algebra import (
     dot,
     power_of_two,
+    real_only,
     safe_norm,
     unit_scale,
     with_signs_of,
@@ -28,6 +29,7 @@ from subtrack_jax.linear_algebra import (
 from subtrack_jax.orthonormal import orthonormal_columns
 
 
+@real_only
 def tangent(
     basis: jax.Array, gradient: jax.Array, scale: jax.Array | float = 1.0
 ) -> jax.Array:
@@ -50,6 +52,7 @@ def tangent(
     return product - basis @ (basis.T @ product)
 
 
+@real_only
 def leading_eigenvector(gram: jax.Array) -> jax.Array:
     """Unit eigenvector of the largest eigenvalue of a positive matrix.
 
@@ -85,6 +88,7 @@ def leading_eigenvector(gram: jax.Array) -> jax.Array:
     return column / safe_norm(column)
 
 
+@real_only
 def leading_triple(
     tangent: jax.Array, basis: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -106,6 +110,7 @@ def leading_triple(
     return sigma, image / safe_norm(image), v
 
 
+@real_only
 def geodesic(
     basis: jax.Array, u: jax.Array, v: jax.Array, angle: jax.Array | float
 ) -> jax.Array:
@@ -135,6 +140,7 @@ def geodesic(
     return basis + jnp.outer(turned, v)
 
 
+@real_only
 def line_search(
     basis: jax.Array, gradient: jax.Array, u: jax.Array, v: jax.Array
 ) -> jax.Array:
@@ -159,6 +165,7 @@ def line_search(
     return jnp.arctan2(2 * jnp.vdot(a, b), jnp.vdot(a, a) - jnp.vdot(b, b)) / 2
 
 
+@real_only
 def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
     """Follows the geodesic from a basis along a general tangent, to time 1.
 
@@ -201,6 +208,7 @@ def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
     return dot(basis, cosine) + dot(tangent, sinc)
 
 
+@real_only
 def range_finder(
     key: jax.Array,
     gradient: jax.Array,
@@ -261,6 +269,7 @@ def range_finder(
     return dot(columns, best)
 
 
+@real_only
 def random_basis(
     key: jax.Array, m: int, rank: int, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> jax.Array:
@@ -278,6 +287,7 @@ def random_basis(
     return orthonormal_columns(jax.random.normal(key, (m, rank), dtype))
 
 
+@real_only
 def random_tangent(key: jax.Array, basis: jax.Array) -> jax.Array:
     """Random tangent whose largest singular value is one.
 
@@ -297,6 +307,7 @@ def random_tangent(key: jax.Array, basis: jax.Array) -> jax.Array:
     return tangent / jnp.where(sigma > 0, sigma, 1)
 
 
+@real_only
 def orthonormalize(basis: jax.Array) -> jax.Array:
     """Removes the rounding from a nearly orthonormal basis.
 
@@ -315,6 +326,7 @@ def orthonormalize(basis: jax.Array) -> jax.Array:
     return basis + basis @ error
 
 
+@real_only
 def align(basis: jax.Array, other: jax.Array) -> jax.Array:
     """Turns a basis within its span to be as near another one as it can.
 
@@ -340,6 +352,7 @@ def align(basis: jax.Array, other: jax.Array) -> jax.Array:
     return dot(basis, with_signs_of(rotation, factor))
 
 
+@real_only
 def principal_angles(basis: jax.Array, other: jax.Array) -> jax.Array:
     """Angles between two subspaces, largest first.
 
@@ -366,6 +379,7 @@ def principal_angles(basis: jax.Array, other: jax.Array) -> jax.Array:
     return jnp.arctan2(sines, cosines[::-1])
 
 
+@real_only
 def captured_energy(basis: jax.Array, gradient: jax.Array) -> jax.Array:
     """Fraction of a gradient's squared norm that lies in the subspace.
 

@@ -1,15 +1,35 @@
 """Products and norms that the geometry is made of."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # For what a basis is made of: bfloat16 passes, the default on TPUs, would lose it.
 dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def real_only(function: _Function) -> _Function:
+    """Refuses complex arguments: transposes here would have to be conjugated."""
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        for value in (*args, *kwargs.values()):
+            dtype = getattr(value, "dtype", None)
+            if isinstance(dtype, np.dtype) and dtype.kind == "c":
+                raise ValueError(
+                    f"{function.__name__} was given {dtype}: use real numbers, as"
+                    " optax.contrib.split_real_and_imaginary makes of complex ones."
+                )
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
 
 
 def safe_norm(vector: jax.Array, axis: int | None = None) -> jax.Array:
