@@ -47,6 +47,8 @@ class LlamaConfig:
         original length are stretched by the whole factor.
       rotary_high_frequency_factor: pairs that turn more often than this are left
         alone; between the two the stretching fades.
+      max_length_tokens: longest sequence that given weights are meant for, which an
+        export tells other programs; None: that of training.
       norm_epsilon: added to the mean square in RMSNorm.
       init_std: standard deviation of every initial kernel and embedding.
       dtype: dtype of the computation; norms, softmax and loss stay in float32.
@@ -73,6 +75,7 @@ class LlamaConfig:
     rotary_original_length_tokens: int = 8192
     rotary_low_frequency_factor: float = 1.0
     rotary_high_frequency_factor: float = 4.0
+    max_length_tokens: int | None = None
     norm_epsilon: float = 1e-6
     init_std: float = 0.02
     dtype: Float = "float32"

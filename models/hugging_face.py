@@ -18,10 +18,8 @@ from flax import nnx
 
 from models import safetensors_files
 from models.config import Float, LlamaConfig
-from models.hugging_face_config import export_config, import_config
+from models.hugging_face_config import CONFIG_FILE, export_config, import_config
 from models.llama import Llama
-
-CONFIG_FILE = "config.json"
 
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
@@ -55,6 +53,14 @@ class _Place(NamedTuple):
             leaf = leaf[self.layer]
         return leaf.T if self.path[-1] == "kernel" else leaf
 
+    def shape(self, shapes: Any) -> tuple[int, ...]:
+        """The tensor's shape in Hugging Face's layout."""
+        leaf = shapes
+        for key in self.path:
+            leaf = leaf[key]
+        shape = leaf.shape if self.layer is None else leaf.shape[1:]
+        return shape[::-1] if self.path[-1] == "kernel" else shape
+
 
 def _places(config: LlamaConfig) -> dict[str, _Place]:
     """All tensors of a model by name, in the order of the computation."""
@@ -80,8 +86,9 @@ def load_config(
     param_dtype: Float | None = None,
 ) -> LlamaConfig:
     """Reads a LLaMA's config alone; arguments and errors are those of `load`."""
-    entries = safetensors_files.read_json(pathlib.Path(directory) / CONFIG_FILE)
-    return import_config(entries, dtype=dtype, param_dtype=param_dtype)
+    path = pathlib.Path(directory) / CONFIG_FILE
+    entries = safetensors_files.read_json(path)
+    return import_config(entries, dtype=dtype, param_dtype=param_dtype, place=str(path))
 
 
 def load(
@@ -92,8 +99,9 @@ def load(
 ) -> tuple[LlamaConfig, dict[str, Any]]:
     """Reads a LLaMA from a directory with config.json and safetensors files.
 
-    Beside the parameters no more than one tensor is held in memory (two, if the
-    file of a tied model holds its head, too).
+    Names and shapes of all tensors are checked before one is read. Beside the
+    parameters no more than one tensor is held in memory (two, if the file of a tied
+    model holds its head, too).
 
     Args:
       directory: holds config.json and either model.safetensors or
@@ -109,37 +117,29 @@ def load(
 
     Raises:
       ValueError: the model is not a LLaMA that `Llama` can compute, or its tensors
-        are not those that config.json promises, or a file is damaged.
+        are not those that config.json promises, or hold NaN or infinities, or a file
+        is damaged.
       OSError: a file is missing.
     """
     directory = pathlib.Path(directory)
     config = load_config(directory, dtype=dtype, param_dtype=param_dtype)
-    params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _shapes(config))
-    places = _places(config)
-    missing = set(places)
+    places, shapes = _places(config), _shapes(config)
+    _check_names(directory, config, places, shapes)
+    params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
     spare_head = None
     for name, tensor in safetensors_files.read(directory):
         if _IGNORED.search(name):
             continue
-        if name == _HEAD and config.tie_embeddings:
+        if not (finite := np.isfinite(tensor)).all():
+            raise ValueError(
+                f"{name} in {directory} holds {np.count_nonzero(~finite):,} numbers "
+                "that are NaN or infinite: the weights are of a run that diverged, or "
+                "damaged; take others"
+            )
+        if name in places:
+            places[name].view(params)[...] = tensor
+        else:
             spare_head = tensor
-            continue
-        if name not in missing:
-            raise ValueError(
-                f"{directory} holds {name} "
-                + ("twice" if name in places else "which config.json has no place for")
-                + ": only the weights of a LLaMA without biases are read"
-            )
-        target = places[name].view(params)
-        if tensor.shape != target.shape:
-            raise ValueError(
-                f"{name} in {directory} has the shape {tensor.shape}, but by "
-                f"config.json it is {target.shape}: one of the two is not this model's"
-            )
-        target[...] = tensor
-        missing.remove(name)
-    if missing:
-        raise ValueError(_missing(directory, missing))
     if spare_head is not None:
         embedding = params["embedding"]["embedding"]
         if not np.array_equal(spare_head.astype(embedding.dtype), embedding):
@@ -148,6 +148,30 @@ def load(
                 "has tie_word_embeddings=True: set it to false to keep both"
             )
     return config, params
+
+
+def _check_names(
+    directory: pathlib.Path, config: LlamaConfig, places: dict[str, _Place], shapes: Any
+) -> None:
+    missing = set(places)
+    for name, shape in safetensors_files.shapes(directory):
+        if _IGNORED.search(name) or (name == _HEAD and config.tie_embeddings):
+            continue
+        if name not in missing:
+            raise ValueError(
+                f"{directory} holds {name} "
+                + ("twice" if name in places else "which config.json has no place for")
+                + ": only the weights of a LLaMA without biases are read"
+            )
+        expected = places[name].shape(shapes)
+        if shape != expected:
+            raise ValueError(
+                f"{name} in {directory} has the shape {shape}, but by config.json it "
+                f"is {expected}: one of the two is not this model's"
+            )
+        missing.remove(name)
+    if missing:
+        raise ValueError(_missing(directory, missing))
 
 
 def _missing(directory: pathlib.Path, names: set[str]) -> str:
@@ -190,7 +214,9 @@ def save(
     >>> import tempfile
     >>> from flax import nnx
     >>> from models import hugging_face, llama
-    >>> config = llama.LlamaConfig(64, 16, 32, num_layers=2, num_heads=2)
+    >>> config = llama.LlamaConfig(
+    ...     64, 16, 32, num_layers=2, num_heads=2, max_length_tokens=256
+    ... )
     >>> model = llama.Llama(config, rngs=nnx.Rngs(0))
     >>> params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     >>> with tempfile.TemporaryDirectory() as directory:

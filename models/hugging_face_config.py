@@ -2,9 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic
 
 from models.config import Float, LlamaConfig
+
+CONFIG_FILE = "config.json"
 
 _NAMES = {
     "vocabulary_size": "vocab_size",
@@ -35,26 +39,80 @@ _FIXED = {
     "quantization_config": None,
 }
 
+# What transformers takes where a Mistral's config.json does not have the entry.
+_MISTRAL_DEFAULTS = {
+    "num_key_value_heads": 8,
+    "sliding_window": 4096,
+    "max_position_embeddings": 131_072,
+}
+
+_Size = Annotated[int, pydantic.Field(gt=0, lt=2**31)]
+_Number = Annotated[float, pydantic.Field(gt=0)]
+_STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Rope(pydantic.BaseModel):
+    """Types of the entries of `rope_scaling` and `rope_parameters`."""
+
+    model_config = _STRICT
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: _Number | None = None
+    partial_rotary_factor: _Number | None = None
+    factor: _Number | None = None
+    low_freq_factor: _Number | None = None
+    high_freq_factor: _Number | None = None
+    original_max_position_embeddings: _Size | None = None
+
+
+class _Entries(pydantic.BaseModel):
+    """Types of the entries of config.json; None: not given."""
+
+    model_config = _STRICT
+    vocab_size: _Size
+    hidden_size: _Size
+    intermediate_size: _Size
+    # More layers than any model has would be listed name by name.
+    num_hidden_layers: Annotated[int, pydantic.Field(gt=0, le=10_000)]
+    num_attention_heads: _Size
+    num_key_value_heads: _Size | None = None
+    head_dim: _Size | None = None
+    tie_word_embeddings: bool | None = None
+    rms_norm_eps: _Number | None = None
+    initializer_range: _Number | None = None
+    max_position_embeddings: _Size | None = None
+    sliding_window: _Size | None = None
+    rope_theta: _Number | None = None
+    partial_rotary_factor: _Number | None = None
+    rope_scaling: _Rope | None = None
+    rope_parameters: _Rope | None = None
+    dtype: str | None = None
+    torch_dtype: str | None = None
+
 
 def import_config(
     entries: Mapping[str, Any],
     *,
     dtype: Float | None = None,
     param_dtype: Float | None = None,
+    place: str = CONFIG_FILE,
 ) -> LlamaConfig:
     """Reads the entries of a config.json.
 
-    Rotary positions may be described as by transformers 4 (`rope_theta` and
-    `rope_scaling`) or as by transformers 5 (`rope_parameters`).
+    A Mistral without a sliding window is a LLaMA. Rotary positions may be described
+    as by transformers 4 (`rope_theta` and `rope_scaling`) or as by transformers 5
+    (`rope_parameters`).
 
     Args:
       entries: the entries; those that do not change the logits are ignored.
       dtype: dtype of the computation; None: that of the parameters as stored.
       param_dtype: dtype of the parameters; None: as stored. float16 is read as
         float32, which holds all of its values.
+      place: the file, for errors.
 
     Raises:
-      ValueError: an entry is missing, or describes what `Llama` does not do.
+      ValueError: an entry is missing, has another type, or describes what `Llama`
+        does not do.
 
     >>> from models import hugging_face_config
     >>> entries = {
@@ -71,30 +129,40 @@ def import_config(
     >>> config.mlp_size, config.rotary_base, config.rotary_scaling
     (32, 500000.0, None)
     """
-    if entries.get("model_type") != "llama":
+    kind = entries.get("model_type")
+    if kind not in ("llama", "mistral"):
         raise ValueError(
-            f"model_type={entries.get('model_type')!r} in config.json is not supported:"
-            " only 'llama' is"
+            f"{place}: model_type={kind!r} is not supported: only 'llama' is, and "
+            "'mistral' without a sliding window"
         )
+    if kind == "mistral":
+        entries = _MISTRAL_DEFAULTS | dict(entries)
     for name, value in _FIXED.items():
         found = entries.get(name)
         if found is not None and found != value:
             raise ValueError(
-                f"{name}={found!r} in config.json is not supported: convert the model "
+                f"{place}: {name}={_short(found)} is not supported: convert the model "
                 f"to one with {name}={value!r}"
             )
-    values = {field: _required(entries, name) for field, name in _NAMES.items()}
+    typed = _check_types(entries, place)
+    if kind == "mistral":
+        _check_window(typed, place)
+    values = {field: getattr(typed, name) for field, name in _NAMES.items()}
     for name, field in _OPTIONAL_NAMES.items():
-        if entries.get(name) is not None:
-            values[field] = entries[name]
-    stored = entries.get("dtype") or entries.get("torch_dtype")
+        if (value := getattr(typed, name)) is not None:
+            values[field] = value
+    stored = typed.dtype or typed.torch_dtype
     stored = "bfloat16" if stored == "bfloat16" else "float32"
-    config = LlamaConfig(
-        **values,
-        **_import_rotary(entries),
-        dtype=dtype or stored,
-        param_dtype=param_dtype or stored,
-    )
+    try:
+        config = LlamaConfig(
+            **values,
+            **_import_rotary(typed),
+            max_length_tokens=typed.max_position_embeddings,
+            dtype=dtype or stored,
+            param_dtype=param_dtype or stored,
+        )
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
     # Written out by Hugging Face, left to their defaults here.
     if config.num_key_value_heads == config.num_heads:
         config = dataclasses.replace(config, num_key_value_heads=None)
@@ -103,34 +171,65 @@ def import_config(
     return config
 
 
-def _required(entries: Mapping[str, Any], name: str, place: str = "config.json") -> Any:
-    if entries.get(name) is None:
-        raise ValueError(f"{place} has no {name}: add it, a LLaMA cannot do without")
-    return entries[name]
+def _check_types(entries: Mapping[str, Any], place: str) -> _Entries:
+    given = {name: value for name, value in entries.items() if value not in (None, {})}
+    try:
+        return _Entries.model_validate(given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        raise ValueError(_missing(name, place))
+    raise ValueError(
+        f"{place}: {name}={_short(first['input'])} cannot be read: "
+        f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    )
 
 
-def _import_rotary(entries: Mapping[str, Any]) -> dict[str, Any]:
+def _check_window(typed: _Entries, place: str) -> None:
+    window, length = typed.sliding_window, typed.max_position_embeddings
+    if window is not None and length is not None and window < length:
+        raise ValueError(
+            f"{place}: sliding_window={window} is not supported: attention sees all "
+            f"positions. Up to {window} tokens that is the same: for these set "
+            f"sliding_window to null and max_position_embeddings to {window}"
+        )
+
+
+def _missing(name: str, place: str) -> str:
+    return f"{place} has no {name}: add it, a LLaMA cannot do without"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _import_rotary(typed: _Entries) -> dict[str, Any]:
     # Where both are given transformers reads rope_scaling, too.
-    rope = entries.get("rope_scaling") or entries.get("rope_parameters") or {}
-    base = rope.get("rope_theta") or entries.get("rope_theta") or 10_000.0
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    rope = typed.rope_scaling or typed.rope_parameters or _Rope()
+    parts = (rope.partial_rotary_factor, typed.partial_rotary_factor)
+    part = next((part for part in parts if part is not None), 1)
+    if part != 1:
+        raise ValueError(
+            f"partial_rotary_factor={part} is not supported: heads are turned as a "
+            "whole"
+        )
+    kind = rope.rope_type or rope.type or "default"
     if kind not in ("default", "llama3"):
         raise ValueError(
-            f"rope_type={kind!r} in config.json is not supported: only 'default' and "
-            "'llama3' are"
+            f"rope_type={kind!r} is not supported: only 'default' and 'llama3' are"
         )
-    turned = rope.get("partial_rotary_factor", entries.get("partial_rotary_factor", 1))
-    if turned not in (1, None):
-        raise ValueError(
-            f"partial_rotary_factor={turned} in config.json is not supported: "
-            "heads are turned as a whole"
-        )
-    values = {"rotary_base": base}
+    values = {"rotary_base": rope.rope_theta or typed.rope_theta or 10_000.0}
     if kind == "llama3":
-        length = "original_max_position_embeddings"
-        rope = {length: entries.get("max_position_embeddings"), **rope}
         for name, field in _ROTARY_NAMES.items():
-            values[field] = _required(rope, name, "the llama3 scaling in config.json")
+            values[field] = getattr(rope, name)
+        length = "rotary_original_length_tokens"
+        # As transformers reads it.
+        values[length] = values[length] or typed.max_position_embeddings
+        for name, field in _ROTARY_NAMES.items():
+            if values[field] is None:
+                raise ValueError(_missing(name, "the llama3 scaling"))
     return values
 
 
@@ -147,14 +246,16 @@ def export_config(
       config: the config.
       extra: more entries, for what only a tokenizer and a user know, such as
         `bos_token_id`, `eos_token_id` (None unless given) and
-        `max_position_embeddings` (unless given 2048, or as far as the stretched
-        rotary positions reach).
+        `max_position_embeddings` (unless given that of the config, or 2048, or as far
+        as the stretched rotary positions reach).
 
     Raises:
       ValueError: an extra entry is one that the config decides.
 
     >>> from models import hugging_face_config, llama
-    >>> config = llama.LlamaConfig(64, 16, 32, num_layers=2, num_heads=2)
+    >>> config = llama.LlamaConfig(
+    ...     64, 16, 32, num_layers=2, num_heads=2, max_length_tokens=256
+    ... )
     >>> entries = hugging_face_config.export_config(config, {"eos_token_id": 3})
     >>> entries["num_key_value_heads"], entries["eos_token_id"]
     (2, 3)
@@ -185,7 +286,9 @@ def export_config(
                 "extra entries"
             )
     length = 2048
-    if config.rotary_scaling is not None:
+    if config.max_length_tokens is not None:
+        length = config.max_length_tokens
+    elif config.rotary_scaling is not None:
         scaling = config.rotary_scaling
         length = int(scaling.factor * scaling.original_length_tokens)
     # Without these entries transformers would take the ids of LLaMA's tokenizer.

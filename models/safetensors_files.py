@@ -20,8 +20,8 @@ _DTYPES = ("F32", "F16", "BF16")
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The JSON object in a file; a ValueError names the file that has none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {str(values)[:40]!r}")
@@ -34,6 +34,12 @@ def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     except OSError as error:  # of a full disk it names none
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def shapes(directory: pathlib.Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of all tensors; arguments and errors are those of `read`."""
+    for name, tensors in _tensors(directory):
+        yield name, tuple(tensors.get_slice(name).get_shape())
 
 
 def read(directory: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -50,21 +56,13 @@ def read(directory: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
         another dtype.
       OSError: a file that the index lists is missing.
     """
-    if (directory / SINGLE_FILE).exists():
-        files = [SINGLE_FILE]
-    elif (directory / INDEX_FILE).exists():
-        index = read_json(directory / INDEX_FILE)
-        if "weight_map" not in index:
-            raise ValueError(
-                f"{directory / INDEX_FILE} has no weight_map: fetch it anew"
-            )
-        files = sorted(set(index["weight_map"].values()))
-    else:
-        raise ValueError(
-            f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}: save the model "
-            "with safetensors, other formats are not read"
-        )
-    for file in files:
+    for name, tensors in _tensors(directory):
+        yield name, tensors.get_tensor(name)
+
+
+def _tensors(directory: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    """Names of tensors, each with its open file."""
+    for file in _files(directory):
         path = directory / file
         try:
             with safetensors.safe_open(path, framework="np") as tensors:
@@ -75,11 +73,29 @@ def read(directory: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
                             f"{name} in {path} has the dtype {dtype}: convert the "
                             f"model to one of {', '.join(_DTYPES)}"
                         )
-                    yield name, tensors.get_tensor(name)
+                    yield name, tensors
         except safetensors.SafetensorError as error:
             raise ValueError(
                 f"{path} is damaged or incomplete ({error}): fetch it anew"
             ) from error
+
+
+def _files(directory: pathlib.Path) -> list[str]:
+    if (directory / SINGLE_FILE).exists():
+        return [SINGLE_FILE]
+    path = directory / INDEX_FILE
+    if not path.exists():
+        raise ValueError(
+            f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}: save the model "
+            "with safetensors, other formats are not read"
+        )
+    files = read_json(path).get("weight_map")
+    if not files:
+        raise ValueError(f"{path} has no weight_map: fetch it anew")
+    names = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: weight_map must give each tensor's file by name")
+    return sorted(set(names))
 
 
 def write(

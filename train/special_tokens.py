@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from models import safetensors_files
 from train import files
 
 GENERATION_FILE = "generation_config.json"
@@ -217,15 +218,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       ValueError: it holds something else.
       OSError: it cannot be read.
     """
-    if not path.is_file():
-        return {}
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(entries, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {_short(entries)}")
-    return entries
+    return safetensors_files.read_json(path) if path.is_file() else {}
 
 
 def read_added(directory: pathlib.Path) -> dict[str, int]:

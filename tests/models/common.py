@@ -52,6 +52,7 @@ HUGGING_FACE_CONFIG = llama.LlamaConfig(
     num_heads=4,
     num_key_value_heads=2,
     rotary_base=100.0,
+    max_length_tokens=2048,
     norm_epsilon=1e-2,
 )
 _SCALED = {

@@ -173,9 +173,14 @@ def quantize(tensors):
     tensors[name] = tensors[name].astype(np.int8)
 
 
+def spoil(tensors):
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5:7] = np.nan, -np.inf
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
+        (spoil, r"layers.1.mlp.up_proj.weight .* holds 2 numbers that are NaN or inf"),
         (remove_head, r"lacks 1 tensors \(lm_head.weight\): .*set tie_word_embeddings"),
         (remove_norms, r"lacks 2 tensors \(model.layers.0.input_.*fetch the files"),
         (add_bias, r"holds model.layers.0.self_attn.q_proj.bias which .*no place"),
@@ -203,15 +208,35 @@ def test_damaged_files_are_refused(tmp_path):
     (tmp_path / shard).unlink()
     with pytest.raises(OSError, match=shard):
         hugging_face.load(tmp_path)
-    (tmp_path / INDEX).write_text("{}")
-    with pytest.raises(ValueError, match=f"{INDEX} has no weight_map"):
-        hugging_face.load(tmp_path)
+    for content in ("{}", '{"weight_map": []}', '{"weight_map": {}}'):
+        (tmp_path / INDEX).write_text(content)
+        with pytest.raises(ValueError, match=f"{INDEX} has no weight_map"):
+            hugging_face.load(tmp_path)
+    for content in ('{"weight_map": [1]}', '{"weight_map": {"a": 1}}'):
+        (tmp_path / INDEX).write_text(content)
+        with pytest.raises(ValueError, match=f"{INDEX}: weight_map must give"):
+            hugging_face.load(tmp_path)
     (tmp_path / INDEX).unlink()
     with pytest.raises(ValueError, match=r"neither model.safetensors nor .*with safet"):
         hugging_face.load(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type":')
-    with pytest.raises(ValueError, match=r"config.json is not valid JSON"):
-        hugging_face.load(tmp_path)
+    for content, message in [
+        ('{"model_type":', "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[1, 2]", "must hold a JSON object, got '\\[1, 2\\]'"),
+        ("NaN", "must hold a JSON object, got 'nan'"),
+        ('{"model_type": "llama", "vocab_size": NaN}', ": vocab_size=nan cannot"),
+    ]:
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=f"{tmp_path}/config.json ?{message}"):
+            hugging_face.load(tmp_path)
+
+
+def test_a_config_of_another_size_is_told_before_memory_is_taken(saved):
+    edit_json(saved / "config.json", vocab_size=2**30, hidden_size=2**20)
+    with pytest.raises(
+        ValueError, match=r"weight in .* \(61, 32\), but by config.json .*1048576"
+    ):
+        hugging_face.load(saved)
 
 
 def test_an_interrupted_export_is_no_model_and_the_next_one_succeeds(

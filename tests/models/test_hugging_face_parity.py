@@ -113,3 +113,38 @@ def test_transformers_reads_what_is_written(transformers, tmp_path, name):
     expected = reference_logits(model, make_tokens())
     logits = logits_of(config, params, make_tokens())
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 2048])
+def test_a_mistral_is_read_and_written_as_a_llama(transformers, tmp_path, window):
+    import torch
+
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(
+        transformers.MistralConfig(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-2,
+            rope_theta=100.0,
+            max_position_embeddings=2048,
+            sliding_window=window,
+        )
+    )
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in path else 0.0, 0.2)
+    model.save_pretrained(tmp_path / "mistral")
+    config, params = hugging_face.load(tmp_path / "mistral")
+    assert config == CONFIG
+    expected = reference_logits(model, make_tokens())
+    logits = logits_of(config, params, make_tokens())
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    hugging_face.save(tmp_path / "llama", config, params)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
+    assert isinstance(again, transformers.LlamaForCausalLM)
+    found = reference_logits(again, make_tokens())
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers
 from flax import nnx
 
 from models import hugging_face, llama
@@ -40,8 +41,10 @@ def assert_same_tree(tree, other):
         {},
         {"tie_embeddings": True},
         {"dtype": "bfloat16", "param_dtype": "bfloat16"},
+        {"max_length_tokens": 4096},
+        {"max_length_tokens": 100},
     ],
-    ids=["plain", "tied", "bfloat16"],
+    ids=["plain", "tied", "bfloat16", "longer", "shorter"],
 )
 def test_an_export_is_read_back_to_the_last_bit(tmp_path, capsys, changes):
     directory = tmp_path / "run"
@@ -59,7 +62,11 @@ def test_an_export_is_read_back_to_the_last_bit(tmp_path, capsys, changes):
         "tokenizer_config.json",
     }
     config, loaded = hugging_face.load(target)
-    assert dataclasses.replace(config, init_std=model.init_std) == model
+    length = 4096 if model.max_length_tokens == 4096 else 128  # that of training
+    changed = {"init_std": model.init_std, "max_length_tokens": length}
+    assert config == dataclasses.replace(model, **changed)
+    settings = json.loads((target / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == length
     assert_same_tree(loaded, params)
 
 
@@ -112,6 +119,56 @@ def test_transformers_reads_the_tokenizer(transformers, finished_run, exported):
     with_end = [*ours.encode("whale"), ours.end_of_text]
     assert theirs.decode(with_end, skip_special_tokens=True) == ours.decode(with_end)
     assert len(theirs) == ours.vocabulary_size
+
+
+def mark_texts(directory, begin, end):
+    """Gives weights' own files to a tokenizer; returns it as training uses it."""
+    Tokenizer.train([TEXT], 300).save(directory)
+    raw = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    raw.add_special_tokens(["<s>", "</s>"])
+    raw.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 300)]
+    )
+    raw.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    given = {"eos_token_id": [301, 0], "bos_token_id": 300, "pad_token_id": 0}
+    (directory / "generation_config.json").write_text(json.dumps(given))
+    tokenizer = Tokenizer.open(str(directory))
+    tokenizer.mark_documents(begin=begin, end=end)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "ends"),
+    [(False, True, [301, 0]), (True, True, [301, 0]), (True, False, [301, 0, 300])],
+)
+def test_special_tokens_are_those_of_the_weights(tmp_path, begin, end, ends):
+    tokenizer = mark_texts(tmp_path, begin, end)
+    directory = tmp_path / "run"
+    make_run(directory, tokenizer, dataclasses.replace(MODEL, vocabulary_size=302))
+    target = exporting.export(export.ExportConfig(directory))
+    for file in ("config.json", "generation_config.json"):
+        found = json.loads((target / file).read_text())
+        assert found["eos_token_id"] == ends
+        assert (found["bos_token_id"], found["pad_token_id"]) == (300, 0)
+    raw = tokenizers.Tokenizer.from_file(str(target / "tokenizer.json"))
+    assert raw.encode(WORDS).ids == [*[300] * begin, *tokenizer.encode(WORDS)]
+    # Exported weights are given weights, too.
+    assert Tokenizer.open(str(target)).special.ends == tuple(ends)
+
+
+@pytest.mark.parametrize("begin", [False, True])
+def test_transformers_begins_texts_as_training_did(transformers, tmp_path, begin):
+    tokenizer = mark_texts(tmp_path, begin, True)
+    directory = tmp_path / "run"
+    make_run(directory, tokenizer, dataclasses.replace(MODEL, vocabulary_size=302))
+    target = exporting.export(export.ExportConfig(directory))
+    theirs = transformers.AutoTokenizer.from_pretrained(target)
+    assert theirs.encode(WORDS) == tokenizer.prompt(WORDS)
+    assert (theirs.eos_token_id, theirs.bos_token_id) == (301, 300)
+    assert theirs.pad_token_id == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(target)
+    assert model.generation_config.eos_token_id == [301, 0]
 
 
 # As LLaMA's own is made.
