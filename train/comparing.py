@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import tqdm
 
-from train import cli, comparison_report, data, optimizers, records
+from train import (
+    cli,
+    comparison_report,
+    compilation_cache,
+    data,
+    optimizers,
+    records,
+)
 from train.comparison import (
     Plan,
     later_trials,
@@ -165,6 +172,7 @@ def run(config: CompareConfig, command: str) -> int:
       config: the comparison.
       command: the command line, to go on with it.
     """
+    compilation_cache.use(config.start)
     directory = config.output_dir / TRIALS
     finished, runner, interruption = {}, None, None
     with contextlib.ExitStack() as stack:

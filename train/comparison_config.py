@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from models.config import LlamaConfig
-from train.config import DataConfig, PresetName, check_parts
+from train.config import CompilationConfig, DataConfig, PresetName, check_parts
 from train.optimizer_config import OptimizerConfig, OptimizerName
 from train.rules import at_least_1, check, fits_32_bits, not_negative
 
@@ -83,6 +83,7 @@ class CompareConfig:
       output_dir: directory of the comparison: table.md, loss.png, results.json, and a
         record of each trial.
       settings: of all methods, unless they name their own.
+      start: how to begin.
     """
 
     task: Task
@@ -95,6 +96,7 @@ class CompareConfig:
     tuning_seeds: int | None = None
     output_dir: pathlib.Path = pathlib.Path("runs/compare")
     settings: Settings = Settings()
+    start: CompilationConfig = dataclasses.field(default_factory=CompilationConfig)
 
     def __post_init__(self):
         lists = ("optimizers", "learning_rates", "matrix_scales", "seeds")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from models.config import LlamaConfig
+from train import files
 from train.optimizer_config import OptimizerConfig, schedule_phases
 from train.rules import (
     at_least_1,
@@ -242,7 +243,20 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class StartConfig:
+class CompilationConfig:
+    """How a program begins.
+
+    Attributes:
+      compilation_cache_dir: directory that keeps compiled programs, so that the next
+        start is quick; it may be deleted at any time. none: keep none. If
+        JAX_COMPILATION_CACHE_DIR is set in the environment, it is used instead.
+    """
+
+    compilation_cache_dir: str = str(files.user_cache("compilation"))
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig(CompilationConfig):
     """How a run begins; not part of what a run is.
 
     Attributes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from train import cli
-from train.config import BEST_OR_NEWEST, CheckpointChoice
+from train.config import BEST_OR_NEWEST, CheckpointChoice, CompilationConfig
 
 PROGRAM = "python -m train.export"
 EXAMPLES = (
@@ -29,12 +29,14 @@ class ExportConfig:
       output_dir: directory to write to. None: one named like the form, in that of the
         run.
       choice: which checkpoint.
+      start: how to begin.
     """
 
     checkpoint: pathlib.Path
     to: Literal["hf"] = "hf"
     output_dir: pathlib.Path | None = None
     choice: CheckpointChoice = BEST_OR_NEWEST
+    start: CompilationConfig = dataclasses.field(default_factory=CompilationConfig)
 
 
 def read(argv: Sequence[str]) -> ExportConfig:

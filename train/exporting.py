@@ -4,13 +4,14 @@ import json
 import pathlib
 
 from models import hugging_face
-from train import cli, files, special_tokens, trained
+from train import cli, compilation_cache, files, special_tokens, trained
 from train.checkpoint import CheckpointError, quiet_orbax
 from train.export import ExportConfig
 
 
 def run(config: ExportConfig) -> None:
     """Exports and says where to."""
+    compilation_cache.use(config.start)
     quiet_orbax()
     with cli.user_errors(ValueError, OSError, CheckpointError):
         directory = export(config)

@@ -7,11 +7,21 @@ import io
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 # Directory and pattern of files that still lack their final name.
 _unfinished: set[tuple[pathlib.Path, str]] = set()
+
+
+def user_cache(name: str) -> pathlib.Path:
+    """Directory of this name for what can be made again, in the user's cache."""
+    candidates = (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache"))
+    # The standard (XDG) ignores relative paths, and not every user has a home.
+    fallback = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    base = next(filter(os.path.isabs, candidates), fallback)
+    return pathlib.Path(base, "subtrack_jax", name)
 
 
 class WriteError(OSError):

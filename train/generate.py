@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from train import cli
-from train.config import BEST_OR_NEWEST, CheckpointChoice
+from train.config import BEST_OR_NEWEST, CheckpointChoice, CompilationConfig
 from train.rules import at_least_1, check, fits_32_bits, positive
 
 PROGRAM = "python -m train.generate"
@@ -33,6 +33,7 @@ class GenerateConfig:
       num_samples: texts to write, each another.
       seed: decides the texts.
       choice: which checkpoint.
+      start: how to begin.
     """
 
     checkpoint: pathlib.Path
@@ -42,6 +43,7 @@ class GenerateConfig:
     num_samples: int = 1
     seed: int = 0
     choice: CheckpointChoice = BEST_OR_NEWEST
+    start: CompilationConfig = dataclasses.field(default_factory=CompilationConfig)
 
     def __post_init__(self):
         if not self.prompt:

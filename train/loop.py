@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from models import generation, hugging_face
-from train import cli, data, distributed, metrics, optimizers
+from train import cli, compilation_cache, data, distributed, metrics, optimizers
 from train import mesh as meshes
 from train import step as steps
 from train.checkpoint import CheckpointError, Checkpoints, quiet_orbax
@@ -231,6 +231,7 @@ def run(config: PretrainConfig) -> int:
 
     What the user can mend ends the program with one line. Returns the exit code.
     """
+    compilation_cache.use(config.start)
     quiet_orbax()
     with contextlib.ExitStack() as stack:
         with cli.user_errors(ValueError, OSError):

@@ -37,7 +37,8 @@ class Record:
       step_seconds: median seconds of a step of each kind: the first, one that moves
         subspaces, one that does not.
       measured_seconds: of all steps together, without compilation and evaluation.
-      compile_seconds: of the program, which trials of one method share.
+      compile_seconds: to trace and compile the program, which trials of one method
+        share; less if the compilation cache had it.
       state_bytes: the optimizer's.
       parameters: the model's.
       versions: of packages.

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from models import generation
-from train import cli, trained
+from train import cli, compilation_cache, trained
 from train.checkpoint import CheckpointError, quiet_orbax
 from train.generate import GenerateConfig
 
 
 def run(config: GenerateConfig) -> None:
     """Reads the model and prints what it writes."""
+    compilation_cache.use(config.start)
     quiet_orbax()
     with cli.user_errors(ValueError, OSError, CheckpointError):
         texts = generate(config)

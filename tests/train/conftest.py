@@ -33,6 +33,12 @@ def loud_orbax(monkeypatch):
         logger.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def no_compilation_cache(monkeypatch):
+    """Programs that run in this process leave JAX and the user's cache alone."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """The directory of a small run, to read only."""

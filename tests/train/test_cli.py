@@ -130,7 +130,10 @@ def test_a_config_with_a_bad_value_is_named(capsys, saved):
 def flags_of(kind, default=None):
     """All fields that become flags: (group, name, value shown, MISSING if none)."""
     for field in dataclasses.fields(kind):
-        value = getattr(default, field.name, field.default)
+        value = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        value = getattr(default, field.name, value)
         if dataclasses.is_dataclass(value):
             yield from flags_of(type(value), value)
         else:
@@ -138,10 +141,12 @@ def flags_of(kind, default=None):
 
 
 def described(kind):
-    """The description of each field in a docstring."""
+    """The description of each field in the docstrings of a class and its bases."""
+    if kind is object:
+        return {}
     text = re.split(r"Attributes:\n", kind.__doc__)[1].split("\n\n")[0]
     entries = re.split(r"\n? {6}(?=\w+: )", "\n" + text.rstrip())[1:]
-    return {
+    return described(kind.__base__) | {
         name: " ".join(description.split())
         for name, description in (entry.split(":", 1) for entry in entries)
     }
