@@ -18,7 +18,7 @@ from flax import nnx
 
 from models import safetensors_files
 from models.config import Float, LlamaConfig
-from models.hugging_face_config import CONFIG_FILE, export_config, import_config
+from models.hugging_face_config import CONFIG_FILE, export_config, load_config
 from models.llama import Llama
 
 _HEAD = "lm_head.weight"
@@ -77,18 +77,6 @@ def _places(config: LlamaConfig) -> dict[str, _Place]:
 def _shapes(config: LlamaConfig) -> Any:
     model = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0)))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-
-def load_config(
-    directory: str | os.PathLike[str],
-    *,
-    dtype: Float | None = None,
-    param_dtype: Float | None = None,
-) -> LlamaConfig:
-    """Reads a LLaMA's config alone; arguments and errors are those of `load`."""
-    path = pathlib.Path(directory) / CONFIG_FILE
-    entries = safetensors_files.read_json(path)
-    return import_config(entries, dtype=dtype, param_dtype=param_dtype, place=str(path))
 
 
 def load(

@@ -1,11 +1,14 @@
 """The config.json of Hugging Face's LLaMA, to and from `LlamaConfig`."""
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
 
+from models import safetensors_files
 from models.config import Float, LlamaConfig
 
 CONFIG_FILE = "config.json"
@@ -88,6 +91,18 @@ class _Entries(pydantic.BaseModel):
     rope_parameters: _Rope | None = None
     dtype: str | None = None
     torch_dtype: str | None = None
+
+
+def load_config(
+    directory: str | os.PathLike[str],
+    *,
+    dtype: Float | None = None,
+    param_dtype: Float | None = None,
+) -> LlamaConfig:
+    """Reads the config.json in a directory; arguments and errors: `import_config`."""
+    path = pathlib.Path(directory) / CONFIG_FILE
+    entries = safetensors_files.read_json(path)
+    return import_config(entries, dtype=dtype, param_dtype=param_dtype, place=str(path))
 
 
 def import_config(

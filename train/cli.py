@@ -41,20 +41,21 @@ def parse(
     """Reads a config from the command line, on top of a preset or a saved config.
 
     `--preset` names the values to start from, `--config` a file with them,
-    `--resume` the file in `--output-dir`. `--help` exits with code 0 and shows
+    `--resume` the file in `--output-dir`; `--init-from` replaces some of them, see
+    `given_weights.defaults`. `--help` exits with code 0 and shows
     these values; a bad one exits with code 2 and one line on stderr.
 
     Args:
       presets: a config by each name that `--preset` takes, all of one dataclass
-        with the fields `preset`, `output_dir` and `start`; nested dataclasses lend
-        their fields without prefix.
+        with the fields `preset`, `init_from`, `output_dir` and `start`; nested
+        dataclasses lend their fields without prefix.
       default: the preset used when none is named.
       program: the command, for help and errors.
       argv: the arguments behind the command.
       **help_layout: `common` and `examples`, as in `read`.
     """
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--preset", "--config", "--output-dir"):
+    for name in ("--preset", "--config", "--output-dir", "--init-from"):
         # tyro takes underscores, too.
         chooser.add_argument(name, name[:3] + name[3:].replace("-", "_"), nargs="?")
     chooser.add_argument("--resume", action="store_true")
@@ -72,6 +73,10 @@ def parse(
             saved = pathlib.Path(given.output_dir or base.output_dir) / CONFIG_FILE
             # No such file: whoever opens the directory says so.
             base = load_config(type(base), saved) if saved.exists() else base
+        if given.init_from and not given.resume:
+            from train import given_weights  # slow to import, for tokenizers
+
+            base = given_weights.defaults(base, pathlib.Path(given.init_from))
     return read(type(base), program, argv, base, **help_layout)
 
 

@@ -297,9 +297,14 @@ class PretrainConfig:
     Attributes:
       model: the model's shape and arithmetic.
       preset: where all other values come from unless given. tiny: the default run;
-        llama-*: the published shapes, optimizer settings and batches.
+        llama-*: the published shapes, optimizer settings and batches. With given
+        weights the shape is theirs.
       init_from: directory of a LLaMA in Hugging Face's layout, whose weights, shape
-        and tokenizer the run starts from. None: fresh weights.
+        and tokenizer the run starts from; flags that contradict them are errors. The
+        defaults are then those for given weights: a learning rate of 1e-4, sequences
+        of 256 tokens, a rank of at most a quarter of the width. None: fresh weights.
+      resize_embedding: let the embedding of given weights grow to the tokenizer's, or
+        to the given vocabulary size; the new rows are the mean of the old.
       steps: optimizer steps.
       gradient_accumulation_steps: parts into which each step's batch is cut, to be
         computed one after another: less memory, the same result.
@@ -329,6 +334,7 @@ class PretrainConfig:
     model: LlamaConfig
     preset: PresetName = "tiny"
     init_from: pathlib.Path | None = None
+    resize_embedding: Switch = False
     steps: int = 300
     gradient_accumulation_steps: int = 1
     z_loss_weight: float = 0.0

@@ -75,6 +75,7 @@ def open_text(
     *,
     seed: int,
     tokenizer_directory: pathlib.Path | None = None,
+    weights: pathlib.Path | None = None,
     process_index: int = 0,
     process_count: int = 1,
     report: Report = print,
@@ -91,6 +92,7 @@ def open_text(
       seed: decides the order of the rows, alone.
       tokenizer_directory: a run's directory; the tokenizer saved there, if any, is
         used instead of `config.tokenizer`.
+      weights: directory of given weights, see `Tokenizer.open`.
       process_index: which part of the batches to give.
       process_count: number of parts.
       report: told what a user should know, by the first process.
@@ -101,10 +103,15 @@ def open_text(
       OSError: a file cannot be read or a dataset not be reached.
     """
     part = _rows_of_process(config.batch_size_sequences, process_index, process_count)
-    open_tokenizer = functools.partial(
-        _open_tokenizer, config, vocabulary_size, tokenizer_directory
-    )
     files = _Files(config, report, is_first=process_index == 0)
+    open_tokenizer = functools.partial(
+        _open_tokenizer,
+        config,
+        vocabulary_size,
+        tokenizer_directory,
+        weights,
+        files.report,
+    )
     if config.dataset is None:
         return _open_files(config, open_tokenizer, seed, part, files)
     process = (process_index, process_count)
@@ -256,6 +263,8 @@ def _open_tokenizer(
     config: DataConfig,
     vocabulary_size: int,
     directory: pathlib.Path | None,
+    weights: pathlib.Path | None,
+    report: Report,
     pieces: Iterator[Piece],
 ) -> Tokenizer:
     """The saved tokenizer, else the configured one, else one trained on the text."""
@@ -264,10 +273,18 @@ def _open_tokenizer(
         with contextlib.suppress(FileNotFoundError):
             name, tokenizer = f"the one in {directory}", Tokenizer.load(directory)
     if tokenizer is None and config.tokenizer is not None:
-        tokenizer = Tokenizer.open(config.tokenizer)
+        tokenizer = Tokenizer.open(config.tokenizer, weights)
     if tokenizer is None:
         tokenizer = Tokenizer.train((text for text, _ in pieces), vocabulary_size)
-    tokenizer.mark_documents(begin=config.bos or config.bos_and_eos, end=not config.bos)
+    begin = config.bos or config.bos_and_eos
+    if weights is not None and tokenizer.begins_texts and not begin:
+        name = tokenizer.name(tokenizer.special.begin)
+        report(
+            f"the tokenizer of the weights begins texts with {name}, documents do "
+            "not: if the weights were trained so, give --bos-and-eos, or --bos where "
+            "nothing ended their documents"
+        )
+    tokenizer.mark_documents(begin=begin, end=not config.bos)
     if tokenizer.vocabulary_size > vocabulary_size:
         raise ValueError(
             f"the tokenizer ({name}) has {tokenizer.vocabulary_size} tokens, more than "

@@ -1,9 +1,9 @@
 """The training loop, from opening the text to the last sample."""
 
 import contextlib
-import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,8 +12,16 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from models import generation, hugging_face
-from train import cli, compilation_cache, data, distributed, metrics, optimizers
+from models import generation
+from train import (
+    cli,
+    compilation_cache,
+    data,
+    distributed,
+    given_weights,
+    metrics,
+    optimizers,
+)
 from train import mesh as meshes
 from train import step as steps
 from train.checkpoint import CheckpointError, Checkpoints, quiet_orbax
@@ -22,10 +30,15 @@ from train.diagnostics import Diagnostics, check_has_subspaces
 from train.interruption import Interruption
 from train.journal import DivergedError, Journal
 from train.run import CONFIG_FILE, open_directory, save_config
+from train.tokenizer import Tokenizer
 
 
 def pretrain(
-    config: PretrainConfig, text: data.Text, checkpoints: Checkpoints, mesh: Mesh
+    config: PretrainConfig,
+    text: data.Text,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    read_weights: Callable[[], Any] | None,
 ) -> int:
     """Trains from the newest checkpoint, or from the start, to the last step.
 
@@ -34,6 +47,7 @@ def pretrain(
       text: what it trains on.
       checkpoints: where it continues and saves.
       mesh: the devices, in a context that has them as JAX' mesh.
+      read_weights: gives the parameters of --init-from; None: they are drawn.
 
     Returns:
       The exit code: 0, or that of a signal which stopped the run.
@@ -72,7 +86,7 @@ def pretrain(
     batches = text.train_batches()
     state = checkpoints.restore(placed, batches, report=cli.warn)
     if state is None:
-        state = _create_state(config, optimizer, placed)
+        state = _create_state(config, optimizer, placed, read_weights)
     first = int(state.step)
     print(_summary(config, text, state))
     eval_loss = None
@@ -125,6 +139,8 @@ def pretrain(
         )
         return interruption.exit_code
     print(f"\n{_outcome(journal.rows, checkpoints.steps)}\n{sample()}\n")
+    if advice := _advice(config, journal.rows):
+        cli.warn(advice)
     print(_farewell(config))
     return 0
 
@@ -133,17 +149,16 @@ def _create_state(
     config: PretrainConfig,
     optimizer: optax.GradientTransformation,
     placed: steps.TrainState,
+    read_weights: Callable[[], Any] | None,
 ) -> steps.TrainState:
     shardings = meshes.shardings_of(placed)
-    if config.init_from is None:
+    if read_weights is None:
         create = functools.partial(steps.create_state, config.model, optimizer)
         seed = jax.random.key(config.seed)
         return jax.jit(create, out_shardings=shardings)(seed)
-    with cli.user_errors(ValueError, OSError):
-        _, params = hugging_face.load(
-            config.init_from, param_dtype=config.model.param_dtype
-        )
     create = functools.partial(steps.create_state_of, optimizer=optimizer)
+    with cli.user_errors(ValueError, OSError):
+        params = read_weights()
     params = jax.device_put(params, shardings.params)
     return jax.jit(create, out_shardings=shardings)(params)
 
@@ -166,14 +181,31 @@ def _summary(config: PretrainConfig, text: data.Text, state: steps.TrainState) -
         return f"{sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6:.1f} MB"
 
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    name = config.preset
+    if config.init_from is not None:
+        name = f"weights of {config.init_from}"
     return (
-        f"Model      {config.preset}: {count / 1e6:.1f} M parameters, "
+        f"Model      {name}: {count / 1e6:.1f} M parameters, "
         f"{size(state.params)}\n"
         f"Optimizer  {config.optimizer.name}: state of {size(state.opt_state)}\n"
         f"Text       {text.description}\n"
+        f"Documents  {_marks(text.tokenizer)}\n"
         f"Steps      {config.steps:,} of {config.data.batch_size_tokens:,} tokens\n"
         f"Output     {config.output_dir}"
     )
+
+
+def _marks(tokenizer: Tokenizer) -> str:
+    """Which tokens stand around a document."""
+    marks = [
+        f"{verb} {tokenizer.name(i)}"
+        for verb, ids in (
+            ("begin with", tokenizer.document_start),
+            ("end with", tokenizer.document_end),
+        )
+        for i in ids
+    ]
+    return ", ".join(marks)
 
 
 def _outcome(rows: list[dict[str, Any]], saved: list[int]) -> str:
@@ -194,6 +226,19 @@ def _outcome(rows: list[dict[str, Any]], saved: list[int]) -> str:
     return f"{text}the best was {best:.3f} {where}{kept}:"
 
 
+def _advice(config: PretrainConfig, rows: list[dict[str, Any]]) -> str | None:
+    """What to say if a run ends with a held-out loss above that of its start."""
+    losses = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    before, after = losses.get(0), losses.get(config.steps)
+    if before is None or after is None or after <= before:  # NaN is not below
+        return None
+    rate = config.optimizer.learning_rate
+    return (
+        f"held-out loss rose from {before:.3f} before training to {after:.3f}: try a "
+        f"--learning-rate below {rate:g}, or more text"
+    )
+
+
 def _resume(config: PretrainConfig) -> str:
     return f"{cli.PRETRAIN} --resume --output-dir {config.output_dir}"
 
@@ -210,22 +255,6 @@ def _farewell(config: PretrainConfig) -> str:
     )
 
 
-def _with_shape_of_weights(config: PretrainConfig) -> PretrainConfig:
-    """Of a run that starts from given weights, the shape and tokenizer are theirs."""
-    if config.init_from is None:
-        return config
-    given = config.model
-    theirs = hugging_face.load_config(
-        config.init_from, dtype=given.dtype, param_dtype=given.param_dtype
-    )
-    tokenizer = config.data.tokenizer or str(config.init_from)
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(theirs, remat=given.remat),
-        data=dataclasses.replace(config.data, tokenizer=tokenizer),
-    )
-
-
 def run(config: PretrainConfig) -> int:
     """Opens directory, text and devices of a run, and trains.
 
@@ -236,7 +265,7 @@ def run(config: PretrainConfig) -> int:
     with contextlib.ExitStack() as stack:
         with cli.user_errors(ValueError, OSError):
             metrics.check_packages(config)
-            config = _with_shape_of_weights(config)
+            config = given_weights.settle(config)
             check_has_subspaces(config)
             optimizers.check_rank(config.optimizer, config.model)
             distributed.initialize(config.start)
@@ -250,11 +279,13 @@ def run(config: PretrainConfig) -> int:
             is_first = distributed.is_first()
             found = is_first and stack.enter_context(open_directory(config))
             found = distributed.agree(found)
+            read_weights = given_weights.reader(config, now=not found)
             text = data.open_text(
                 config.data,
                 config.model.vocabulary_size,
                 seed=config.seed,
                 tokenizer_directory=config.output_dir if found else None,
+                weights=config.init_from,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
                 report=cli.warn,
@@ -270,4 +301,4 @@ def run(config: PretrainConfig) -> int:
             cli.user_errors(OSError, CheckpointError, DivergedError),
             Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
         ):
-            return pretrain(config, text, checkpoints, mesh)
+            return pretrain(config, text, checkpoints, mesh, read_weights)

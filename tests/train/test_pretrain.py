@@ -13,7 +13,7 @@ from tests.train.program import (
     read_values,
     run,
 )
-from train import cli, export
+from train import cli, export, exporting
 from train.presets import PRESETS
 
 
@@ -113,7 +113,7 @@ def test_starts_from_weights_of_another_program(tmp_path):
     done = run(*SMALL, *flags, "--steps", 20, "--output-dir", tmp_path / "first")
     assert done.returncode == 0, done.stderr
     config = cli.parse(PRESETS, "tiny", "", ["--output-dir", str(tmp_path / "first")])
-    exported = export.export(export.ExportConfig(config.output_dir))
+    exported = exporting.export(export.ExportConfig(config.output_dir))
     # Too high a rate: what was given stays the best, and is kept.
     flags += ["--init-from", exported, "--rank", 8, "--steps", 1]
     flags += ["--learning-rate", 1]
@@ -126,10 +126,13 @@ def test_starts_from_weights_of_another_program(tmp_path):
     assert f"{first['eval_loss']:.3f}" == before
     assert first["eval_loss"] < second["eval_loss"] - 0.1
     assert f"the best was {before} before training, which is saved" in again.stdout
+    assert f"held-out loss rose from {before} before training to" in again.stderr
+    assert "try a --learning-rate below 1," in again.stderr
+    assert f"Model      weights of {exported}: " in again.stdout
+    assert "Documents  end with <|endoftext|>\n" in again.stdout
     kept = (tmp_path / "second" / "checkpoints").iterdir()
     assert sorted(path.name for path in kept) == ["0", "1"]
     tokenizers = [
         path.read_text() for path in tmp_path.glob("*/tokenizer.json") if path.is_file()
     ]
     assert len(tokenizers) == 2 and tokenizers[0] == tokenizers[1]
-    assert_one_line_error(run("--init-from", tmp_path), str(tmp_path / "config.json"))
