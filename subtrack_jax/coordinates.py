@@ -18,7 +18,13 @@ from subtrack_jax._validation import check, check_decay, check_precise
 from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import is_box, is_masked, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
-from subtrack_jax.record import expect_records, is_record, map_records
+from subtrack_jax.record import (
+    expect_records,
+    is_record,
+    map_records,
+    widened,
+)
+from subtrack_jax.state_check import expect_rule_state
 from subtrack_jax.transport import transport_adam, transport_momentum
 
 Transport = Callable[[optax.OptState, Any], optax.OptState]
@@ -32,7 +38,9 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
 
     Returns:
       A stateless transformation, to be chained after `track_subspace`. Products
-      accumulate in the basis' dtype, float32 at least.
+      accumulate in the basis' dtype, float32 at least. Gradients, and with them the
+      updates, leave in the wider of their own dtype and the parameter's; in float32
+      at least where `update` is not given the parameters.
     """
 
     def update_fn(updates, state, **extra_args):
@@ -48,9 +56,14 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
             updates,
         ), state
 
-    return sharding.stage(
+    stage = sharding.stage(
         optax.init_empty_state, update_fn, expect_records("project", low_rank, "basis")
     )
+
+    def update(updates, state, params=None, **extra_args):
+        return stage.update(widened(updates, params), state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(stage.init, update)
 
 
 def on_coordinates(
@@ -123,6 +136,10 @@ def on_coordinates(
     """
     inner = optax.with_extra_args_support(inner)
 
+    @functools.lru_cache(maxsize=8)
+    def new_state(structure, shapes):
+        return jax.eval_shape(inner.init, structure.unflatten(shapes))
+
     def init_fn(params):
         def coordinates(leaf, view):
             return placement.coordinates_like(leaf, view, state_dtype(leaf.dtype))
@@ -148,6 +165,9 @@ def on_coordinates(
             functools.partial(jax.tree.map, lambda g: g.astype(state_dtype(g.dtype))),
             updates,
         )
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values)
+        leaves, structure = jax.tree.flatten(shapes)
+        expect_rule_state("on_coordinates", state, new_state(structure, tuple(leaves)))
         leaves = jax.tree.leaves(updates, is_leaf=is_record)
         moved = [leaf.moved for leaf in leaves if is_record(leaf)]
         if transport is not None and moved:
@@ -159,7 +179,6 @@ def on_coordinates(
                 moved[0], lambda state: transport(state, rotations), old, "turn_moments"
             )
             state = _fill(new, state)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values)
         try:
             directions, state = inner.update(values, state, shapes, **extra_args)
         except TypeError as error:

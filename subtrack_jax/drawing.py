@@ -11,6 +11,7 @@ from subtrack_jax import sharding
 from subtrack_jax.leaves import content, is_box, state_dtype
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import LowRankLeaf
+from subtrack_jax.state_check import expect_state
 from subtrack_jax.tracking import check_schedule, expect_plain
 
 Draw = Callable[[jax.Array, int, int, jax.typing.DTypeLike], jax.Array]
@@ -90,6 +91,7 @@ def draw_projection(
 
     def update_fn(updates, state, **extra_args):
         del extra_args
+        expect_state("draw_projection", DrawProjectionState, state)
         drawn_at = state.count - state.count % sharding.local(update_interval)
         key = jax.random.fold_in(jax.random.key(sharding.local(seed)), drawn_at)
 

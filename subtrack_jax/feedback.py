@@ -11,7 +11,8 @@ from subtrack_jax._validation import check_decay
 from subtrack_jax.eight_bit import EightBitAdamState, decode_moments
 from subtrack_jax.leaves import content, is_box, is_masked, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
-from subtrack_jax.record import LowRankLeaf, expect_records, map_records
+from subtrack_jax.record import LowRankLeaf, expect_records, map_records, widened
+from subtrack_jax.state_check import expect_shapes, expect_state
 
 
 class FeedBackState(NamedTuple):
@@ -100,6 +101,11 @@ def feed_back(
         return FeedBackState(inner, error)
 
     def update_fn(updates, state, params=None, **extra_args):
+        expect_state("feed_back", FeedBackState, state)
+        updates = widened(updates, params)
+        views = low_rank.views(updates)
+        error_shape = lambda view: view.shape if error_feedback else None
+        expect_shapes("feed_back", "error", state.error, updates, views, error_shape)
         moments = _moments(state.inner)
         mu = moments.mu
         if isinstance(moments, EightBitAdamState):
@@ -112,7 +118,7 @@ def feed_back(
             return mean.astype(dtype) / jnp.where(weight > 0, weight, 1)
 
         extra_args["momentum"] = map_leaves(
-            corrected, lambda _: optax.MaskedNode(), mu, low_rank.views(updates)
+            corrected, lambda _: optax.MaskedNode(), mu, views
         )
         if not error_feedback:
             records, inner = stages.update(updates, state.inner, params, **extra_args)

@@ -17,6 +17,7 @@ from subtrack_jax.record import (
     map_records,
     unzip,
 )
+from subtrack_jax.state_check import expect_shapes, expect_state
 
 Residual = Literal["exact", "published"]
 
@@ -68,7 +69,7 @@ def recover_and_scale(
 
     Returns:
       A transformation from records back to plain updates in the gradient's
-      dtype, to be chained after the inner rule.
+      dtype (see `project`), to be chained after the inner rule.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -131,7 +132,7 @@ def scale_gradient(
 
     Returns:
       A transformation from records back to plain updates in the gradient's
-      dtype, to be chained after the inner rule.
+      dtype (see `project`), to be chained after the inner rule.
 
     Raises:
       ValueError: if an argument is out of its range.
@@ -182,10 +183,7 @@ def _limiter(
 
 def _finished(record: LowRankLeaf, update: jax.Array, norm: jax.Array | None) -> Pair:
     """The matrix of an update, and the norm for the next limit, if any."""
-    return Pair(
-        update.astype(record.gradient.dtype),
-        None if norm is None else norm.astype(record.basis.dtype),
-    )
+    return Pair(update.astype(record.gradient.dtype), norm)
 
 
 def _last_stage(
@@ -211,16 +209,23 @@ def _last_stage(
 
         def to_leaf(record, last_norm=None):
             pair = record.map(finish, last_norm)
-            return pair._replace(first=record.boxed(record.view.leaf(pair.first)))
+            first = record.boxed(record.view.leaf(pair.first))
+            norm = pair.second
+            return Pair(first, None if norm is None else norm.astype(last_norm.dtype))
 
         if growth_limit is None:
+            expect_state(name, optax.EmptyState, state)
             update = lambda record: to_leaf(record).first
             return map_records(update, lambda g: g, updates), state
+        expect_state(name, RecoverAndScaleState, state)
+        views = map_records(lambda record: record.view, lambda _: None, updates)
+        norms, field = state.recovery_norm, "recovery_norm"
+        expect_shapes(name, field, norms, updates, views, lambda x: x.batch_shape)
         pairs = map_records(
             to_leaf,
             lambda g, _: Pair(g, optax.MaskedNode()),
             updates,
-            state.recovery_norm,
+            norms,
         )
         new_updates, norms = unzip(pairs)
         return new_updates, RecoverAndScaleState(norms)

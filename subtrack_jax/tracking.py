@@ -23,6 +23,7 @@ from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import LowRankLeaf, is_record
 from subtrack_jax.refresh import Leaf, Moved, refresh
 from subtrack_jax.rotation import RankOneRotation
+from subtrack_jax.state_check import expect_rule_state, expect_shapes, expect_state
 from subtrack_jax.trackers import Tracker
 
 
@@ -84,6 +85,14 @@ def track_subspace(
             " 'momentum'."
         )
 
+    def remembered(basis):
+        remember = tracker.remember
+        if remember is None:
+            return ()
+        for _ in basis.shape[:-2]:
+            remember = jax.vmap(remember)
+        return remember(basis)
+
     def init_fn(params):
         low_rank.check(params)
         views = low_rank.views(params)
@@ -94,12 +103,8 @@ def track_subspace(
             return placement.basis_like(leaf, view, dtype)
 
         def memory_of(leaf, view):
-            remember = tracker.remember
-            if remember is None:
-                return ()
-            for _ in view.batch_shape:
-                remember = jax.vmap(remember)
-            return remember(placement.basis_like(leaf, view, state_dtype(leaf.dtype)))
+            dtype = state_dtype(leaf.dtype)
+            return remembered(placement.basis_like(leaf, view, dtype))
 
         return TrackSubspaceState(
             count=jnp.zeros([], jnp.int32),
@@ -114,9 +119,15 @@ def track_subspace(
                 "track_subspace was given a tracker that needs momentum, and none: put"
                 " the chain up to its inner rule inside of feed_back."
             )
+        expect_state("track_subspace", TrackSubspaceState, state)
         expect_gradients(updates, state.basis)
+        views = low_rank.views(updates)
+        basis_shape = lambda view: view.basis_shape
+        expect_shapes(
+            "track_subspace", "basis", state.basis, updates, views, basis_shape
+        )
         leaves, structure = jax.tree.flatten(updates, is_leaf=is_box)
-        views = structure.flatten_up_to(low_rank.views(updates))
+        views = structure.flatten_up_to(views)
         chosen = [k for k, view in enumerate(views) if view is not None]
 
         def of_chosen(tree):
@@ -127,6 +138,9 @@ def track_subspace(
         memories = of_chosen(state.memory)
         extras = of_chosen(momentum) if needs_momentum else [()] * len(chosen)
         bases = [basis.astype(state_dtype(basis.dtype)) for basis in stored]
+        if tracker.remember or jax.tree.leaves(memories):
+            new = jax.eval_shape(lambda bases: list(map(remembered, bases)), bases)
+            expect_rule_state("track_subspace", memories, new)
         gradients = {k: content(leaves[k]) for k in chosen}
         key = jax.random.fold_in(jax.random.key(sharding.local(seed)), state.count)
 

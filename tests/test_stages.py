@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,8 @@ RANK = 2
 INTERVAL = 3
 LEAVES = {name: common.LEAVES[name] for name in ("wide", "stacked", "vector")}
 LOW_RANK = stj.LowRank(rank=RANK, dimension_numbers=common.dimension_numbers(LEAVES))
+
+MIXED = "float32", "bfloat16"  # of parameters and gradients
 
 # The chains behind the aliases, written out as a user would.
 CHAINS = {
@@ -267,31 +270,62 @@ class TestState:
                     continue  # a count
                 assert leaf.dtype == jnp.promote_types(dtype, "float32")
 
-    @pytest.mark.parametrize("x64_enabled", [False, True])
-    def test_mixed_dtypes(self, x64_enabled):
-        """Low-precision gradients of float32 parameters, and the other way round."""
-        with jax.enable_x64(x64_enabled):
-            optimizer = stj.subtrack(
+    @pytest.mark.parametrize(
+        ("name", "of_params", "of_gradients", "wider", "without_params"),
+        [
+            *((name, *MIXED, "float32", "float32") for name in common.OPTIMIZERS),
+            ("subtrack", "bfloat16", "float32", "float32", "float32"),
+            ("subtrack", "bfloat16", "bfloat16", "bfloat16", "float32"),
+            ("ldadam", "bfloat16", "bfloat16", "bfloat16", "float32"),
+            ("apollo", "bfloat16", "bfloat16", "bfloat16", "float32"),
+            ("subtrack", "float16", "bfloat16", "float32", "float32"),
+            ("apollo", "float64", "float32", "float64", "float32"),
+            ("ldadam", "float64", "bfloat16", "float64", "float32"),
+        ],
+    )
+    def test_mixed_dtypes(self, name, of_params, of_gradients, wider, without_params):
+        """Updates leave in the wider dtype of gradient and parameter."""
+        with jax.enable_x64("float64" in (of_params, of_gradients)):
+            optimizer = common.OPTIMIZERS[name](
                 1e-3, rank=RANK, dimension_numbers=LOW_RANK.dimension_numbers
             )
-            for of_params, of_gradients in [
-                ("float32", "bfloat16"),
-                ("bfloat16", "float32"),
-            ]:
-                params = common.zeros(LEAVES, of_params)
-                gradients = common.zeros(LEAVES, of_gradients)
-                init = jax.eval_shape(optimizer.init, params)
+            params = common.zeros(LEAVES, of_params)
+            gradients = common.zeros(LEAVES, of_gradients)
+            init = jax.eval_shape(optimizer.init, params)
+            types = lambda state: jax.tree.map(lambda x: x.dtype, state)
+            for given, dtype in [(params, wider), (None, without_params)]:
                 updates, state = jax.eval_shape(
-                    optimizer.update, gradients, init, params
+                    optimizer.update, gradients, init, given
                 )
-                assert {x.dtype for x in jax.tree.leaves(updates)} == {
-                    jnp.dtype(of_gradients)
-                }
-                assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(
-                    lambda x: x.dtype, init
-                )
-                for leaf in jax.tree.leaves(optax.tree.get(state, "basis")):
-                    assert leaf.dtype == jnp.float32
+                assert {str(x.dtype) for x in jax.tree.leaves(updates)} == {dtype}
+                assert types(state) == types(init)
+            for leaf in jax.tree.leaves(optax.tree.get(state, "basis")):
+                assert leaf.dtype == jnp.promote_types(of_params, "float32")
+
+    def test_parameters_in_boxes_and_of_another_structure(self):
+        """The latter count as none, as where they are not filtered like gradients."""
+        optimizer = stj.subtrack(1e-3, rank=RANK)
+        params = {"wide": jnp.zeros((6, 10)), "rule": None}
+        gradients = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+        boxed = nn.Partitioned(gradients["wide"], (None, None))
+        for gradient, param in [
+            (gradients, params | {"rule": jnp.tanh}),
+            ({"wide": boxed}, {"wide": boxed.replace_boxed(params["wide"])}),
+        ]:
+            state = optimizer.init(param if "rule" not in param else params)
+            update = lambda g, s, param=param: optimizer.update(g, s, param)
+            updates, _ = jax.eval_shape(update, gradient, state)
+            assert jax.tree.leaves(updates)[0].dtype == jnp.float32
+
+    def test_small_steps_of_float32_parameters_keep_their_digits(self):
+        optimizer = stj.subtrack(1e-3 / 3, rank=RANK)
+        gradient = common.at(common.drifting_tree(LEAVES, 1), 0)["wide"]
+        params = jnp.zeros((6, 10))
+        state = optimizer.init(params)
+        rounded = gradient.astype("bfloat16")
+        got, _ = optimizer.update(rounded, state, params)
+        want, _ = optimizer.update(rounded.astype("float32"), state, params)
+        np.testing.assert_array_equal(got, want)
 
     def test_mu_dtype(self):
         """The first moment alone; and it still trains."""
