@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 import tqdm
 
 from train import (
+    changes,
     cli,
     comparison_report,
     compilation_cache,
     data,
+    identity,
     optimizers,
     records,
 )
@@ -27,8 +29,10 @@ from train.entries import Entry
 from train.files import write_figure, write_whole
 from train.interruption import Interruption
 from train.records import Record
+from train.rules import flag
 from train.run import (
-    differences,
+    OWN_FILES,
+    check_owned,
     load_config,
     lock_directory,
     save_config,
@@ -138,17 +142,24 @@ def _title(config: CompareConfig, record: Record) -> str:
 
 def _open_directory(config: CompareConfig) -> bool:
     """Whether there are trials already; raises a ValueError if they are of others."""
-    saved = config.output_dir / TASK_FILE
+    directory = config.output_dir
+    saved = directory / TASK_FILE
     if not saved.exists():
         return False
-    changed = differences(config.task, load_config(Task, saved))
-    if changed:
+    changed = changes.find(config.task, load_config(Task, saved))
+    has_trials = any((directory / TRIALS).glob("*.json"))
+    same, other = [], {}
+    if has_trials:
+        identity.check_tokenizer(directory)
+        same, other = identity.compare_text(config.task.data, directory)
+    told = [changes.told(name, changed[name]) for name in changed if name not in same]
+    told += [f"other files behind {flag(name)}: {what}" for name, what in other.items()]
+    if told:
         raise ValueError(
-            f"--output-dir {config.output_dir} holds another comparison: "
-            f"{'; '.join(changed)}. Give its values to continue it, or another "
-            "directory"
+            f"--output-dir {directory} holds another comparison: {'; '.join(told)}. "
+            "Give its values to continue it, or another directory"
         )
-    return True
+    return has_trials
 
 
 def _open_text(config: CompareConfig, is_known: bool) -> data.Text:
@@ -160,8 +171,10 @@ def _open_text(config: CompareConfig, is_known: bool) -> data.Text:
         tokenizer_directory=config.output_dir if is_known else None,
         report=cli.warn,
     )
-    text.tokenizer.save(config.output_dir)
+    # In this order: with a task the other files are this program's own.
     save_config(config.task, config.output_dir / TASK_FILE)
+    text.tokenizer.save(config.output_dir)
+    identity.save(config.task.data, config.output_dir)
     return text
 
 
@@ -180,6 +193,8 @@ def run(config: CompareConfig, command: str) -> int:
             plan = make_plan(config)
             for trial in plan.trials:
                 optimizers.check_rank(trial.optimizer, config.task.model)
+            own = (TRIALS, "table.md", "results.json", "loss.png", *OWN_FILES)
+            check_owned(config.output_dir, TASK_FILE, own)
             stack.enter_context(lock_directory(config.output_dir))
             is_known = _open_directory(config)
             directory.mkdir(exist_ok=True)

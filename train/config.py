@@ -262,8 +262,13 @@ class StartConfig(CompilationConfig):
     Attributes:
       config: config.json of another run, whose values replace the preset's. With
         nothing else but --output-dir the run is repeated exactly.
-      resume: continue the run in --output-dir, with its own values. Without it, a run
-        found there is continued as well if all values agree.
+      resume: continue the run in --output-dir, with its own values and, on top, those
+        that are given: --steps may grow, and what leaves the numbers as they are may
+        change. Without it, a run found there is continued as well if all other values
+        agree.
+      allow_changes: further settings that may change when a run is continued, as
+        config.json or flags name them, separated by commas: learning_rate,seed. The
+        change is written to config-history.jsonl.
       coordinator_address: host:port of the first of several processes; Slurm, Open MPI
         and TPU slices need neither this nor the next two.
       num_processes: number of processes, usually one for each host.
@@ -275,6 +280,7 @@ class StartConfig(CompilationConfig):
 
     config: pathlib.Path | None = None
     resume: Switch = False
+    allow_changes: str | None = None
     coordinator_address: str | None = None
     num_processes: int | None = None
     process_id: int | None = None

@@ -4,7 +4,6 @@ Text in files is tokenized once, into a cache on disk; documents of a dataset ar
 tokenized as they stream by.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -270,9 +269,8 @@ def _open_tokenizer(
     """The saved tokenizer, else the configured one, else one trained on the text."""
     name, tokenizer = f"--tokenizer {config.tokenizer}", None
     if directory is not None:
-        with contextlib.suppress(FileNotFoundError):
-            name, tokenizer = f"the one in {directory}", Tokenizer.load(directory)
-    if tokenizer is None and config.tokenizer is not None:
+        name, tokenizer = f"the one in {directory}", Tokenizer.load(directory)
+    elif config.tokenizer is not None:
         tokenizer = Tokenizer.open(config.tokenizer, weights)
     if tokenizer is None:
         tokenizer = Tokenizer.train((text for text, _ in pieces), vocabulary_size)

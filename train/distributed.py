@@ -73,6 +73,11 @@ def gather(value: Any) -> list[Any]:
     ]
 
 
+def share(value: Any) -> Any:
+    """The JSON value that the first process has, in all of them."""
+    return gather(value)[0]
+
+
 @contextlib.contextmanager
 def silence_all_but_first() -> Iterator[None]:
     """Lets only the first process write to stdout; errors are every process' own."""

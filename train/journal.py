@@ -8,6 +8,7 @@ import tqdm
 
 from train import distributed, metrics, throughput
 from train.config import PretrainConfig
+from train.run import note_checkpoint
 
 
 class DivergedError(Exception):
@@ -20,6 +21,7 @@ class Journal:
     def __init__(self, config: PretrainConfig, first: int):
         self._config = config
         self._writer = metrics.MetricsWriter(config, first)
+        self._has_checkpoint = False
         self._flops_per_token = throughput.flops_per_token(
             config.model, config.data.sequence_length_tokens
         )
@@ -79,7 +81,12 @@ class Journal:
         self._bar.update()
         if "eval_loss" in row:
             self._bar.write(f"step {step}: held-out loss {row['eval_loss']:.3f}")
+        self._note_checkpoint()
         self._check_skipped(step, row["skipped_steps"])
+
+    def _note_checkpoint(self) -> None:
+        if not self._has_checkpoint and distributed.is_first():
+            self._has_checkpoint = note_checkpoint(self._config.output_dir)
 
     def sync(self) -> None:
         """Flushes all rows to the disk."""
@@ -121,6 +128,7 @@ class Journal:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._bar.close()
         try:
+            self._note_checkpoint()
             self._writer.close()
             metrics.plot_curve(
                 self.rows,

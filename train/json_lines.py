@@ -73,10 +73,8 @@ class JsonLines:
             files.sync(target)
         reasons = []
         if later:
-            reasons.append(
-                f"{_count(later, 'row')} of steps after {last_step}, which are taken "
-                "again"
-            )
+            steps = f"steps after {last_step}" if last_step > 0 else "all steps"
+            reasons.append(f"{_count(later, 'row')} of {steps}, which are taken again")
         if strange:
             reasons.append(f"{_count(strange, 'line')} that cannot be used")
         cli.warn(f"{self._path}: moved {' and '.join(reasons)}, to {target}")

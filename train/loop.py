@@ -16,6 +16,7 @@ from models import generation
 from train import (
     cli,
     compilation_cache,
+    continuation,
     data,
     distributed,
     given_weights,
@@ -29,12 +30,19 @@ from train.config import PretrainConfig
 from train.diagnostics import Diagnostics, check_has_subspaces
 from train.interruption import Interruption
 from train.journal import DivergedError, Journal
-from train.run import CONFIG_FILE, open_directory, save_config
+from train.run import (
+    CONFIG_FILE,
+    Found,
+    keep_settings,
+    open_directory,
+    save_config,
+)
 from train.tokenizer import Tokenizer
 
 
 def pretrain(
     config: PretrainConfig,
+    found: Found | None,
     text: data.Text,
     checkpoints: Checkpoints,
     mesh: Mesh,
@@ -44,6 +52,7 @@ def pretrain(
 
     Args:
       config: the run.
+      found: what has changed since it was stopped; None for a new run.
       text: what it trains on.
       checkpoints: where it continues and saves.
       mesh: the devices, in a context that has them as JAX' mesh.
@@ -83,11 +92,16 @@ def pretrain(
     def sample() -> str:
         return _sample(nnx.merge(definition, state.params), text, config, mesh)
 
-    batches = text.train_batches()
-    state = checkpoints.restore(placed, batches, report=cli.warn)
+    state, batches = continuation.restore(
+        checkpoints, placed, text, found, report=cli.warn
+    )
     if state is None:
+        if found:
+            cli.warn("the run was stopped before its first checkpoint and starts over")
         state = _create_state(config, optimizer, placed, read_weights)
     first = int(state.step)
+    if distributed.is_first():
+        keep_settings(config, found.changes if found else {}, first)
     print(_summary(config, text, state))
     eval_loss = None
     if first == 0:
@@ -98,6 +112,8 @@ def pretrain(
             checkpoints.save(0, state, batches, eval_loss)
     else:
         print(f"\nContinued after step {first:,}.\n")
+    if found and found.changes:
+        print(continuation.describe(config, found, first), end="\n\n")
 
     diagnostics = Diagnostics(config, first, mesh)
     journal = Journal(config, first)
@@ -277,8 +293,9 @@ def run(config: PretrainConfig) -> int:
                 mesh,
             )
             is_first = distributed.is_first()
-            found = is_first and stack.enter_context(open_directory(config))
-            found = distributed.agree(found)
+            opened = stack.enter_context(open_directory(config)) if is_first else None
+            shared = distributed.share(opened)
+            found = None if shared is None else Found(*shared)
             read_weights = given_weights.reader(config, now=not found)
             text = data.open_text(
                 config.data,
@@ -290,10 +307,10 @@ def run(config: PretrainConfig) -> int:
                 process_count=jax.process_count(),
                 report=cli.warn,
             )
-            if is_first:
-                if not found:
-                    text.tokenizer.save(config.output_dir)
+            if is_first and not found:
+                # In this order: with a config the other files are this program's own.
                 save_config(config, config.output_dir / CONFIG_FILE)
+                text.tokenizer.save(config.output_dir)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(meshes.rules())
         # From here on a ValueError is a fault of the program, not of its user.
@@ -301,4 +318,4 @@ def run(config: PretrainConfig) -> int:
             cli.user_errors(OSError, CheckpointError, DivergedError),
             Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
         ):
-            return pretrain(config, text, checkpoints, mesh, read_weights)
+            return pretrain(config, found, text, checkpoints, mesh, read_weights)

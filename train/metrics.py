@@ -32,7 +32,8 @@ class MetricsWriter:
 
     def __init__(self, config: PretrainConfig, last_step: int):
         path = config.output_dir / METRICS_FILE
-        self._file = JsonLines(path, last_step, _is_row)
+        # A new run keeps nothing, not even what was measured before its first step.
+        self._file = JsonLines(path, last_step or -1, _is_row)
         is_first = distributed.is_first()
         missing = last_step - sum(row["step"] > 0 for row in self.rows)
         if missing > 0 and is_first:

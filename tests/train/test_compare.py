@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import signal
 import time
 
@@ -15,6 +16,7 @@ from tests.train import program
 from tests.train.program import assert_refuses
 from train import compare, comparing, comparison, data, optimizers, records, trials
 from train import step as steps
+from train.run import save_config
 
 SMALL = [
     *["--hidden-size", "32", "--mlp-size", "64", "--num-layers", "2"],
@@ -186,11 +188,29 @@ def test_a_comparison_may_be_extended_but_not_changed(finished, capsys):
 
 def test_a_damaged_record_is_one_line(tmp_path, capsys):
     (tmp_path / "trials").mkdir()
-    trial = comparison.make_plan(compare.read(arguments(tmp_path))).trials[0]
+    config = compare.read(arguments(tmp_path))
+    trial = comparison.make_plan(config).trials[0]
+    save_config(config.task, tmp_path / comparing.TASK_FILE)
+    (tmp_path / "tokenizer.json").write_text("{}")
     path = records.path_of(trial, tmp_path / "trials")
     path.write_text('{"trial": 3}')
     message = f"{path} is not the record of a trial: trial: "
     assert_refuses(compare.main, capsys, arguments(tmp_path), message)
+
+
+def test_trials_of_a_task_that_is_lost_are_not_taken(finished, tmp_path, capsys):
+    directory = shutil.copytree(finished[0], tmp_path / "copy")
+    argv = arguments(directory)
+    for name in ("tokenizer.json", comparing.TASK_FILE):
+        (directory / name).rename(tmp_path / name)
+        assert_refuses(compare.main, capsys, argv, name, "back")
+        (tmp_path / name).rename(directory / name)
+    for path in directory.rglob("*"):
+        path.is_file() and path.unlink()
+    # Stopped before the text was read, it has but a directory of trials.
+    assert_refuses(
+        compare.main, capsys, [*argv, "--data-glob", "no"], "no file matches"
+    )
 
 
 def test_seeds_that_are_not_finished_are_left_out(finished, tmp_path):

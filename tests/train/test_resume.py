@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or damaged, for real, and then continued."""
 
+import json
 import re
 import resource
 import shutil
@@ -16,6 +17,7 @@ from tests.train.program import (
     start,
     stop_after,
 )
+from tests.train.test_run import contents
 
 STEPS = 300
 FLAGS = [*SMALL, "--steps", STEPS, "--eval-every-steps", 70]
@@ -142,6 +144,43 @@ def test_another_config_is_an_error_that_shows_the_difference(copy):
     assert "--optimizer galore here, subtrack there" in done.stderr
     assert "--steps" not in done.stderr
     assert_one_line_error(run("--resume", *flags), "--rank 4 here, 8 there")
+
+
+def test_a_run_is_extended_and_changed_from_a_step_on(copy):
+    before = (copy / "metrics.jsonl").read_bytes()
+    flags = ["--steps", STEPS + 9, "--gradient-accumulation-steps", 2]
+    flags += ["--eval-every-steps", 4, "--learning-rate", 1e-3]
+    done = run("--resume", "--output-dir", copy, *flags)
+    assert_one_line_error(done, "--learning-rate 0.001 here, 0.01 there")
+    assert "--allow-changes optimizer.learning_rate to continue" in done.stderr
+    assert "--steps" not in done.stderr
+    done = run(
+        *["--resume", "--output-dir", copy, *flags, "--allow-changes", "learning_rate"]
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"Changed    --steps from {STEPS} to {STEPS + 9}" in done.stdout
+    assert (copy / "metrics.jsonl").read_bytes().startswith(before)
+    last, first_new = read_metrics(copy)[-10:-8]
+    assert (last["step"], first_new["step"]) == (STEPS, STEPS + 1)
+    assert first_new["tokens"] == last["tokens"] + 4 * 32
+    assert first_new["elapsed_seconds"] > last["elapsed_seconds"]
+    evaluated = [row["step"] for row in read_metrics(copy)[-9:] if "eval_loss" in row]
+    assert evaluated == [STEPS + 4, STEPS + 8, STEPS + 9]
+    (row,) = map(json.loads, (copy / "config-history.jsonl").read_text().splitlines())
+    assert row["step"] == STEPS
+    assert row["changes"]["optimizer.learning_rate"] == {"from": 0.01, "to": 0.001}
+    assert json.loads((copy / "config.json").read_text())["steps"] == STEPS + 9
+
+
+def test_a_run_without_its_checkpoints_is_left_as_it_is(copy):
+    (copy / "checkpoints").rename(copy / "elsewhere")
+    before = contents(copy)
+    for argv in ([], ["--resume"]):
+        done = run(*(argv or FLAGS), "--output-dir", copy)
+        assert_one_line_error(done, f"put {copy / 'checkpoints'} back to continue it")
+        assert contents(copy) == before
+        (copy / "checkpoints").mkdir(exist_ok=True)
+        before = contents(copy)
 
 
 def test_a_run_that_goes_on_is_not_joined(tmp_path):

@@ -1,26 +1,34 @@
 """A directory is taken by one run at a time, and says what it was told."""
 
 import dataclasses
+import datetime
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import filelock
 import pytest
 
+from tests.train.test_tokenizer import TEXT
+from train import changes, identity
 from train.config import PretrainConfig
 from train.presets import PRESETS
 from train.run import (
+    ALWAYS_SAVED,
     CHECKPOINTS,
     CONFIG_FILE,
     LOCK_FILE,
     METRICS_FILE,
-    differences,
+    OWN_FILES,
+    keep_settings,
     load_config,
+    note_checkpoint,
     open_directory,
     save_config,
 )
+from train.tokenizer import Tokenizer
 
 TINY = PRESETS["tiny"]
 
@@ -39,9 +47,15 @@ def in_directory(path, **values):
 
 def start_run(config, rows=1):
     """Leaves what a run leaves after so many steps."""
+    directory = config.output_dir
     with open_directory(config):
-        save_config(config, config.output_dir / CONFIG_FILE)
-        (config.output_dir / METRICS_FILE).write_text('{"step": 1}\n' * rows)
+        save_config(config, directory / CONFIG_FILE)
+        (directory / "tokenizer.json").write_text("{}")
+        keep_settings(config, {}, 0)
+        (directory / METRICS_FILE).write_text('{"step": 1}\n' * rows)
+        (directory / CHECKPOINTS / "1").mkdir(parents=True)
+        if not rows:
+            (directory / CHECKPOINTS / "1").rmdir()
 
 
 def test_a_directory_is_made_where_none_is(tmp_path):
@@ -81,7 +95,6 @@ def test_what_was_before_the_first_step_is_not_another_run_s(tmp_path):
     (tmp_path / CHECKPOINTS / "0").mkdir(parents=True)
     with open_directory(changed(config, seed=5)) as found:
         assert not found
-        assert not (tmp_path / METRICS_FILE).exists()
         assert list((tmp_path / CHECKPOINTS).iterdir()) == []
 
 
@@ -97,6 +110,235 @@ def test_steps_behind_step_0_make_a_run(tmp_path, later):
         assert found
     assert (tmp_path / METRICS_FILE).read_text() == rows
     assert (tmp_path / CHECKPOINTS / "0").exists()
+
+
+def contents(directory):
+    """All that is in a directory, apart from the lock."""
+    paths = [path for path in directory.rglob("*") if path.name != LOCK_FILE]
+    return {
+        str(path.relative_to(directory)): path.is_file() and path.read_bytes()
+        for path in paths
+    }
+
+
+def assert_refused(config, *messages):
+    """The directory cannot be opened, says why in one line, and is as it was."""
+    before = contents(config.output_dir)
+    with pytest.raises(ValueError) as raised:
+        open_directory(config).__enter__()
+    assert contents(config.output_dir) == before
+    message = str(raised.value)
+    assert "\n" not in message
+    for each in messages:
+        assert each in message
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("is_emptied", [False, True])
+@pytest.mark.parametrize("has_rows", [False, True])
+def test_checkpoints_that_are_gone_end_no_run(tmp_path, resume, is_emptied, has_rows):
+    """Neither with the rows nor, as it leaves a note, without them."""
+    config = in_directory(tmp_path, start={"resume": resume})
+    start_run(in_directory(tmp_path))
+    assert note_checkpoint(tmp_path)
+    shutil.rmtree(tmp_path / CHECKPOINTS)
+    if is_emptied:
+        (tmp_path / CHECKPOINTS).mkdir()
+        (tmp_path / CHECKPOINTS / "20.orbax-checkpoint-tmp-1").mkdir()
+    if not has_rows:
+        (tmp_path / METRICS_FILE).unlink()
+    assert_refused(config, f"put {tmp_path / CHECKPOINTS} back", "another directory")
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path):
+    start_run(in_directory(tmp_path))
+    (tmp_path / CHECKPOINTS / "1").rmdir()
+    assert not note_checkpoint(tmp_path)
+    with open_directory(in_directory(tmp_path, start={"resume": True})) as found:
+        assert found
+    assert (tmp_path / METRICS_FILE).read_text() == '{"step": 1}\n'
+    (tmp_path / CHECKPOINTS).rmdir()  # which is older than the first row
+    assert_refused(in_directory(tmp_path), "are gone")
+
+
+@pytest.mark.parametrize("name", OWN_FILES)
+def test_files_of_somebody_else_are_not_overwritten(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    assert_refused(
+        in_directory(tmp_path), f"has no config.json of this program, but {name}"
+    )
+
+
+def test_a_lost_or_foreign_config_ends_no_run(tmp_path):
+    config = in_directory(tmp_path)
+    start_run(config)
+    written = (tmp_path / CONFIG_FILE).read_text()
+    (tmp_path / CONFIG_FILE).unlink()
+    assert_refused(config, "no config.json of this program", METRICS_FILE, CHECKPOINTS)
+    (tmp_path / METRICS_FILE).unlink()
+    shutil.rmtree(tmp_path / CHECKPOINTS)
+    for content in (written[:99], '{"model_type": "llama", "hidden_size": 64}', ""):
+        (tmp_path / CONFIG_FILE).write_text(content)
+        assert_refused(config, str(tmp_path / CONFIG_FILE))
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_a_lost_tokenizer_is_told(tmp_path, has_checksums):
+    start_run(in_directory(tmp_path))
+    (tmp_path / "tokenizer.json").unlink()
+    if not has_checksums:
+        (tmp_path / identity.IDENTITY_FILE).unlink()
+    assert_refused(in_directory(tmp_path), "has lost its tokenizer.json", "put it back")
+
+
+def test_another_tokenizer_in_its_place_is_told(tmp_path):
+    start_run(in_directory(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{ }")
+    assert_refused(in_directory(tmp_path), "tokenizer.json is not the one that the run")
+
+
+def test_damaged_checksums_are_told(tmp_path):
+    start_run(in_directory(tmp_path))
+    for content in ("", "{", "[]", '{"data.data_glob": [{"bytes": 3}]}'):
+        (tmp_path / identity.IDENTITY_FILE).write_text(content)
+        assert_refused(in_directory(tmp_path), "is damaged", "delete it to continue")
+    (tmp_path / identity.IDENTITY_FILE).unlink()
+    with open_directory(in_directory(tmp_path)) as found:
+        assert found == ({}, False)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A directory of two texts."""
+    directory = tmp_path / "texts"
+    directory.mkdir()
+    for name in "ab":
+        (directory / f"{name}.txt").write_text(name * 300_000)
+    return directory
+
+
+def on_texts(directory, texts, **values):
+    glob = {"data_glob": str(texts / "*.txt")}
+    return in_directory(directory / "run", data=glob, **values)
+
+
+def test_texts_may_be_elsewhere(tmp_path, texts):
+    start_run(on_texts(tmp_path, texts))
+    texts.rename(tmp_path / "moved")
+    assert_refused(on_texts(tmp_path, texts), "no file matches", "give its new place")
+    (tmp_path / "moved" / "a.txt").rename(tmp_path / "moved" / "0.txt")
+    moved = on_texts(tmp_path, tmp_path / "moved")
+    with open_directory(moved) as found:
+        names = {name: tuple(change) for name, change in found.changes.items()}
+        assert names == {
+            "data.data_glob": (str(texts / "*.txt"), str(tmp_path / "moved" / "*.txt"))
+        }
+        assert not found.has_other_rows
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda path: path.write_text("c" * 300_000), "b.txt has other content"),
+        (lambda path: path.write_text("b" * 9), "b.txt has 9 bytes instead of 300,000"),
+        (lambda path: path.unlink(), "1 files instead of 2: b.txt is gone"),
+        (lambda path: path.with_name("c.txt").touch(), "instead of 2: c.txt is new"),
+    ],
+)
+def test_other_texts_in_their_place_are_told(tmp_path, texts, change, told):
+    start_run(on_texts(tmp_path, texts))
+    change(texts / "b.txt")
+    allow = "--allow-changes data.data_glob to continue"
+    assert_refused(on_texts(tmp_path, texts), told, "Put them back", allow)
+    shutil.copytree(texts, tmp_path / "elsewhere")
+    elsewhere = on_texts(tmp_path, tmp_path / "elsewhere")
+    assert_refused(elsewhere, "--data-glob", told, allow)
+    for config in (on_texts(tmp_path, texts), elsewhere):
+        config = changed(config, start={"allow_changes": "data_glob"})
+        with open_directory(config) as found:
+            assert told in found.changes["data.data_glob"][1]
+            assert found.has_other_rows
+
+
+def test_a_dataset_may_be_elsewhere_and_not_another(tmp_path):
+    data = tmp_path / "data"
+    for name in ("train/0.jsonl", "validation.jsonl", ".cache"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text(name)
+    start_run(in_directory(tmp_path / "run", data={"dataset": str(data)}))
+    data.rename(tmp_path / "moved")
+    (tmp_path / "moved" / ".cache").unlink()
+    config = in_directory(tmp_path / "run", data={"dataset": str(tmp_path / "moved")})
+    with open_directory(config) as found:
+        assert set(found.changes) == {"data.dataset"} and not found.has_other_rows
+    (tmp_path / "moved" / "validation.jsonl").write_text("other")
+    assert_refused(config, "validation.jsonl has 5 bytes instead of 16")
+
+
+def test_a_tokenizer_may_be_elsewhere_and_not_another(tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    own, other = (Tokenizer.train([TEXT], size) for size in (280, 290))
+    start_run(in_directory(run))
+    own.save(run)
+    keep_settings(in_directory(run), {}, 1)
+    elsewhere.mkdir()
+    own.save(elsewhere)
+    config = in_directory(run, data={"tokenizer": str(elsewhere)})
+    with open_directory(config) as found:
+        assert set(found.changes) == {"data.tokenizer"}
+    other.save(elsewhere)
+    assert_refused(config, f"--tokenizer {elsewhere} here, None there, which cannot")
+
+
+def test_steps_grow_but_not_below_a_checkpoint(tmp_path):
+    start_run(in_directory(tmp_path, steps=30))
+    (tmp_path / CHECKPOINTS / "20").mkdir()
+    with open_directory(in_directory(tmp_path, steps=31)) as found:
+        assert found.changes == {"steps": (30, 31)}
+    allow = {"allow_changes": "steps"}
+    assert_refused(
+        in_directory(tmp_path, steps=20), "--allow-changes steps to continue"
+    )
+    with open_directory(in_directory(tmp_path, steps=20, start=allow)) as found:
+        assert found.changes == {"steps": (30, 20)}
+    for start in ({}, allow):
+        assert_refused(
+            in_directory(tmp_path, steps=19, start=start),
+            "--steps 19: the run in",
+            "has a checkpoint of step 20 already",
+        )
+
+
+def test_changes_of_the_optimizer_s_state_are_refused_whatever_is_allowed(tmp_path):
+    start_run(in_directory(tmp_path))
+    config = in_directory(
+        tmp_path,
+        optimizer={"rank": 32, "learning_rate": 1.0},
+        start={"allow_changes": "rank,learning_rate"},
+    )
+    assert_refused(
+        config, "--rank 32 here, 64 there, which cannot change: the optimizer's state"
+    )
+    with open_directory(changed(config, optimizer={"rank": 64})) as found:
+        assert found == ({"optimizer.learning_rate": (3e-3, 1.0)}, False)
+
+
+def test_what_a_run_is_from_a_step_on_is_written_down(tmp_path):
+    config = in_directory(tmp_path)
+    start_run(config)
+    for step in (20, 30):
+        config = changed(config, seed=step)
+        keep_settings(config, {"seed": (config.seed - 10, step)}, step)
+        keep_settings(config, {}, step)
+    assert load_config(PretrainConfig, tmp_path / CONFIG_FILE) == config
+    lines = (tmp_path / changes.HISTORY_FILE).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["step"] for row in rows] == [20, 30]
+    assert rows[1]["changes"] == {"seed": {"from": 20, "to": 30}}
+    now = datetime.datetime.now(datetime.UTC)
+    for row in rows:
+        age = now - datetime.datetime.fromisoformat(row["time"])
+        assert -1 < age.total_seconds() < 100
 
 
 def test_a_run_of_another_config_is_told_apart(tmp_path):
@@ -189,10 +431,28 @@ def test_a_run_saved_before_there_were_schedules_goes_on(tmp_path, name):
         del saved["optimizer"][field]
     (tmp_path / CONFIG_FILE).write_text(json.dumps(saved))
     loaded = load_config(PretrainConfig, tmp_path / CONFIG_FILE)
-    assert differences(loaded, changed(optimizer={"name": name})) == []
+    assert changes.find(loaded, changed(optimizer={"name": name})) == {}
     other = changed(optimizer={"name": name, "b2": 0.5})
     before = 0.99 if name == "ldadam" else 0.999
-    assert differences(other, loaded) == [f"--b2 0.5 here, {before} there"]
+    assert changes.find(other, loaded) == {"optimizer.b2": (before, 0.5)}
+
+
+def test_a_config_of_an_earlier_version_has_the_defaults_of_what_is_new(tmp_path):
+    path = tmp_path / CONFIG_FILE
+    save_config(TINY, path)
+    values = json.loads(path.read_text())
+
+    def keep_oldest(values, prefix=""):
+        for name, value in list(values.items()):
+            if isinstance(value, dict) and name != "model":
+                keep_oldest(value, f"{name}.")
+            elif prefix + name not in {*ALWAYS_SAVED, "model", "output_dir"}:
+                del values[name]
+
+    keep_oldest(values)
+    assert "z_loss_weight" not in values and not values["sample"]
+    path.write_text(json.dumps(values))
+    assert changes.find(load_config(PretrainConfig, path), TINY) == {}
 
 
 def test_how_a_process_began_is_not_saved(tmp_path):
@@ -213,10 +473,19 @@ def put(values, *path_and_value):
     [
         (lambda v: v.pop("model"), "model: Field required"),
         (lambda v: v["model"].pop("num_layers"), "model.num_layers"),
-        (lambda v: v["optimizer"].pop("rank"), "another version .* optimizer.rank"),
-        (lambda v: v.pop("sample"), "sample.sample_prompt"),
-        (lambda v: put(v, "optimizer", "momentum", 1), "differs in optimizer.momentum"),
-        (lambda v: put(v, "colour", {"hue": 1}), "differs in colour.hue"),
+        (lambda v: v["optimizer"].pop("rank"), "damaged: it has no optimizer.rank;"),
+        (
+            lambda v: v.pop("data"),
+            "it has no data.batch_size_sequences, data.data_glob",
+        ),
+        (
+            lambda v: put(v, "optimizer", "beta", 1),
+            "a newer version .* optimizer.beta ",
+        ),
+        (
+            lambda v: put(v, "colour", {"hue": 1}),
+            "a newer version .*: colour.hue means",
+        ),
         (lambda v: put(v, "steps", "many"), "steps: Input should be a valid integer"),
         (lambda v: put(v, "steps", 1.5), "steps: Input should be a valid integer"),
         (lambda v: put(v, "steps", 0), "--steps must be at least 1, got 0"),
@@ -248,33 +517,6 @@ def test_what_is_no_config_is_one_clear_error(tmp_path, content):
         load_config(PretrainConfig, path)
     assert "\n" not in str(raised.value)
     assert ": :" not in str(raised.value)
-
-
-def test_only_what_changes_the_numbers_makes_a_difference():
-    other = changed(
-        output_dir=pathlib.Path("elsewhere"),
-        max_skipped_steps_in_a_row=99,
-        checkpoint={"checkpoint_every_steps": 7, "keep_last_checkpoints": 9},
-        report={"tensorboard": True, "wandb_project": "x", "peak_teraflops": 1.0},
-        sample={"sample_prompt": "Call me", "sample_length_tokens": 3},
-        start={"resume": True, "config": pathlib.Path("x.json")},
-    )
-    assert differences(TINY, other) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"seed": 3}, "--seed 3 here, 0 there"),
-        ({"steps": 301}, "--steps 301 here, 300 there"),
-        ({"data": {"packing": "padded"}}, "--packing padded here, packed there"),
-        ({"model": {"num_layers": 5}}, "--num-layers 5 here, 4 there"),
-        ({"optimizer": {"b2": 0.5}}, "--b2 0.5 here, 0.999 there"),
-        ({"data": {"tokenizer": "t.json"}}, "--tokenizer t.json here, None there"),
-    ],
-)
-def test_what_changes_the_numbers_is_told(change, told):
-    assert differences(changed(**change), TINY) == [told]
 
 
 def test_a_run_whose_metrics_are_gone_is_known_by_its_checkpoints(tmp_path):

@@ -1,0 +1,119 @@
+"""Continuing a run whose settings have changed since its checkpoint was written."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import grain
+import jax
+
+from train import changes as settings
+from train import optimizers
+from train import step as steps
+from train.checkpoint import Checkpoints
+from train.config import PretrainConfig
+from train.data import Text
+from train.optimizer_config import OptimizerConfig
+from train.packing import Batch
+from train.rules import flag
+from train.run import Found
+
+
+def settings_of_state(config: PretrainConfig, saved: PretrainConfig) -> list[str]:
+    """The settings because of which an optimizer cannot take over a saved state."""
+    ours, theirs = config.optimizer, saved.optimizer
+    shapes = functools.partial(_state_shapes, saved)
+    if shapes(ours) == shapes(theirs):
+        return []
+    changed = [
+        name.removeprefix("optimizer.")
+        for name in settings.find(config, saved)
+        if name.startswith("optimizer.")
+    ]
+    guilty = [
+        name
+        for name in changed
+        if shapes(dataclasses.replace(theirs, **{name: getattr(ours, name)}))
+        != shapes(theirs)
+    ]
+    return [f"optimizer.{name}" for name in guilty or changed]
+
+
+def _state_shapes(config: PretrainConfig, optimizer: OptimizerConfig) -> Any:
+    made = optimizers.make_optimizer(optimizer, 1.0, config.seed, steps=config.steps)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    create = functools.partial(steps.create_state, config.model, made)
+    leaves, structure = jax.tree.flatten(jax.eval_shape(create, key))
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def restore(
+    checkpoints: Checkpoints,
+    abstract: steps.TrainState,
+    text: Text,
+    found: Found | None,
+    **options: Any,
+) -> tuple[steps.TrainState | None, grain.DatasetIterator[Batch]]:
+    """The newest checkpoint that is sound, and batches that go on after it.
+
+    Where a change has put other rows in the place of those that were read, the
+    training text is read from its beginning again. Batches of another size go on with
+    the first row that was not read, or up to a batch before it.
+
+    Args:
+      checkpoints: where to read.
+      abstract: shapes, dtypes and shardings of the state.
+      text: what to read batches of.
+      found: the run that has the checkpoints, and changes since; None for a new one.
+      **options: of `Checkpoints.restore`, which also says what is raised.
+    """
+    batches = text.train_batches()
+    changes = found.changes if found else {}
+    if found and found.has_other_rows:
+        return checkpoints.restore(abstract, _Unmoved(), **options), batches
+    state = checkpoints.restore(abstract, batches, **options)
+    if state is not None and (change := changes.get("data.batch_size_sequences")):
+        position, (before, now) = batches.get_state(), change
+        if "next_index" in position:  # counts batches; a stream's counts documents
+            index = position["next_index"] * before // now
+            batches.set_state(position | {"next_index": index})
+    return state, batches
+
+
+class _Unmoved:
+    """Stands for batches that are not set to where a checkpoint left them."""
+
+    def set_state(self, state: Any) -> None:
+        """Does nothing."""
+
+
+def describe(config: PretrainConfig, found: Found, first: int) -> str:
+    """What is another setting from a step on, a line each; nothing if none is.
+
+    Args:
+      config: the run.
+      found: what has changed of it.
+      first: the step after which they hold.
+    """
+    lines = [
+        f"Changed    {flag(name)} from {before} to {now}"
+        for name, (before, now) in found.changes.items()
+        if name != "output_dir"
+    ]
+    if "steps" in found.changes:
+        before, now = found.changes["steps"]
+        old, new = (
+            float(optimizers.learning_rate_schedule(config.optimizer, total)(first))
+            for total in (before, now)
+        )
+        lines.append(
+            f"           The schedule is that of {now:,} steps from here on: the "
+            f"learning rate of step {first + 1:,} is {new:.3g}; with {before:,} steps "
+            f"it would be {old:.3g}"
+        )
+    if found.has_other_rows:
+        lines.append(
+            "           The training text is read from its beginning again, because "
+            "other rows are in the place of those that were read"
+        )
+    return "\n".join(lines)
