@@ -167,9 +167,7 @@ def append_history(directory: pathlib.Path, changes: Changes, step: int) -> None
             name: {"from": before, "to": now} for name, (before, now) in changes.items()
         },
     }
-    path = directory / HISTORY_FILE
-    files.append_whole(path, json.dumps(row) + "\n")
-    files.sync(path)
+    files.append_lines(directory / HISTORY_FILE, json.dumps(row) + "\n")
 
 
 def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -87,13 +87,13 @@ class _Unmoved:
         """Does nothing."""
 
 
-def describe(config: PretrainConfig, found: Found, first: int) -> str:
+def describe(config: PretrainConfig, found: Found, state: steps.TrainState) -> str:
     """What is another setting from a step on, a line each; nothing if none is.
 
     Args:
       config: the run.
       found: what has changed of it.
-      first: the step after which they hold.
+      state: after the last step of before.
     """
     lines = [
         f"Changed    {flag(name)} from {before} to {now}"
@@ -102,18 +102,23 @@ def describe(config: PretrainConfig, found: Found, first: int) -> str:
     ]
     if "steps" in found.changes:
         before, now = found.changes["steps"]
-        old, new = (
-            float(optimizers.learning_rate_schedule(config.optimizer, total)(first))
-            for total in (before, now)
-        )
-        lines.append(
+        line = (
             f"           The schedule is that of {now:,} steps from here on: the "
-            f"learning rate of step {first + 1:,} is {new:.3g}; with {before:,} steps "
-            f"it would be {old:.3g}"
+            f"learning rate of step {int(state.step) + 1:,} is {_rate(config, state)}"
         )
+        if not any(name.startswith("optimizer.") for name in found.changes):
+            rate = _rate(dataclasses.replace(config, steps=before), state)
+            line += f"; with {before:,} steps it would be {rate}"
+        lines.append(line)
     if found.has_other_rows:
         lines.append(
             "           The training text is read from its beginning again, because "
             "other rows are in the place of those that were read"
         )
     return "\n".join(lines)
+
+
+def _rate(config: PretrainConfig, state: steps.TrainState) -> str:
+    """The learning rate of the step after a state."""
+    schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
+    return f"{float(schedule(state.step - state.skipped_steps)):.3g}"

@@ -98,6 +98,20 @@ def append_whole(path: pathlib.Path, content: str | bytes) -> None:
             raise
 
 
+def append_lines(path: pathlib.Path, lines: str | bytes) -> None:
+    """Adds lines to a file, behind the end of its last one, and flushes it.
+
+    Raises:
+      WriteError: the lines cannot be written.
+    """
+    with errors_name(path):
+        # A last line that was cut short must not swallow the next one.
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+            append_whole(path, "\n")
+        append_whole(path, lines)
+        sync(path)
+
+
 def sync(path: pathlib.Path, *, recursive: bool = True) -> None:
     """Flushes a file, or a directory with all that is in it, to the disk.
 

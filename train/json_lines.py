@@ -65,12 +65,7 @@ class JsonLines:
         if not (later or strange):
             return
         target = self._path.with_name(f"{self._path.stem}.dropped{self._path.suffix}")
-        # A line of it that was cut short must not swallow the next one.
-        is_whole = not target.exists() or target.read_bytes()[-1:] in (b"", b"\n")
-        content = (b"" if is_whole else b"\n") + _joined(later + strange)
-        files.append_whole(target, content)
-        with files.errors_name(target):
-            files.sync(target)
+        files.append_lines(target, _joined(later + strange))
         reasons = []
         if later:
             steps = f"steps after {last_step}" if last_step > 0 else "all steps"

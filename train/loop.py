@@ -113,7 +113,7 @@ def pretrain(
     else:
         print(f"\nContinued after step {first:,}.\n")
     if found and found.changes:
-        print(continuation.describe(config, found, first), end="\n\n")
+        print(continuation.describe(config, found, state), end="\n\n")
 
     diagnostics = Diagnostics(config, first, mesh)
     journal = Journal(config, first)

@@ -102,6 +102,7 @@ class _WeightsAndBiases:
                 project=config.report.wandb_project,
                 id=run_id,
                 resume="allow",
+                allow_val_change=True,  # as a run's settings may
                 name=config.output_dir.name,
                 config=dataclasses.asdict(config),
             )

@@ -76,15 +76,21 @@ def open_directory(config: PretrainConfig) -> Iterator[Found | None]:
     """
     directory = config.output_dir
     allowed = changes.allowed_names(config.start.allow_changes, config)
+    check_owned(directory, CONFIG_FILE, OWN_FILES)
     if config.start.resume and not (directory / CONFIG_FILE).exists():
         raise ValueError(
             f"--resume: there is no run in --output-dir {directory}; without --resume "
             "one is started there"
         )
-    check_owned(directory, CONFIG_FILE, OWN_FILES)
     with lock_directory(directory):
         saved = directory / CONFIG_FILE
-        before = load_config(PretrainConfig, saved) if saved.exists() else None
+        try:
+            before = load_config(PretrainConfig, saved) if saved.exists() else None
+        except ValueError as error:
+            raise ValueError(
+                f"--output-dir {directory} has another config.json than a run writes: "
+                f"{error}. Give another directory, or put the run's own back"
+            ) from error
         if before is not None and _has_begun(directory):
             found = _check_changes(config, before, allowed)
         else:
@@ -274,9 +280,7 @@ def load_config(kind: type[Config], path: pathlib.Path) -> Config:
         where = ".".join(map(str, first["loc"])) or "all of it"
         raise ValueError(f"{path}: {where}: {first['msg']}") from error
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not a saved config: {error}; put back the file that a run wrote"
-        ) from error
+        raise ValueError(f"{path} is not a saved config: {error}") from error
     known = changes.flat_values(dataclasses.asdict(config))
     given = changes.flat_values(values)
     if unknown := sorted(given.keys() - known.keys()):

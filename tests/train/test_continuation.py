@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from tests.train.test_data import describe, lines, open_text, tokenizer_director
 from tests.train.test_run import TINY, changed
 from train import continuation
 from train.run import Found
+from train.step import TrainState
 
 __all__ = ["lines", "tokenizer_directory"]
 
@@ -110,7 +112,8 @@ def test_settings_that_change_the_state_of_the_optimizer(settings, guilty):
 def test_changes_are_told_with_what_the_schedule_does():
     config = changed(TINY, steps=600)
     changes = {"steps": (300, 600), "output_dir": ("a", "b"), "seed": (0, 1)}
-    told = continuation.describe(config, Found(changes, True), 300).splitlines()
+    state = TrainState(jnp.int32(307), jnp.int32(7), {}, ())
+    told = continuation.describe(config, Found(changes, True), state).splitlines()
     assert told[:2] == [
         "Changed    --steps from 300 to 600",
         "Changed    --seed from 0 to 1",
@@ -119,6 +122,11 @@ def test_changes_are_told_with_what_the_schedule_does():
     angle = np.pi * (300 - 60) / (600 - 60)
     rate = 3e-3 * (0.1 + 0.9 * (1 + np.cos(angle)) / 2)
     assert "of 600 steps from here on" in told[2]
-    assert f"step 301 is {rate:.3g}; with 300 steps it would be 0.0003" in told[2]
+    assert f"step 308 is {rate:.3g}; with 300 steps it would be 0.0003" in told[2]
     assert "read from its beginning" in told[3]
-    assert continuation.describe(config, Found({}, False), 300) == ""
+    assert continuation.describe(config, Found({}, False), state) == ""
+    # With this warm-up there was no run of 300 steps.
+    config = changed(config, optimizer={"warmup_steps": 500})
+    changes = {"steps": (300, 600), "optimizer.warmup_steps": (None, 500)}
+    told = continuation.describe(config, Found(changes, False), state)
+    assert told.endswith(f"step 308 is {3e-3 * 301 / 501:.3g}")

@@ -174,12 +174,14 @@ def test_a_lost_or_foreign_config_ends_no_run(tmp_path):
     start_run(config)
     written = (tmp_path / CONFIG_FILE).read_text()
     (tmp_path / CONFIG_FILE).unlink()
-    assert_refused(config, "no config.json of this program", METRICS_FILE, CHECKPOINTS)
+    for start in ({}, {"resume": True}):
+        lost = changed(config, start=start)
+        assert_refused(lost, "no config.json of this", METRICS_FILE, CHECKPOINTS)
     (tmp_path / METRICS_FILE).unlink()
     shutil.rmtree(tmp_path / CHECKPOINTS)
     for content in (written[:99], '{"model_type": "llama", "hidden_size": 64}', ""):
         (tmp_path / CONFIG_FILE).write_text(content)
-        assert_refused(config, str(tmp_path / CONFIG_FILE))
+        assert_refused(config, "another config.json than a run writes", "another dir")
 
 
 @pytest.mark.parametrize("has_checksums", [True, False])
