@@ -210,8 +210,9 @@ def _last_stage(
         def to_leaf(record, last_norm=None):
             pair = record.map(finish, last_norm)
             first = record.boxed(record.view.leaf(pair.first))
-            norm = pair.second
-            return Pair(first, None if norm is None else norm.astype(last_norm.dtype))
+            if last_norm is None:
+                return Pair(first, None)
+            return Pair(first, pair.second.astype(last_norm.dtype))
 
         if growth_limit is None:
             expect_state(name, optax.EmptyState, state)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from subtrack_jax.leaves import content, is_box, is_masked, path_name
+from subtrack_jax.leaves import content, expect_gradients, is_box, is_masked, path_name
 from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.record import is_record
 
@@ -56,6 +56,7 @@ def expect_shapes(
     try:
         entries = structure.flatten_up_to(found)
     except ValueError as error:
+        expect_gradients(updates, found)
         raise ValueError(
             f"{stage} was given a state whose {field} has not the leaves of the"
             f" updates: {_ADVICE} ({error})."

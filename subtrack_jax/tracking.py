@@ -14,7 +14,6 @@ from subtrack_jax._validation import check, check_steps
 from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import (
     content,
-    expect_gradients,
     is_box,
     map_leaves,
     state_dtype,
@@ -120,7 +119,6 @@ def track_subspace(
                 " the chain up to its inner rule inside of feed_back."
             )
         expect_state("track_subspace", TrackSubspaceState, state)
-        expect_gradients(updates, state.basis)
         views = low_rank.views(updates)
         basis_shape = lambda view: view.basis_shape
         expect_shapes(
