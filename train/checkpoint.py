@@ -1,12 +1,11 @@
 """Checkpoints that can be trusted: asynchronous, whole or absent, checked on return."""
 
 import inspect
+import itertools
 import json
 import logging
 import math
 import pathlib
-import re
-import shutil
 import sys
 import zlib
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from train import best_checkpoint, distributed, files
+from train import best_checkpoint, damage, distributed, files
 from train.config import BEST_OR_NEWEST, CheckpointChoice, CheckpointConfig
 from train.run import CHECKPOINTS
 from train.step import TrainState
@@ -32,6 +31,16 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 class CheckpointError(Exception):
     """A checkpoint could not be written or none could be read; says what to do."""
 
+    errno: int | None = None  # of the operating system, if it was the reason
+
+
+class _UnreadableError(Exception):
+    """A checkpoint that at least one process cannot read, and why."""
+
+    def __init__(self, reason: str, *, is_damage: bool):
+        super().__init__(reason)
+        self.is_damage = is_damage
+
 
 class Checkpoints:
     """The checkpoints of one run: parameters, optimizer, data iterator.
@@ -41,7 +50,7 @@ class Checkpoints:
 
     def __init__(self, run_directory: pathlib.Path, config: CheckpointConfig):
         self._run_directory = run_directory.absolute()
-        directory = self._run_directory / CHECKPOINTS
+        self._directory = directory = self._run_directory / CHECKPOINTS
         files.discard_at_once(directory, f"*{_UNFINISHED}*")
         self._keep_best = config.keep_best
         keep = [checkpoint_managers.LatestN(config.keep_last_checkpoints)]
@@ -55,7 +64,14 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
             # What a killed process left half-written.
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(
+                # Before the checkpoint gets its name, and older ones are deleted.
+                post_finalization_callback=lambda: damage.list_files(
+                    directory / f"{self._writing}{_UNFINISHED}"
+                )
+            ),
         )
+        self._writing: int | None = None
         # One of them may be the best.
         damaged = self._manager.with_damaged_loss
         keep.append(checkpoint_managers.CustomSteps(damaged))
@@ -72,6 +88,9 @@ class Checkpoints:
                 raise
         finally:
             self._manager.close()
+            if distributed.is_first():
+                # Left where the disk is full.
+                files.discard(self._directory, f"*{_UNFINISHED}*")
 
     @property
     def steps(self) -> list[int]:
@@ -109,15 +128,17 @@ class Checkpoints:
             return
         params, rest = _parts(state)
         positions = distributed.gather(batches.get_state())
-        check = {
-            "params": jax.device_get(_checksums(params)),
-            "rest": jax.device_get(_checksums(rest)),
-            "data": _digest(positions),
-        }
+        sums = {"params": _checksums(params), "rest": _checksums(rest)}
+        check = jax.tree.map(int, jax.device_get(sums))
+        check["data"] = _digest(positions)
+        check["shapes"] = {"params": _shapes(params), "rest": _shapes(rest)}
+        check["check"] = _digest(check)
         metrics = None
         if eval_loss is not None and math.isfinite(eval_loss):
             metrics = best_checkpoint.metrics_of(eval_loss, step)
             self._lowest_loss = min(self._lowest_loss, eval_loss)
+        self.wait()
+        self._writing = step
         self._guard(
             lambda: self._manager.save(
                 step,
@@ -125,7 +146,7 @@ class Checkpoints:
                     params=ocp.args.StandardSave(params),
                     rest=ocp.args.StandardSave(rest),
                     data=ocp.args.JsonSave({"positions": positions}),
-                    check=ocp.args.JsonSave(jax.tree.map(int, check)),
+                    check=ocp.args.JsonSave(check),
                 ),
                 metrics=metrics,
             )
@@ -137,7 +158,12 @@ class Checkpoints:
         Raises:
           CheckpointError: it is not.
         """
-        self._guard(self._manager.wait_until_finished)
+        self._guard(self._wait)
+
+    def _wait(self) -> None:
+        self._manager.wait_until_finished()
+        if distributed.is_first():
+            files.sync(self._directory, recursive=False)
 
     def restore(
         self,
@@ -145,7 +171,7 @@ class Checkpoints:
         batches: grain.DatasetIterator,
         report: Callable[[str], None] = print,
     ) -> TrainState | None:
-        """The newest checkpoint that is sound; None if there is no checkpoint.
+        """The newest checkpoint that all processes can read; None if there is none.
 
         Damaged ones that are newer are put aside and reported.
 
@@ -155,76 +181,78 @@ class Checkpoints:
           report: told about each damaged checkpoint.
 
         Raises:
-          CheckpointError: there are checkpoints, and none of them is sound.
+          CheckpointError: there are checkpoints, and none of them is sound; or one
+            cannot be read for a reason that is no damage, such as a lack of memory.
         """
         damaged = {}
         if distributed.is_first():
             self._manager.report_damaged_losses(report)
-        for step in reversed(self.steps):
-            try:
-                state = self._read(step, abstract, batches)
-            except Exception as error:  # there are as many kinds as kinds of damage
-                damaged[step] = _first_line(error)
-                continue
-            if distributed.is_first():
-                for broken, reason in damaged.items():
-                    aside = self._put_aside(broken)
-                    report(
-                        f"the checkpoint of step {broken} is damaged ({reason}); it is "
-                        f"now in {aside}, and the one of step {step} is used"
-                    )
-            distributed.agree(True)  # all wait for what the first one moves
-            self._manager.reload()
-            self._lowest_loss = self._manager.lowest_loss
-            return state
+        seen = distributed.gather(self.steps)
+        with _reader(self._directory) as reader:
+            for step in sorted(set().union(*seen), reverse=True):
+                try:
+                    state, positions = self._read(reader, step, abstract)
+                except _UnreadableError as error:
+                    if not error.is_damage:
+                        raise _not_read(self._directory, step, error) from error
+                    damaged[step] = str(error)
+                    continue
+                with distributed.together(CheckpointError):
+                    batches.set_state(_own_position(positions))
+                    if distributed.is_first():
+                        self._put_aside(damaged, step, report)
+                self._manager.reload()
+                self._lowest_loss = self._manager.lowest_loss
+                return state
         if damaged:
             newest = max(damaged)
             raise CheckpointError(
-                f"no checkpoint in {self._run_directory / CHECKPOINTS} can be read; of "
-                f"step {newest}: {damaged[newest]}. To start over give another "
-                "--output-dir"
+                f"no checkpoint in {self._directory} can be read; of step {newest}: "
+                f"{damaged[newest]}. To start over give another --output-dir"
             )
         return None
 
     def _read(
-        self, step: int, abstract: TrainState, batches: grain.DatasetIterator
-    ) -> TrainState:
+        self, reader: ocp.CheckpointManager, step: int, abstract: TrainState
+    ) -> tuple[TrainState, list[Any]]:
+        """The state of a step, and the positions of all processes in the data."""
         params, rest = _parts(abstract)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                rest=ocp.args.StandardRestore(rest),
-                check=ocp.args.JsonRestore(),
-                data=ocp.args.JsonRestore(),
-            ),
-        )
-        for name in ("params", "rest"):
-            _compare(restored[name], restored["check"][name])
-        positions = restored["data"]["positions"]
-        if _digest(positions) != restored["check"]["data"]:
-            raise ValueError("the data's position is not what was saved")
-        batches.set_state(_own_position(positions))
-        return TrainState(params=restored["params"], **restored["rest"])
+        items = {"params": params, "rest": rest}
+        directory = self._directory / str(step)
+        check, data = _in_all(directory, lambda: _read_check(reader, step, items))
+        arrays = _in_all(directory, lambda: _read_arrays(reader, step, items))
+        # Sums are over the arrays of all processes, which wait for each other.
+        _in_all(directory, lambda: _compare(arrays, check))
+        return TrainState(params=arrays["params"], **arrays["rest"]), data["positions"]
 
-    def _put_aside(self, step: int) -> pathlib.Path:
-        source = self._run_directory / CHECKPOINTS / str(step)
-        target = self._run_directory / DAMAGED_DIRECTORY / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(exist_ok=True)
-        source.rename(target)
-        return target
+    def _put_aside(
+        self, damaged: dict[int, str], used: int, report: Callable[[str], None]
+    ) -> None:
+        for step, reason in damaged.items():
+            target = self._run_directory / DAMAGED_DIRECTORY / str(step)
+            for number in itertools.count(2):
+                if not target.exists():
+                    break
+                target = target.with_name(f"{step}-{number}")
+            target.parent.mkdir(exist_ok=True)
+            (self._directory / str(step)).rename(target)
+            report(
+                f"the checkpoint of step {step} is damaged ({reason}); it is now in "
+                f"{target}, and the one of step {used} is used"
+            )
 
     def _guard(self, action: Callable[[], Any]) -> None:
         try:
             action()
         except Exception as error:  # OSError, or whatever tensorstore makes of it
             good = f"step {self.steps[-1]}" if self.steps else "none"
-            raise CheckpointError(
-                "could not write a checkpoint to "
-                f"{self._run_directory / CHECKPOINTS}: "
-                f"{_first_line(error)}. The last good checkpoint: {good}"
-            ) from error
+            told = CheckpointError(
+                f"could not write a checkpoint to {self._directory}: "
+                f"{damage.explain(error, self._directory)}. The last good checkpoint: "
+                f"{good}"
+            )
+            told.errno = damage.os_error_number(error)
+            raise told from error
 
 
 class Restored(NamedTuple):
@@ -269,33 +297,122 @@ def restore_params(
     if not directory.is_dir():
         raise CheckpointError(f"there are no checkpoints in {run_directory}")
     damaged = {}
-    with best_checkpoint.Manager(directory, read_only=True) as manager:
+    with _reader(directory) as manager:
         steps, losses = manager.all_steps(), manager.eval_losses
         if not steps:
             raise CheckpointError(f"there are no checkpoints in {run_directory}")
         if choice.step is None and choice.which != "newest":
             manager.report_damaged_losses(report)
         for step in best_checkpoint.candidates(choice, steps, losses):
+            items = {"params": abstract}
             try:
-                restored = manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        params=ocp.args.StandardRestore(abstract),
-                        check=ocp.args.JsonRestore(),
-                    ),
-                )
-                _compare(restored["params"], restored["check"]["params"])
+                check, _ = _read_check(manager, step, items)
+                restored = _read_arrays(manager, step, items)
+                _compare(restored, check)
             except Exception as error:
-                damaged[step] = (
-                    f"the checkpoint of step {step} in {directory} cannot be read: "
-                    f"{_first_line(error)}"
-                )
+                found = damage.diagnose(error, directory / str(step))
+                told = _not_read(directory, step, found.reason)
+                if not found.is_damage:
+                    raise told from error
+                damaged[step] = str(told)
                 continue
             for reason in damaged.values():
                 report(f"{reason}; the one of step {step} is used")
             is_best = step == next(iter(losses), None)
             return Restored(step, losses.get(step), is_best, restored["params"])
     raise CheckpointError(next(iter(damaged.values())))
+
+
+def _reader(directory: pathlib.Path) -> best_checkpoint.Manager:
+    """Reads checkpoints without waiting for other processes, which may fail to."""
+    own = jax.process_index()
+    return best_checkpoint.Manager(
+        directory,
+        read_only=True,
+        create=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=own,
+            active_processes={own},
+            barrier_sync_key_prefix=f"process {own}",
+        ),
+    )
+
+
+def _in_all(directory: pathlib.Path, action: Callable[[], Any]) -> Any:
+    """Returns what an action returns if it fails in no process.
+
+    Raises:
+      _UnreadableError: it fails in one, for a reason that is no damage if there are
+        such reasons.
+    """
+    result, found = None, None
+    try:
+        result = action()
+    except Exception as error:  # there are as many kinds as kinds of damage
+        found = damage.diagnose(error, directory)
+    all_found = distributed.gather(found)
+    failed = [(index, *found) for index, found in enumerate(all_found) if found]
+    if not failed:
+        return result
+    index, reason, is_damage = min(failed, key=lambda each: each[2])
+    if len(all_found) > 1:
+        reason = f"process {index}: {reason}"
+    raise _UnreadableError(reason, is_damage=is_damage)
+
+
+def _not_read(directory: pathlib.Path, step: int, reason: Any) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint of step {step} in {directory} cannot be read: {reason}"
+    )
+
+
+def _read_check(
+    reader: ocp.CheckpointManager, step: int, items: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a checkpoint says of its arrays `items`, and where it was in the data.
+
+    Raises:
+      MisfitError: it holds arrays of other names, shapes or dtypes.
+      Exception: it is damaged.
+    """
+    restored = reader.restore(
+        step,
+        args=ocp.args.Composite(
+            check=ocp.args.JsonRestore(), data=ocp.args.JsonRestore()
+        ),
+    )
+    check, data = restored["check"], restored["data"]
+    # Checkpoints of earlier versions lack the digest and the shapes.
+    if "check" in check and check.pop("check") != _digest(check):
+        raise damage.ContentError("check/metadata is not what was saved")
+    if _digest(data["positions"]) != check["data"]:
+        raise damage.ContentError("the data's position is not what was saved")
+    for name, tree in items.items() if "shapes" in check else ():
+        found, wanted = check["shapes"][name], _shapes(tree)
+        for path in sorted(found.keys() | wanted.keys()):
+            if found.get(path) != wanted.get(path):
+                raise damage.MisfitError(
+                    f"{path} is {found.get(path, 'absent')} in it, and "
+                    f"{wanted.get(path, 'absent')} in this run: it is of another "
+                    "version of the program, or of another run"
+                )
+    return check, data
+
+
+def _read_arrays(
+    reader: ocp.CheckpointManager, step: int, items: dict[str, Any]
+) -> dict[str, Any]:
+    """The arrays of a checkpoint; `items` has their shapes, dtypes and shardings."""
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+    return dict(reader.restore(step, args=ocp.args.Composite(**args)).items())
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Dtype and shape of each leaf, by path."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def quiet_orbax() -> None:
@@ -354,16 +471,18 @@ def _mix(bits: jax.Array) -> jax.Array:
     return bits ^ (bits >> 16)
 
 
-def _compare(tree: Any, expected: dict[str, int]) -> None:
-    found = jax.tree.map(int, jax.device_get(_checksums(tree)))
-    for path, value in found.items():
-        if expected.get(path) != value:
-            raise ValueError(f"{path} is not what was saved")
+def _compare(arrays: dict[str, Any], check: dict[str, Any]) -> None:
+    """Raises a ContentError if an array is not what was saved."""
+    for name, tree in arrays.items():
+        found = jax.tree.map(int, jax.device_get(_checksums(tree)))
+        for path, value in found.items():
+            if check[name].get(path) != value:
+                raise damage.ContentError(f"{path} is not what was saved")
 
 
-def _digest(positions: list[Any]) -> int:
-    """A number for where the iterators of all processes are."""
-    return zlib.crc32(json.dumps(positions, sort_keys=True).encode())
+def _digest(value: Any) -> int:
+    """A checksum of what JSON can hold."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _own_position(positions: list[Any]) -> Any:
@@ -373,17 +492,7 @@ def _own_position(positions: list[Any]) -> Any:
     # Of files all processes read the same rows, each its share of a batch.
     if all(position == positions[0] for position in positions):
         return positions[0]
-    raise ValueError(
+    raise CheckpointError(
         f"{len(positions)} processes shared the dataset, which {jax.process_count()} "
         "cannot go on with"
     )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0]
-    if len(line) < 200:
-        return line
-    # Tensorstore wraps the reason in one path after another, and its whole request.
-    reason = re.search(r"([^:]+?) \[os_error_code", text)
-    return reason[1].strip() if reason else "..." + line[-200:]

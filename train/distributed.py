@@ -79,6 +79,28 @@ def share(value: Any) -> Any:
 
 
 @contextlib.contextmanager
+def together(kind: type[Exception]) -> Iterator[None]:
+    """Ends the block in all processes if it fails in one, instead of waiting for it.
+
+    No process may wait for another within the block.
+
+    Args:
+      kind: what the others raise, with the message of the one that failed.
+    """
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    messages = gather(error and (str(error) or type(error).__name__))
+    if error is not None:
+        raise error
+    for index, message in enumerate(messages):
+        if message is not None:
+            raise kind(f"process {index}: {message}")
+
+
+@contextlib.contextmanager
 def silence_all_but_first() -> Iterator[None]:
     """Lets only the first process write to stdout; errors are every process' own."""
     with contextlib.ExitStack() as stack:

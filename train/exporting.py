@@ -52,7 +52,7 @@ def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None
         "tokenizer_class": _tokenizer_class(directory),
         "model_max_length": length,
     }
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    files.write_whole(path, json.dumps(settings, indent=2) + "\n")
     hugging_face.save(
         directory,
         model.config.model,

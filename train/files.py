@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,12 +166,22 @@ def discard_at_once(directory: pathlib.Path, pattern: str) -> None:
 def discard_unfinished() -> None:
     """Removes what has no final name yet, for a program that ends at once."""
     for directory, pattern in tuple(_unfinished):
-        for partial in directory.glob(pattern):
+        discard(directory, pattern)
+
+
+def discard(directory: pathlib.Path, pattern: str) -> None:
+    """Removes what matches a pattern in a directory, as far as that is possible."""
+    for _ in range(5):
+        found = list(directory.glob(pattern))
+        for partial in found:
             rest = partial.with_name(f".discarded.{partial.name}")
-            # Another thread may be about to give it its name; one of the two moves it.
+            # Another thread may be giving it its name; one of the two moves it.
             with contextlib.suppress(OSError):
                 partial.rename(rest)
                 _remove(rest)
+        if not found:
+            break
+        time.sleep(0.02)  # another thread may still write to it
 
 
 def _remove(path: pathlib.Path) -> None:

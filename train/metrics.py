@@ -68,26 +68,53 @@ class MetricsWriter:
 
 
 class _TensorBoard:
-    """Events in the run's directory."""
+    """Events in the run's directory.
+
+    The writer of tensorboardX has a thread, which dies on a full disk; the program
+    then waits for it without end. This one writes itself.
+    """
 
     def __init__(self, config: PretrainConfig, last_step: int):
-        import tensorboardX  # only where it is asked for
+        # Only where it is asked for.
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-        # Whatever an earlier process wrote after this step is hidden. The suffix
-        # keeps its file, should that be of the same second.
-        self._writer = tensorboardX.SummaryWriter(
-            str(config.output_dir / "tensorboard"),
-            purge_step=last_step + 1,
-            filename_suffix=f".{last_step}",
-        )
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._directory = config.output_dir / "tensorboard"
+        with files.errors_name(self._directory):
+            self._directory.mkdir(exist_ok=True)
+            # The suffix keeps an earlier process' file of the same second.
+            self._writer = event_file_writer.EventsWriter(
+                str(self._directory / "events"), f".{last_step}"
+            )
+        # Whatever an earlier process wrote after this step is hidden.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(last_step + 1, session_log=start)
+        self._flush()
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, float(value), step)
+        numbers = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "step"
+        ]
+        self._write(step, summary=self._summary(value=numbers))
+        if time.monotonic() > self._flushed + 10:
+            self._flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with files.errors_name(self._directory):
+            self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        event = self._event(step=step, wall_time=time.time(), **content)
+        with files.errors_name(self._directory):
+            self._writer.write_event(event)
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        with files.errors_name(self._directory):
+            self._writer.flush()
 
 
 class _WeightsAndBiases:

@@ -1,5 +1,6 @@
 """Checkpoints come back to the last bit, or are known to be damaged."""
 
+import errno
 import gc
 import json
 import pathlib
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train import checkpoint
+from train import checkpoint, damage, distributed
 from train.checkpoint import (
     CHECKPOINTS,
     DAMAGED_DIRECTORY,
@@ -258,9 +259,12 @@ def test_a_part_that_is_gone_is_reported(copy, item):
 def spoil_checksum(directory, item):
     """As if bits had flipped that no file's own checksum covers."""
     path = directory / CHECKPOINTS / "12" / "check" / "metadata"
-    sums = json.loads(path.read_text())
-    sums[item][min(sums[item])] ^= 1
-    path.write_text(json.dumps(sums))
+    check = json.loads(path.read_text())
+    check[item][min(check[item])] ^= 1
+    del check["check"]
+    check["check"] = checkpoint._digest(check)
+    path.write_text(json.dumps(check))
+    damage.list_files(path.parents[1])
 
 
 @pytest.mark.parametrize("item", ["params", "rest"])
@@ -298,9 +302,126 @@ def test_a_state_of_other_shapes_is_not_restored(copy):
     other = make_state()._replace(params={"head": {"kernel": jnp.zeros((3, 3))}})
     with (
         Checkpoints(copy, CheckpointConfig()) as checkpoints,
-        pytest.raises(CheckpointError, match="can be read"),
+        pytest.raises(CheckpointError, match="it is of another version") as raised,
     ):
         checkpoints.restore(abstract(other), make_batches())
+    shape = "['embedding']['embedding'] is float32[30, 16] in it, and absent in this"
+    assert shape in str(raised.value)
+    assert steps_in(copy) == [7, 12]
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+@pytest.mark.parametrize(
+    ("file", "spoil", "listed", "unlisted"),
+    [
+        ("params/manifest.ocdbt", truncate, "has 57 of 114 bytes", "Length in header"),
+        ("params/manifest.ocdbt", flip, "has changed since", "CRC-32C checksum"),
+        ("params/d/*", pathlib.Path.unlink, "is missing", "is missing or incomplete"),
+        ("rest/_METADATA", truncate, "has 704 of 1,408 bytes", "Unterminated string"),
+        ("check/metadata", flip, "has changed since", "is not what was saved"),
+        ("data/metadata", pathlib.Path.unlink, "is missing", "not found"),
+    ],
+)
+def test_damage_is_told_in_one_line_that_names_the_file(
+    copy, file, spoil, listed, unlisted, is_listed
+):
+    (path,) = (copy / CHECKPOINTS / "12").glob(file)
+    spoil(path)
+    if not is_listed:  # of an earlier version
+        (copy / CHECKPOINTS / "12" / damage.FILES).unlink()
+    *_, (report,) = restore(copy)
+    name = str(path.relative_to(copy / CHECKPOINTS / "12"))
+    if is_listed:
+        assert f"the checkpoint of step 12 is damaged ({name} {listed}" in report
+    else:
+        assert unlisted in report
+        assert name in report or "/_METADATA" in name
+    assert len(report) < 500
+
+
+OWN_TROUBLE = {
+    "memory": MemoryError("cannot allocate"),
+    "device memory": jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+    "files": OSError(errno.EMFILE, "Too many open files"),
+    "permission": PermissionError(errno.EACCES, "Permission denied", "params"),
+    "in words": ValueError("INTERNAL: Failed [os_error_code='23' source locations=1]"),
+    "of the program": TypeError("unexpected keyword"),
+}
+
+
+@pytest.mark.parametrize("error", OWN_TROUBLE.values(), ids=OWN_TROUBLE)
+@pytest.mark.parametrize("is_wrapped", [True, False])
+def test_trouble_of_the_process_is_no_damage(copy, monkeypatch, error, is_wrapped):
+    def fail(reader, step, items):
+        if step == 12:
+            if is_wrapped:
+                raise Exception("Encountered error while reading") from error
+            raise error
+        return read(reader, step, items)
+
+    read = checkpoint._read_arrays
+    monkeypatch.setattr(checkpoint, "_read_arrays", fail)
+    match = "the checkpoint of step 12 in .* cannot be read: "
+    with pytest.raises(CheckpointError, match=match) as raised:
+        restore(copy)
+    assert str(error).split(": ")[-1].split(" [")[0] in str(raised.value)
+    assert steps_in(copy) == [7, 12]
+    with pytest.raises(CheckpointError, match=match):
+        restore_params(copy, abstract(make_state().params), report=pytest.fail)
+
+
+def test_ctrl_c_is_no_damage(copy, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_read_arrays", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        restore(copy)
+    assert steps_in(copy) == [7, 12]
+
+
+@pytest.fixture
+def other_process(monkeypatch):
+    """A second process, of which each test says what it has to tell of step 12."""
+    told = []
+
+    def gather(value):
+        # It does as this one, but where something is to be told.
+        is_found = value is None and told
+        return [value, told.pop(0) if is_found else value]
+
+    monkeypatch.setattr(distributed, "gather", gather)
+    return told
+
+
+def test_processes_agree_on_what_all_can_read(copy, other_process):
+    other_process.append(["params/manifest.ocdbt is missing", True])
+    state, batches, (report,) = restore(copy)
+    assert_equal(state, make_state(7))
+    expected = make_batches()
+    advance(expected, 7)
+    assert advance(batches, 3) == advance(expected, 3)
+    assert (
+        "the checkpoint of step 12 is damaged (process 1: params/manifest.ocdbt is "
+        "missing)" in report
+    )
+    assert steps_in(copy) == [7]
+
+
+def test_trouble_of_one_process_stops_all(copy, other_process):
+    other_process.append(["out of memory", False])
+    with pytest.raises(CheckpointError, match="read: process 1: out of memory"):
+        restore(copy)
+    assert steps_in(copy) == [7, 12]
+
+
+def test_what_was_put_aside_before_is_kept(copy):
+    first = copy / DAMAGED_DIRECTORY / "12"
+    first.mkdir(parents=True)
+    truncate(copy / CHECKPOINTS / "12" / "check" / "metadata")
+    *_, (report,) = restore(copy)
+    assert f"now in {first}-2, and" in report
+    assert list(first.iterdir()) == []
 
 
 def test_what_a_killed_process_left_is_cleared(copy):

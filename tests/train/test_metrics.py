@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 
+from tests.train.program import limited_file_size
 from train import metrics
 from train.config import ReportConfig
 from train.json_lines import read_rows
@@ -197,6 +198,15 @@ def test_tensorboard_gets_every_number_and_hides_steps_taken_again(config, tmp_p
         *[(3, {"loss": 1.5}), (3, {"eval_loss": 1.5})],
         *[(4, {"loss": 2.0}), (4, {"eval_loss": 1.5})],
     ]
+
+
+def test_tensorboard_on_a_full_disk_is_an_error(config, tmp_path):
+    """Which the package's own writer waits for without end."""
+    board = metrics._TensorBoard(reporting(config, tensorboard=True), 0)
+    message = f"cannot write {tmp_path / 'tensorboard'}: File too large"
+    with limited_file_size(1000), pytest.raises(OSError, match=message):
+        for step in range(1000):
+            board.write(step, {"loss": 1.0})
 
 
 @pytest.fixture
