@@ -121,7 +121,7 @@ def explain(error: Exception, directory: pathlib.Path) -> str:
     """
     # Orbax wraps the errors of TensorStore, which begin with a status.
     texts = [_text(each) for each in _chain(error)]
-    text = next(filter(_STATUS.match, texts), texts[0])
+    text = next(filter(_STATUS.match, texts), ": ".join(texts))
     status = _STATUS.match(text)
     paths = re.findall(r'(?:local file|OCDBT database at) "([^"]+)"', text)
     if status is None:
