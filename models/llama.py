@@ -114,7 +114,11 @@ class Llama(nnx.Module):
         )
 
     def decode(
-        self, tokens: jax.Array, start: jax.Array | int, cache: KeyValueCache
+        self,
+        tokens: jax.Array,
+        start: jax.Array | int,
+        cache: KeyValueCache,
+        last: jax.Array | int = -1,
     ) -> tuple[jax.Array, KeyValueCache]:
         """Reads more tokens of sequences whose beginning is in the cache.
 
@@ -122,13 +126,14 @@ class Llama(nnx.Module):
           tokens: (batch, new) token ids at positions `start`, `start + 1`, ...
           start: positions read before; `start + new` must fit the cache.
           cache: from `empty_cache` or the call before.
+          last: index of the new token after which the next one is wanted.
 
         Returns:
-          Logits (batch, vocabulary), float32, after the last token; the cache.
+          Logits (batch, vocabulary), float32, after the token `last`; the cache.
         """
         positions = start + jnp.arange(tokens.shape[1])
         hidden, cache = self._run(tokens, positions, cache)
-        return self.logits(hidden[:, -1]), cache
+        return self.logits(hidden[:, last]), cache
 
     def _run(
         self, tokens: jax.Array, positions: jax.Array, cache: Cache

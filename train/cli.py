@@ -114,7 +114,7 @@ def read(
     groups = options.arrange(found, common)
     errors = io.StringIO()
     try:
-        with _reader_may_leave(), contextlib.redirect_stderr(errors):
+        with reader_may_leave(), contextlib.redirect_stderr(errors):
             parsed = _parse(options.command_line(groups), kind, program, argv, examples)
     except SystemExit as stop:
         if stop.code:
@@ -183,8 +183,8 @@ def _misspelt(argv: Sequence[str], groups: Mapping[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """Ends the program without a word when help is not read to its end: `| head`."""
+def reader_may_leave() -> Iterator[None]:
+    """Ends the program without a word when its output is not read: `| head`."""
     try:
         try:
             yield

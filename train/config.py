@@ -136,8 +136,9 @@ class SampleConfig:
 
     Attributes:
       sample_prompt: text to continue.
-      sample_length_tokens: tokens to add to the prompt.
-      sample_temperature: divides the logits: below 1 safer, above 1 wilder.
+      sample_length_tokens: most tokens to add to the prompt.
+      sample_temperature: divides the logits: below 1 safer, above 1 wilder, 0 always
+        takes the likeliest token.
     """
 
     sample_prompt: str = "The whale"
@@ -148,7 +149,7 @@ class SampleConfig:
         if not self.sample_prompt:
             raise ValueError("--sample-prompt must not be empty")
         check(self, at_least_1, "sample_length_tokens")
-        check(self, positive, "sample_temperature")
+        check(self, not_negative, "sample_temperature")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Writes text with a model of a run: `python -m train.generate --help`."""
+"""Writes text with a trained model: `python -m train.generate --help`."""
 
 import dataclasses
 import io
@@ -8,49 +8,86 @@ from collections.abc import Sequence
 
 from train import cli
 from train.config import BEST_OR_NEWEST, CheckpointChoice, CompilationConfig
-from train.rules import at_least_1, check, fits_32_bits, positive
+from train.rules import (
+    above_0_to_1,
+    at_least_1,
+    check,
+    fits_32_bits,
+    not_negative,
+)
 
 PROGRAM = "python -m train.generate"
+DEFAULT_PROMPT = "The whale"
 EXAMPLES = (
     cli.Example("of the default run", "--checkpoint runs/pretrain"),
     cli.Example(
         "three bold continuations of a prompt",
         "--checkpoint runs/pretrain --prompt 'Call me' --num-samples 3 "
-        "--temperature 1.0",
+        "--temperature 1.0 --top-p 0.95",
+    ),
+    cli.Example(
+        "the likeliest text, with a model in Hugging Face's layout",
+        "--checkpoint path/to/llama --prompt-file prompt.txt --temperature 0",
     ),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-    """Writes text with a model of a pre-training run.
+    """Continues a text with a trained model, to the end of the text.
 
     Attributes:
-      checkpoint: directory of the run, its --output-dir.
-      prompt: text to continue.
-      length_tokens: tokens to add to the prompt.
-      temperature: divides the logits: below 1 safer, above 1 wilder.
+      checkpoint: directory of a run, its --output-dir, or of a LLaMA in Hugging Face's
+        layout.
+      prompt: text to continue; '' begins a new one. None: 'The whale'.
+      prompt_file: file that holds the prompt (UTF-8); - reads it from the standard
+        input.
+      length_tokens: most tokens to add to the prompt; a text ends sooner where the
+        model ends it.
+      temperature: divides the logits: below 1 safer, above 1 wilder, 0 always takes
+        the likeliest token.
+      top_k: draws from so many of the likeliest tokens only. None: from all.
+      top_p: draws only from the fewest likeliest tokens that have this probability
+        together. None: from all.
       num_samples: texts to write, each another.
       seed: decides the texts.
-      choice: which checkpoint.
+      choice: which checkpoint of a run.
       start: how to begin.
     """
 
     checkpoint: pathlib.Path
-    prompt: str = "The whale"
+    prompt: str | None = None
+    prompt_file: pathlib.Path | None = None
     length_tokens: int = 200
     temperature: float = 0.7
+    top_k: int | None = None
+    top_p: float | None = None
     num_samples: int = 1
     seed: int = 0
     choice: CheckpointChoice = BEST_OR_NEWEST
     start: CompilationConfig = dataclasses.field(default_factory=CompilationConfig)
 
     def __post_init__(self):
-        if not self.prompt:
-            raise ValueError("--prompt must not be empty")
+        if self.prompt is not None and self.prompt_file is not None:
+            raise ValueError("--prompt and --prompt-file exclude each other")
         check(self, at_least_1, "length_tokens", "num_samples")
-        check(self, positive, "temperature")
+        check(self, not_negative, "temperature")
         check(self, fits_32_bits, "seed")
+        if self.top_k is not None:
+            check(self, at_least_1, "top_k")
+        if self.top_p is not None:
+            check(self, above_0_to_1, "top_p")
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(
+                f"--num-samples {self.num_samples} would be the same text each time, "
+                "as --temperature 0 always takes the likeliest token"
+            )
+        try:
+            (self.prompt or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"--prompt must be UTF-8 text, got {self.prompt!r}"
+            ) from error
 
 
 def read(argv: Sequence[str]) -> GenerateConfig:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -22,6 +21,7 @@ from train import (
     given_weights,
     metrics,
     optimizers,
+    writing,
 )
 from train import mesh as meshes
 from train import step as steps
@@ -90,7 +90,7 @@ def pretrain(
         return steps.evaluate(definition, state.params, held_out)
 
     def sample() -> str:
-        return _sample(nnx.merge(definition, state.params), text, config, mesh)
+        return _sample(nnx.merge(definition, state.params), text, config)
 
     state, batches = continuation.restore(
         checkpoints, placed, text, found, report=cli.warn
@@ -179,17 +179,18 @@ def _create_state(
     return jax.jit(create, out_shardings=shardings)(params)
 
 
-def _sample(model: Any, text: data.Text, config: PretrainConfig, mesh: Mesh) -> str:
+def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
     prompt = config.sample.sample_prompt
-    tokens = generation.generate(
+    pieces = writing.write(
         model,
-        jnp.array([text.tokenizer.prompt(prompt)]),
-        jax.random.key(config.seed),
+        text.tokenizer,
+        prompt,
+        jax.random.key(config.seed)[None],
         length=config.sample.sample_length_tokens,
-        temperature=config.sample.sample_temperature,
+        sampling=generation.Sampling(config.sample.sample_temperature),
+        positions=config.data.sequence_length_tokens,
     )
-    tokens = meshes.on_all_devices(tokens, mesh)
-    return text.tokenizer.continue_text(prompt, tokens[0].tolist())
+    return prompt + "".join(piece for _, piece in pieces)
 
 
 def _summary(config: PretrainConfig, text: data.Text, state: steps.TrainState) -> str:
@@ -306,6 +307,12 @@ def run(config: PretrainConfig) -> int:
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
                 report=cli.warn,
+            )
+            writing.prompt_ids(
+                text.tokenizer,
+                config.sample.sample_prompt,
+                config.data.sequence_length_tokens,
+                "--sample-prompt",
             )
             if is_first and not found:
                 # In this order: with a config the other files are this program's own.

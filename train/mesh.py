@@ -150,12 +150,6 @@ def place_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     return {name: place(rows) for name, rows in batch.items()}
 
 
-def on_all_devices(x: jax.Array, mesh: Mesh) -> jax.Array:
-    """Whole on every device, so that every process can read it."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(lambda x: x, out_shardings=whole)(x)
-
-
 def check_batch(batch_size_sequences: int, parts: int, mesh: Mesh) -> None:
     """Raises a ValueError if a part of a batch cannot be split over the mesh."""
     pieces = math.prod(mesh.shape[axis] for axis in RULES["batch"])

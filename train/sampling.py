@@ -1,38 +1,93 @@
 """Continues text with a trained model."""
 
+import functools
+import math
+import pathlib
+import sys
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 
-from models import generation
-from train import cli, compilation_cache, trained
+from models.generation import Sampling
+from train import cli, compilation_cache, language_model, writing
 from train.checkpoint import CheckpointError, quiet_orbax
-from train.generate import GenerateConfig
+from train.generate import DEFAULT_PROMPT, GenerateConfig
+
+# More of them would need more memory.
+SAMPLES_AT_ONCE = 16
 
 
 def run(config: GenerateConfig) -> None:
-    """Reads the model and prints what it writes."""
+    """Reads the model and prints what it writes, as it comes."""
     compilation_cache.use(config.start)
     quiet_orbax()
-    with cli.user_errors(ValueError, OSError, CheckpointError):
-        texts = generate(config)
-    print("\n\n".join(texts))
+    with (
+        cli.user_errors(ValueError, OSError, CheckpointError),
+        cli.reader_may_leave(),
+    ):
+        prompt = read_prompt(config)
+        model = language_model.load(config.checkpoint, config.choice)
+        last = None
+        for sample, text in generate(config, model, prompt):
+            if last is None:  # not before an error
+                print(model.description, file=sys.stderr)
+            if sample != last:
+                print("" if last is None else "\n\n", prompt, sep="", end="")
+            print(text, end="", flush=True)
+            last = sample
+        print()
 
 
-def generate(config: GenerateConfig) -> list[str]:
-    """Continues the prompt, once for each sample.
+def generate(
+    config: GenerateConfig, model: language_model.LanguageModel, prompt: str
+) -> Iterator[tuple[int, str]]:
+    """Continues a prompt, once for each sample; see `writing.write`.
 
     Raises:
-      ValueError, CheckpointError, OSError: there is no model to be read.
+      ValueError: the prompt is too long.
     """
-    model = trained.load(config.checkpoint, config.choice)
-    prompt = jnp.array([model.tokenizer.prompt(config.prompt)] * config.num_samples)
-    tokens = generation.generate(
-        model.model,
-        prompt,
-        jax.random.key(config.seed),
-        length=config.length_tokens,
-        temperature=config.temperature,
+    fold_in = functools.partial(jax.random.fold_in, jax.random.key(config.seed))
+    batch_size = math.ceil(
+        config.num_samples / math.ceil(config.num_samples / SAMPLES_AT_ONCE)
     )
-    return [
-        model.tokenizer.continue_text(config.prompt, row) for row in tokens.tolist()
-    ]
+    for first in range(0, config.num_samples, batch_size):
+        texts = writing.write(
+            model.model,
+            model.tokenizer,
+            prompt,
+            jax.vmap(fold_in)(first + jnp.arange(batch_size)),
+            length=config.length_tokens,
+            sampling=Sampling(config.temperature, config.top_k, config.top_p),
+            positions=model.positions,
+        )
+        for row, text in texts:
+            if first + row == config.num_samples:
+                return  # the last batch is as large as the others
+            yield first + row, text
+
+
+def read_prompt(config: GenerateConfig) -> str:
+    """The prompt, wherever it is; a file's last line break does not belong to it.
+
+    Raises:
+      ValueError: the file is not UTF-8.
+      OSError: it cannot be read.
+    """
+    if config.prompt_file is None:
+        return DEFAULT_PROMPT if config.prompt is None else config.prompt
+    name = config.prompt_file
+    try:
+        if name == pathlib.Path("-"):
+            content = sys.stdin.buffer.read()
+        else:
+            content = name.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise OSError(f"--prompt-file {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"--prompt-file {name} is not UTF-8 text: {error.reason} at byte "
+            f"{error.start}"
+        ) from error
+    return text.replace("\r\n", "\n").removesuffix("\n")

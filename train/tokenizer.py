@@ -177,11 +177,6 @@ class Tokenizer(abc.ABC):
         """The ids of a text, without any token that begins or ends one."""
         return self.encode_batch([text])[0]
 
-    def continue_text(self, text: str, ids: Iterable[int]) -> str:
-        """A text and what ids add to it, with the space between, if there is one."""
-        first = self.encode(text)
-        return text + self.decode([*first, *ids])[len(self.decode(first)) :]
-
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, computed in parallel."""

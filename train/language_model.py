@@ -1,0 +1,88 @@
+"""A model that can write: of a run, or of a directory in Hugging Face's layout."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models import hugging_face, llama
+from train import special_tokens, trained
+from train.config import BEST_OR_NEWEST, CheckpointChoice
+from train.step import model_definition
+from train.tokenizer import Tokenizer
+
+# What transformers takes where config.json does not say.
+_POSITIONS = 2048
+
+
+class LanguageModel(NamedTuple):
+    """A model with its tokenizer.
+
+    Attributes:
+      model: the model.
+      tokenizer: its tokenizer.
+      positions: most tokens that it was trained to read.
+      description: where it is from.
+    """
+
+    model: llama.Llama
+    tokenizer: Tokenizer
+    positions: int
+    description: str
+
+
+def load(
+    directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST
+) -> LanguageModel:
+    """Reads a model and its tokenizer.
+
+    Args:
+      directory: a run's `--output-dir`, or holds config.json, safetensors files and a
+        tokenizer as Hugging Face's programs write them.
+      choice: which checkpoint of a run.
+
+    Raises:
+      ValueError: the directory holds neither, or what it holds is damaged.
+      CheckpointError: a run has no checkpoint, or a damaged one.
+      OSError: a file cannot be read.
+    """
+    entries = special_tokens.read_json(directory / hugging_face.CONFIG_FILE)
+    if "model_type" in entries or "architectures" in entries:
+        return _of_hugging_face(directory, choice, entries)
+    run = trained.load(directory, choice)
+    positions = run.config.data.sequence_length_tokens
+    description = f"{directory}, {run.checkpoint.description}"
+    model = _build(run.config.model, run.params)
+    return LanguageModel(model, run.tokenizer, positions, description)
+
+
+def _of_hugging_face(
+    directory: pathlib.Path, choice: CheckpointChoice, entries: dict[str, Any]
+) -> LanguageModel:
+    if choice != BEST_OR_NEWEST:
+        flag = "--which" if choice.step is None else "--step"
+        raise ValueError(
+            f"{flag} chooses among the checkpoints of a run; {directory} is a model in "
+            "Hugging Face's layout and has none"
+        )
+    positions = entries.get("max_position_embeddings")
+    if positions is None:
+        positions = _POSITIONS
+    if isinstance(positions, bool) or not isinstance(positions, int) or positions < 1:
+        raise ValueError(
+            f"{directory / hugging_face.CONFIG_FILE}: max_position_embeddings="
+            f"{positions!r} must be a positive whole number"
+        )
+    tokenizer = Tokenizer.load(directory)
+    config, params = hugging_face.load(directory)
+    return LanguageModel(_build(config, params), tokenizer, positions, str(directory))
+
+
+def _build(config: llama.LlamaConfig, params: Any) -> llama.Llama:
+    if jax.default_backend() == "cpu":  # several times slower in bfloat16
+        config = dataclasses.replace(config, dtype="float32", param_dtype="float32")
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, config.param_dtype), params)
+    return nnx.merge(model_definition(config), params)
