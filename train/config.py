@@ -365,3 +365,9 @@ class PretrainConfig:
         check(self, fits_32_bits, "seed")
         check_parts(self.data, self.gradient_accumulation_steps)
         schedule_phases(self.optimizer, self.steps)  # raises if it does not fit
+
+    @property
+    def positions(self) -> int:
+        """Most tokens that the model learns to read at once, or had learned before."""
+        given = self.model.max_length_tokens or 0
+        return max(self.data.sequence_length_tokens, given)

@@ -40,11 +40,7 @@ def export(config: ExportConfig) -> pathlib.Path:
 
 def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None:
     tokenizer = model.tokenizer
-    # Never less than given weights were meant for.
-    length = max(
-        model.config.data.sequence_length_tokens,
-        model.config.model.max_length_tokens or 0,
-    )
+    length = model.config.positions
     tokenizer.save(directory)
     path = directory / special_tokens.TOKENIZER_FILE
     settings = special_tokens.read_json(path)

@@ -51,16 +51,18 @@ def load(
     """
     entries = special_tokens.read_json(directory / hugging_face.CONFIG_FILE)
     if "model_type" in entries or "architectures" in entries:
-        return _of_hugging_face(directory, choice, entries)
+        return _of_hugging_face(directory, choice)
     run = trained.load(directory, choice)
-    positions = run.config.data.sequence_length_tokens
-    description = f"{directory}, {run.checkpoint.description}"
-    model = _build(run.config.model, run.params)
-    return LanguageModel(model, run.tokenizer, positions, description)
+    return LanguageModel(
+        _build(run.config.model, run.params),
+        run.tokenizer,
+        run.config.positions,
+        f"{directory}, {run.checkpoint.description}",
+    )
 
 
 def _of_hugging_face(
-    directory: pathlib.Path, choice: CheckpointChoice, entries: dict[str, Any]
+    directory: pathlib.Path, choice: CheckpointChoice
 ) -> LanguageModel:
     if choice != BEST_OR_NEWEST:
         flag = "--which" if choice.step is None else "--step"
@@ -68,16 +70,14 @@ def _of_hugging_face(
             f"{flag} chooses among the checkpoints of a run; {directory} is a model in "
             "Hugging Face's layout and has none"
         )
-    positions = entries.get("max_position_embeddings")
-    if positions is None:
-        positions = _POSITIONS
-    if isinstance(positions, bool) or not isinstance(positions, int) or positions < 1:
-        raise ValueError(
-            f"{directory / hugging_face.CONFIG_FILE}: max_position_embeddings="
-            f"{positions!r} must be a positive whole number"
-        )
     tokenizer = Tokenizer.load(directory)
     config, params = hugging_face.load(directory)
+    if tokenizer.vocabulary_size > config.vocabulary_size:
+        raise ValueError(
+            f"the tokenizer in {directory} has {tokenizer.vocabulary_size} tokens and "
+            f"the model {config.vocabulary_size}: it belongs to another model"
+        )
+    positions = config.max_length_tokens or _POSITIONS
     return LanguageModel(_build(config, params), tokenizer, positions, str(directory))
 
 

@@ -188,7 +188,7 @@ def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
         jax.random.key(config.seed)[None],
         length=config.sample.sample_length_tokens,
         sampling=generation.Sampling(config.sample.sample_temperature),
-        positions=config.data.sequence_length_tokens,
+        positions=config.positions,
     )
     return prompt + "".join(piece for _, piece in pieces)
 
@@ -311,7 +311,7 @@ def run(config: PretrainConfig) -> int:
             writing.prompt_ids(
                 text.tokenizer,
                 config.sample.sample_prompt,
-                config.data.sequence_length_tokens,
+                config.positions,
                 "--sample-prompt",
             )
             if is_first and not found:

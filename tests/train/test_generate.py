@@ -10,7 +10,7 @@ import pytest
 
 from tests.train.finished import damage, make_run
 from tests.train.program import assert_refuses
-from tests.train.test_tokenizer import train_sentencepiece
+from tests.train.test_tokenizer import TEXT, train_sentencepiece
 from train import export, exporting, generate, language_model, sampling
 from train.checkpoint import CHECKPOINTS
 from train.run import CONFIG_FILE
@@ -128,9 +128,12 @@ def test_a_model_of_hugging_face_writes_the_same(finished_run, tmp_path, capsys)
         assert_error(capsys, [*argv, *choice], message)
     path = directory / "config.json"
     values = json.loads(path.read_text())
-    for bad in (0, "128", True):
-        path.write_text(json.dumps(values | {"max_position_embeddings": bad}))
-        assert_error(capsys, argv, str(path), "max_position_embeddings")
+    path.write_text(json.dumps(values | {"max_position_embeddings": "128"}))
+    assert_error(capsys, argv, "max_position_embeddings")
+    path.write_text(json.dumps(values | {"max_position_embeddings": 2}))
+    assert_error(capsys, argv, "the prompt has ", " tokens, more than the 2 that")
+    Tokenizer.train([TEXT], 310).save(directory)
+    assert_error(capsys, argv, "has 310 tokens and the model 300")
 
 
 def test_a_reader_that_leaves_is_no_error(finished_run, capsys, monkeypatch):
