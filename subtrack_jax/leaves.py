@@ -59,8 +59,8 @@ def map_leaves(
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """Keys of a path joined by "/"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    """Keys of a path joined by "/"; "(root)" for a tree that is one leaf."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "(root)"
 
 
 def state_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
