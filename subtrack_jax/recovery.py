@@ -1,5 +1,6 @@
 """The last stage: back to a full-size update, with what the subspace missed."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -175,10 +176,15 @@ def _limiter(
     growth_limit: jax.typing.ArrayLike | None,
 ) -> jax.Array:
     """min(1, zeta l / |L|) for the last norm l; 1 if there is none."""
-    if last_norm is None:
+    if last_norm is None or (
+        isinstance(growth_limit, float) and math.isinf(growth_limit)
+    ):
         return jnp.ones_like(norm)
-    limit = last_norm * sharding.local(growth_limit)
-    return jnp.where((limit > 0) & (norm > limit), limit / norm, 1)
+    has_last = last_norm > 0
+    limit = jnp.where(has_last, last_norm, 1) * sharding.local(growth_limit)
+    is_limited = has_last & (norm > limit)
+    # Safe to divide by in both branches: jax_debug_nans looks at each of them.
+    return jnp.where(is_limited, limit, 1) / jnp.where(is_limited, norm, 1)
 
 
 def _finished(record: LowRankLeaf, update: jax.Array, norm: jax.Array | None) -> Pair:

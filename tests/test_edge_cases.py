@@ -299,3 +299,19 @@ def test_many_stacked_leaves_do_not_wait_for_each_other():
     subprocess.run(
         [sys.executable, "-c", MANY_STACKED_LEAVES], cwd=root, check=True, timeout=240
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "growth_limit"),
+    [("subtrack", 1.01), ("apollo", 1.01), ("apollo", np.inf), ("apollo_mini", 1.01)],
+)
+def test_nothing_divides_zero_by_zero(name, growth_limit):
+    """`jax_debug_nans` looks at every operation that is not compiled."""
+    gradients = [np.zeros((4, 6)), np.outer(range(4), range(6)), np.zeros((4, 6))]
+    gradients = [jnp.asarray(g, jnp.float32) for g in gradients]
+    with jax.debug_nans(True), jax.debug_infs(True):
+        optimizer = common.OPTIMIZERS[name](1e-3, rank=1, growth_limit=growth_limit)
+        state = optimizer.init(gradients[0])
+        for gradient in gradients:
+            updates, state = optimizer.update(gradient, state)
+    assert np.all(np.isfinite(updates))
