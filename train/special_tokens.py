@@ -41,7 +41,10 @@ BEGIN_NAMES = (
 )
 # Entries of tokenizer_config.json that a saved tokenizer keeps.
 _KEPT_SETTINGS = ("chat_template", "padding_side", "unk_token")
-_TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
+ADDED_FILE = "added_tokens.json"
+# All that is read beside a tokenizer's own file.
+BESIDE = (*FILES, TEMPLATE_FILE, ADDED_FILE)
 # Of these transformers says so unless the file says otherwise.
 _CLASSES_WITH_BEGIN = ("LlamaTokenizer", "LlamaTokenizerFast")
 # An id that transformers takes for "there is none".
@@ -159,24 +162,26 @@ class Kept(NamedTuple):
 
 
 def read_kept(directories: Sequence[pathlib.Path]) -> Kept:
-    """Reads what `save` hands on from the first directory; errors as of `read`."""
-    if not directories:
-        return Kept({}, {})
-    directory = directories[0]
-    settings = read_json(directory / TOKENIZER_FILE)
-    kept = {name: settings[name] for name in _KEPT_SETTINGS if name in settings}
-    template = directory / _TEMPLATE_FILE
-    if template.is_file():
-        kept["chat_template"] = template.read_text(encoding="utf-8")
+    """Reads what `save` hands on; arguments and errors are those of `read`."""
+    settings, generation, kept = {}, {}, {}
+    for directory in reversed(directories):
+        found = read_json(directory / TOKENIZER_FILE)
+        settings |= found
+        kept |= {name: found[name] for name in _KEPT_SETTINGS if name in found}
+        generation |= read_json(directory / GENERATION_FILE)
+        template = directory / TEMPLATE_FILE
+        if template.is_file():
+            kept["chat_template"] = template.read_text(encoding="utf-8")
     adds_begin = settings.get("add_bos_token")
-    if adds_begin is None and not (directory / "tokenizer.json").exists():
-        adds_begin = settings.get("tokenizer_class") in _CLASSES_WITH_BEGIN
     if not isinstance(adds_begin, bool | None):
         raise ValueError(
-            f"{directory / TOKENIZER_FILE}: add_bos_token={_short(adds_begin)} must be "
-            "true or false"
+            f"{TOKENIZER_FILE} in {directories[0]}: add_bos_token={short(adds_begin)} "
+            "must be true or false"
         )
-    return Kept(kept, read_json(directory / GENERATION_FILE), adds_begin)
+    has_fast = any((each / "tokenizer.json").exists() for each in directories)
+    if adds_begin is None and not has_fast:
+        adds_begin = settings.get("tokenizer_class") in _CLASSES_WITH_BEGIN
+    return Kept(kept, generation, adds_begin)
 
 
 def save(
@@ -221,23 +226,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return safetensors_files.read_json(path) if path.is_file() else {}
 
 
-def read_added(directory: pathlib.Path) -> dict[str, int]:
-    """Tokens that tokenizer_config.json adds to a vocabulary, with their ids."""
-    path = directory / TOKENIZER_FILE
-    key = "added_tokens_decoder"
-    added = read_json(path).get(key) or {}
-    if not isinstance(added, dict):
-        raise ValueError(f"{path}: {key} must be an object, got {_short(added)}")
-    found = {}
-    for index, token in added.items():
-        name = _content(token)
-        if not index.isdecimal() or name is None:
-            shown = _short({index: token})
-            raise ValueError(f"{path}: {key} must name tokens by their ids: {shown}")
-        found[name] = int(index)
-    return found
-
-
 def _ids(
     value: Any, key: str, path: pathlib.Path, vocabulary: Vocabulary
 ) -> tuple[int, ...]:
@@ -246,12 +234,12 @@ def _ids(
     for i in ids:
         if isinstance(i, bool) or not isinstance(i, int):
             raise ValueError(
-                f"{path}: {key}={_short(value)} must be the id of a token, or a list "
+                f"{path}: {key}={short(value)} must be the id of a token, or a list "
                 "of ids"
             )
         if i < 0 or vocabulary.name(i) is None:
             raise ValueError(
-                f"{path}: {key}={_short(value)}, but the tokenizer has no token {i}: "
+                f"{path}: {key}={short(value)}, but the tokenizer has no token {i}: "
                 f"its ids are 0 to {vocabulary.vocabulary_size - 1}; correct the file"
             )
     return tuple(dict.fromkeys(ids))
@@ -262,10 +250,10 @@ def _named(
 ) -> tuple[int, ...]:
     if value is None or value == "":
         return ()
-    name = _content(value)
+    name = content(value)
     if name is None:
         raise ValueError(
-            f"{path}: {key}={_short(value)} must be a token, or an object with its "
+            f"{path}: {key}={short(value)} must be a token, or an object with its "
             "content"
         )
     index = vocabulary.find(name)
@@ -277,12 +265,14 @@ def _named(
     return (index,)
 
 
-def _content(token: Any) -> str | None:
+def content(token: Any) -> str | None:
+    """The token itself, which files give as a string or as an object."""
     if isinstance(token, Mapping):
         token = token.get("content")
     return token if isinstance(token, str) else None
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value, for an error."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

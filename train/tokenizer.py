@@ -4,13 +4,13 @@ import abc
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from train import files, hub, special_tokens
+from train import added_tokens, files, hub, post_processor, special_tokens
 from train.special_tokens import SpecialTokens
 
 END_OF_TEXT = "<|endoftext|>"
@@ -71,7 +71,7 @@ class Tokenizer(abc.ABC):
             return cls.load(path, weights)
         if not path.exists():
             choices = [kind._file_name for kind in _KINDS]
-            path = hub.download_tokenizer(name_or_path, choices, special_tokens.FILES)
+            path = hub.download_tokenizer(name_or_path, choices, special_tokens.BESIDE)
         kind = _SentencePieceTokenizer if path.suffix == ".model" else _JsonTokenizer
         beside = [path.parent] if path.name == kind._file_name else []
         return kind(path, beside + _without_tokenizer(weights))
@@ -219,8 +219,9 @@ class _JsonTokenizer(Tokenizer):
         source.encode_special_tokens = True
         self._tokenizer = source
         self.vocabulary_size = max(source.get_vocab().values()) + 1
+        self._add(added_tokens.read(directories, self))
         named = special_tokens.read(directories, self)
-        first = _first_added(source)
+        first = post_processor.first_added(source)
         self.special = special_tokens.fill(named, self.find, begin=first)
         self._kept = special_tokens.read_kept(directories)
         adds = self._kept.adds_begin
@@ -233,6 +234,13 @@ class _JsonTokenizer(Tokenizer):
             if index not in added or not added[index].special:
                 name = source.id_to_token(index)
                 source.add_special_tokens([tokenizers.AddedToken(name, special=True)])
+
+    def _add(self, tokens: Mapping[str, int]) -> None:
+        """Adds tokens that the tokenizer's file does not have, but follow on it."""
+        for name, index in sorted(tokens.items(), key=lambda item: item[1]):
+            if index == self._tokenizer.get_vocab_size():
+                self._tokenizer.add_special_tokens([name])
+                self.vocabulary_size = index + 1
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encode = self._tokenizer.encode_batch_fast
@@ -251,7 +259,9 @@ class _JsonTokenizer(Tokenizer):
     def _write(self, path: pathlib.Path) -> None:
         entries = json.loads(self._tokenizer.to_str())
         begin = next(((self.name(i), i) for i in self.document_start), None)
-        entries["post_processor"] = _post_processor(entries["post_processor"], begin)
+        entries["post_processor"] = post_processor.replaced(
+            entries["post_processor"], begin
+        )
         text = json.dumps(entries, indent=2, ensure_ascii=False)
         path.write_text(text, encoding="utf-8")
 
@@ -278,10 +288,10 @@ class _SentencePieceTokenizer(Tokenizer):
             )
         except RuntimeError as error:
             raise ValueError(f"{path} is no SentencePiece model: {error}") from error
-        size = self._processor.vocab_size()
-        added = special_tokens.read_added(directories[0]) if directories else {}
-        self._added = {name: i for name, i in added.items() if i >= size}
-        self.vocabulary_size = max([size - 1, *self._added.values()]) + 1
+        self._added: dict[str, int] = {}
+        self._added = added_tokens.read(directories, self)
+        last = self._processor.vocab_size() - 1
+        self.vocabulary_size = max([last, *self._added.values()]) + 1
         # Ids of a model that was trained without a token of a role are negative.
         end, begin = self._processor.eos_id(), self._processor.bos_id()
         self.special = special_tokens.fill(
@@ -378,46 +388,3 @@ def _open_json(path: pathlib.Path) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_buffer(text)
     except Exception as error:  # the library raises nothing more precise
         raise ValueError(f"{path} is no tokenizer.json: {error}") from error
-
-
-def _first_added(tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The id that a tokenizer's post-processor puts before texts, if it does."""
-    word = tokenizers.Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).encode("a")
-    processed = tokenizer.post_process(word)
-    return processed.ids[0] if processed.special_tokens_mask[0] else None
-
-
-def _post_processor(
-    found: dict[str, Any] | None, begin: tuple[str, int] | None
-) -> dict[str, Any] | None:
-    """The entry of tokenizer.json that puts the beginning token there, if any.
-
-    Args:
-      found: the entry as it was, of which only what moves offsets is kept.
-      begin: the token and its id; None: texts begin without one.
-    """
-    parts = [found] if found else []
-    if parts and parts[0]["type"] == "Sequence":
-        parts = parts[0]["processors"]
-    parts = [part for part in parts if part["type"] == "ByteLevel"]
-    if begin is not None:
-        name, index = begin
-
-        def piece(text: str, type_id: int) -> list[dict[str, Any]]:
-            return [
-                {"SpecialToken": {"id": name, "type_id": type_id}},
-                {"Sequence": {"id": text, "type_id": type_id}},
-            ]
-
-        token = {"id": name, "ids": [index], "tokens": [name]}
-        parts.append(
-            {
-                "type": "TemplateProcessing",
-                "single": piece("A", 0),
-                "pair": piece("A", 0) + piece("B", 1),
-                "special_tokens": {name: token},
-            }
-        )
-    if len(parts) > 1:
-        return {"type": "Sequence", "processors": parts}
-    return parts[0] if parts else None

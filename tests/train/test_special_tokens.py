@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import pytest
 import tokenizers
@@ -140,7 +141,6 @@ def test_damaged_files_are_named(tmp_path, name, content):
         (TOKENIZER, {"eos_token": {"text": "</s>"}}, "must be a token"),
         (TOKENIZER, {"eos_token": ["</s>"]}, "must be a token"),
         (TOKENIZER, {"bos_token": "<eot>"}, "bos_token='<eot>' is not in"),
-        (TOKENIZER, {"add_bos_token": "yes"}, "add_bos_token='yes' must be true"),
         (MAP, {"pad_token": "<eot>"}, "pad_token='<eot>' is not in"),
     ],
 )
@@ -170,6 +170,12 @@ def test_whether_texts_begin_with_a_token_is_read(tmp_path, settings, begin, exp
     assert tokenizer.begins_texts == expected
     assert tokenizer.encode("call me") == [CALL, ME]
     assert tokenizer.prompt("call me") == [*[BEGIN] * expected, CALL, ME]
+
+
+def test_whether_texts_begin_with_a_token_is_yes_or_no(tmp_path):
+    write_model(tmp_path, {TOKENIZER: {"add_bos_token": "yes"}})
+    with pytest.raises(ValueError, match=f"{tmp_path}: add_bos_token='yes' must be"):
+        Tokenizer.open(str(tmp_path))
 
 
 def test_a_chat_models_end_is_never_spelled_by_text(tmp_path):
@@ -343,6 +349,60 @@ def test_added_tokens_of_another_form_are_refused(tmp_path, added):
     (tmp_path / TOKENIZER).write_text(json.dumps({"added_tokens_decoder": added}))
     with pytest.raises(ValueError, match=r"tokenizer_config\.json: added_tokens_deco"):
         Tokenizer.open(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "entries", "message"),
+    [
+        (TOKENIZER, {"added_tokens_decoder": {"2": object_of("<s>")}}, "it at 1"),
+        (
+            TOKENIZER,
+            {"added_tokens_decoder": {"2": object_of("<|eot|>")}},
+            "'<|eot|>' the id 2, but the tokenizer has '</s>' there",
+        ),
+        ("added_tokens.json", {"<s>": 2}, "gives '<s>' the id 2"),
+        ("added_tokens.json", {"[PAD]": "7"}, "'[PAD]' must have an id, got '7'"),
+        ("added_tokens.json", {"[PAD]": -1}, "must have an id, got -1"),
+        ("added_tokens.json", {"[PAD]": True}, "must have an id, got True"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["json", "sentencepiece"])
+def test_added_tokens_of_another_model_are_refused(
+    tmp_path, kind, file, entries, message
+):
+    if kind == "json":
+        write_model(tmp_path, {})
+    else:
+        train_sentencepiece(tmp_path).rename(tmp_path / "tokenizer.model")
+    (tmp_path / file).write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        Tokenizer.open(str(tmp_path))
+    assert str(tmp_path / file) in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["json", "sentencepiece"])
+def test_added_tokens_follow_on_the_vocabulary(tmp_path, kind):
+    if kind == "json":
+        write_model(tmp_path, {})
+        size = len(WORDS)
+    else:
+        train_sentencepiece(tmp_path).rename(tmp_path / "tokenizer.model")
+        size = 200
+    added = {"<|im_end|>": size, "[PAD]": size + 1, "<s>": 1}
+    if kind == "json":
+        added["<|im_end|>"] = CHAT_END
+        added["[PAD]"] = size
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    names = {"eos_token": "<|im_end|>", "pad_token": "[PAD]"}
+    (tmp_path / MAP).write_text(json.dumps(names))
+    tokenizer = Tokenizer.open(str(tmp_path))
+    assert tokenizer.special.ends == (added["<|im_end|>"],)
+    assert tokenizer.special.padding == added["[PAD]"] == tokenizer.vocabulary_size - 1
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    again = Tokenizer.load(tmp_path / "saved")
+    assert again.special == tokenizer.special
+    assert again.vocabulary_size == tokenizer.vocabulary_size
 
 
 def test_without_a_word_a_llama_class_begins_its_texts(tmp_path):

@@ -171,7 +171,7 @@ def test_hub_names_are_looked_up_in_both_forms(bpe, sentencepiece_path, monkeypa
         ("someone/llama", "tokenizer.json"),
         ("someone/llama", "tokenizer.model"),
     ]
-    assert {file for _, file in asked[2:]} == set(special_tokens.FILES)
+    assert {file for _, file in asked[2:]} == set(special_tokens.BESIDE)
 
 
 def test_a_tokenizer_in_the_hubs_cache_needs_no_network(bpe, tmp_path, monkeypatch):
