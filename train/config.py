@@ -69,8 +69,8 @@ class DataConfig:
       bos_and_eos: begin each document with BOS and end it with EOS: for weights that
         were trained so (LLaMA, Mistral).
       token_cache_dir: directory that keeps the tokens of files, so that the next start
-        is quick; it may be deleted at any time. None: subtrack_jax/tokens in the
-        user's cache directory.
+        is quick; it may be deleted at any time. auto: subtrack_jax/tokens in the
+        user's cache directory. none: tokens are held in memory.
       held_out_fraction: end of the files' text, as a fraction of its characters, kept
         for evaluation.
       eval_tokens: most tokens of an evaluation.
@@ -93,7 +93,7 @@ class DataConfig:
     tokenizer: str | None = None
     bos: Switch = False
     bos_and_eos: Switch = False
-    token_cache_dir: pathlib.Path | None = None
+    token_cache_dir: str = "auto"
     held_out_fraction: float = 0.05
     eval_tokens: int = 10_000_000
     packing: Literal["packed", "padded"] = "packed"

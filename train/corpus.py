@@ -14,7 +14,8 @@ import tqdm
 from train import packing
 from train.formats import Notes
 from train.sources import LocalText, fingerprint
-from train.token_cache import Parts, TokenCache, Tokens
+from train.token_cache import TokenCache
+from train.token_files import Parts, Tokens
 from train.tokenizer import Piece, Tokenizer
 
 # Changed whenever the same files and tokenizer give other tokens.

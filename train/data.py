@@ -19,7 +19,8 @@ from train.corpus import Corpus
 from train.packing import Batch, Documents, Rows
 from train.rules import flag
 from train.sources import LocalText
-from train.token_cache import TokenCache, Tokens, default_directory
+from train.token_cache import TokenCache
+from train.token_files import Tokens
 from train.tokenizer import Piece, Tokenizer, split_documents
 
 # Given the text to train one on, should there be none yet.
@@ -123,8 +124,7 @@ class _Files:
     def __init__(self, config: DataConfig, report: Report, *, is_first: bool):
         self.report = report if is_first else _ignore
         self._config, self._is_first = config, is_first
-        directory = config.token_cache_dir or default_directory()
-        self._cache = TokenCache(directory, self.report)
+        self._cache = TokenCache(config.token_cache_dir, self.report)
 
     def corpus(self, paths: list[pathlib.Path], held_out_fraction: float = 0) -> Corpus:
         config = self._config
@@ -182,7 +182,7 @@ def _open_files(
         )
     return Text(
         tokenizer,
-        f"{len(train.tokens):,} tokens to train on, "
+        f"{train.token_count:,} tokens to train on, "
         + _describe_rest(held_out, tokenizer),
         seed,
         lambda seed: packing.shuffled_batches(train, config, seed, part),
@@ -243,7 +243,7 @@ def _epoch_of_stream(state: dict[str, Any]) -> float:
 
 def _describe_rest(held_out: Rows, tokenizer: Tokenizer) -> str:
     return (
-        f"{len(held_out.tokens):,} held out, vocabulary of "
+        f"{held_out.token_count:,} held out, vocabulary of "
         f"{tokenizer.vocabulary_size:,}"
     )
 

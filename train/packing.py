@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -73,6 +73,14 @@ def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield group
 
 
+class Numbers(Protocol):
+    """An array, or one in a file, of which ranges can be read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
 class Documents(NamedTuple):
     """Documents of tokens, in memory or on disk.
 
@@ -81,8 +89,8 @@ class Documents(NamedTuple):
       ends: (documents,), where each of them ends.
     """
 
-    tokens: np.ndarray
-    ends: np.ndarray
+    tokens: Numbers
+    ends: Numbers
 
     @classmethod
     def gather(cls, documents: Iterable[np.ndarray]) -> "Documents":
@@ -96,9 +104,9 @@ class Documents(NamedTuple):
 class Rows:
     """Rows of tokens, by index, for grain."""
 
-    tokens: np.ndarray  # all documents, one after the other
-    starts: np.ndarray  # (rows,)
-    stops: np.ndarray  # (rows,)
+    tokens: Numbers  # all documents, one after the other
+    starts: np.ndarray | range  # (rows,)
+    stops: np.ndarray | range  # (rows,)
 
     @classmethod
     def cut(cls, documents: Documents, config: DataConfig) -> "Rows":
@@ -108,21 +116,27 @@ class Rows:
             starts = np.arange(0, len(tokens), length)
             ends = len(tokens)
         else:
-            ends = documents.ends.astype(np.int64)
+            ends = documents.ends[:].astype(np.int64)
             starts = np.append(0, ends)[:-1]
         stops = np.minimum(starts + length + 1, ends)
         some = stops - starts > 1  # a single token predicts nothing
-        return cls(tokens, starts[some], stops[some])
+        if not some.all():
+            starts, stops = starts[some], stops[some]
+        return cls(tokens, starts, stops)
 
     @property
     def predicted(self) -> np.ndarray:
         """Number of tokens that each row predicts."""
-        return self.stops - self.starts - 1
+        return np.subtract(self.stops, self.starts) - 1
+
+    @property
+    def token_count(self) -> int:
+        """Number of tokens up to the end of the last row."""
+        return int(self.stops[-1]) if len(self) else 0
 
     def first(self, count: int) -> "Rows":
-        """The first rows, and only the tokens that they need."""
-        used = self.stops[:count].max(initial=0)
-        return Rows(self.tokens[:used], self.starts[:count], self.stops[:count])
+        """The first rows."""
+        return Rows(self.tokens, self.starts[:count], self.stops[:count])
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -133,9 +147,13 @@ class Rows:
 
 def all_rows(documents: Documents, config: DataConfig) -> Rows:
     """All rows to train on: packed ones are full, what is left over is dropped."""
-    rows = Rows.cut(documents, config)
-    full = np.count_nonzero(rows.predicted == config.sequence_length_tokens)
-    return rows.first(full) if config.packing == "packed" else rows
+    if config.packing == "padded":
+        return Rows.cut(documents, config)
+    # There may be more rows than should be listed in memory.
+    length = config.sequence_length_tokens
+    stop = max(len(documents.tokens) - 1, 0) // length * length + 1
+    starts, stops = range(0, stop - 1, length), range(length + 1, stop + 1, length)
+    return Rows(documents.tokens, starts, stops)
 
 
 def first_rows(documents: Documents, config: DataConfig) -> Rows:

@@ -374,7 +374,8 @@ def test_processes_share_the_documents_of_a_dataset(dataset, tokenizer_directory
 
 def test_a_saved_tokenizer_takes_the_place_of_any_other(source, tmp_path):
     config = describe(**source)
-    assert open_text(config, tokenizer_directory=tmp_path).tokenizer
+    with pytest.raises(FileNotFoundError, match="holds neither"):
+        open_text(config, tokenizer_directory=tmp_path)  # it is lost
     Tokenizer.train(["zyxw " * 100], 262).save(tmp_path)
     named = dataclasses.replace(config, tokenizer="/no/such/tokenizer.json")
     text = open_text(named, tokenizer_directory=tmp_path)
@@ -482,7 +483,9 @@ def test_a_text_is_tokenized_once(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         Tokenizer.train(words, 300).save(tmp_path / name)
     config = describe(
-        data_glob=str(path), tokenizer=str(tmp_path / "one"), token_cache_dir=tmp_path
+        data_glob=str(path),
+        tokenizer=str(tmp_path / "one"),
+        token_cache_dir=str(tmp_path),
     )
     encoded = []
     encode_pieces = packing.encode_pieces

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from train import token_cache
+from train import token_files
 from train.token_cache import TokenCache
 
 PARTS = [
@@ -41,26 +41,28 @@ def reports():
 
 @pytest.fixture
 def cache(tmp_path, reports):
-    return TokenCache(tmp_path / "cache", reports.append)
+    return TokenCache(str(tmp_path / "cache"), reports.append)
 
 
 def check(tokens):
-    assert tokens.train.tokens.tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert tokens.train.ends.tolist() == [3, 6, 7]
-    assert tokens.held_out.tokens.tolist() == [8, 9, 10]
-    assert tokens.held_out.ends.tolist() == [2, 3]
+    assert tokens.train.tokens[:].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert tokens.train.ends[:].tolist() == [3, 6, 7]
+    assert tokens.held_out.tokens[:].tolist() == [8, 9, 10]
+    assert tokens.held_out.ends[:].tolist() == [2, 3]
     assert tokens.notes == ["a note"]
 
 
 @pytest.mark.parametrize("chunk", [2, 2**20])
-def test_tokens_are_made_once_and_mapped(cache, reports, monkeypatch, chunk):
-    monkeypatch.setattr(token_cache, "CHUNK_TOKENS", chunk)
+def test_tokens_are_made_once_and_read_from_files(cache, reports, monkeypatch, chunk):
+    monkeypatch.setattr(token_files, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(token_files, "CHUNK_DOCUMENTS", chunk)
     build = Builder(dtype=np.uint32)
     for _ in range(3):
         tokens = cache.get({"text": 1}, build)
         check(tokens)
-        assert tokens.train.tokens.dtype == np.uint32
-        assert isinstance(tokens.train.tokens, np.memmap)
+        assert tokens.train.tokens[2:4].dtype == np.uint32
+        assert tokens.train.tokens[2:4].tolist() == [3, 4]
+        assert isinstance(tokens.train.tokens, token_files.ArrayInFile)
     assert build.count == 1
     check(cache.get({"text": 2}, build))
     assert build.count == 2 and not reports
@@ -71,8 +73,8 @@ def test_a_text_without_tokens(cache):
         tokens = cache.get(1, Builder([]))
         assert len(tokens.train.tokens) == len(tokens.held_out.ends) == 0
         tokens = cache.get(2, Builder(PARTS[-2:]))
-        assert tokens.train.ends.tolist() == []
-        assert tokens.held_out.ends.tolist() == [2, 3]
+        assert tokens.train.ends[:].tolist() == []
+        assert tokens.held_out.ends[:].tolist() == [2, 3]
 
 
 def flip(path):
@@ -117,7 +119,7 @@ def test_processes_that_start_at_once_wait_for_the_first(tmp_path, cache):
         yield from build(notes)
 
     def ask(build):
-        found.append(TokenCache(tmp_path / "cache", reports.append).get(1, build))
+        found.append(TokenCache(str(tmp_path / "cache"), reports.append).get(1, build))
 
     threads = [threading.Thread(target=ask, args=[slowly])]
     threads += [threading.Thread(target=ask, args=[build]) for _ in range(2)]
@@ -164,7 +166,7 @@ def test_without_a_place_to_write_tokens_are_in_memory(cache, reports, tmp_path)
 @pytest.mark.parametrize("room_bytes", [0, 3, 10, 40, 60])
 def test_a_full_disk_is_no_error(cache, reports, tmp_path, monkeypatch, room_bytes):
     """Wherever it fills up; a limit on the size of files stands for it."""
-    monkeypatch.setattr(token_cache, "CHUNK_TOKENS", 2)
+    monkeypatch.setattr(token_files, "CHUNK_TOKENS", 2)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, before[1]))
     try:
@@ -189,12 +191,22 @@ def test_tokens_that_are_read_only_are_used(cache, reports, tmp_path):
     assert not build.count and not reports
 
 
-def test_the_default_is_in_the_users_cache(monkeypatch, tmp_path):
+def test_where_tokens_are_kept(monkeypatch, tmp_path, reports):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert token_cache.default_directory() == tmp_path / "subtrack_jax" / "tokens"
-    monkeypatch.delenv("XDG_CACHE_HOME")
+    build = Builder()
+    for _ in range(2):
+        check(TokenCache("none", reports.append).get(1, build))
+    assert build.count == 2 and not list(tmp_path.iterdir())
+    check(TokenCache("auto", reports.append).get(1, build))
+    assert list((tmp_path / "subtrack_jax" / "tokens").glob("[!.]*"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    found = token_cache.default_directory()
-    assert found == tmp_path / ".cache" / "subtrack_jax" / "tokens"
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # without a home
-    assert "~" not in str(token_cache.default_directory())
+    check(TokenCache("~/mine", reports.append).get(1, build))
+    assert list((tmp_path / "mine").glob("[!.]*"))
+    assert not reports
+
+
+def test_tokens_that_are_cut_off_in_use_are_an_error(cache, tmp_path):
+    tokens = cache.get(1, Builder())
+    os.truncate(next((tmp_path / "cache").glob("*/tokens")), 8)
+    with pytest.raises(OSError, match="was cut off while it was in use: start again"):
+        tokens.train.tokens[3:6]
