@@ -70,6 +70,13 @@ def test_rows_of_steps_that_are_taken_again_are_moved(config, tmp_path, capsys):
     assert dropped.read_bytes() == b"".join([*before[5:], before[6], *before[:6]])
 
 
+def test_what_was_measured_before_a_new_run_is_moved_too(config, tmp_path):
+    write_steps(config, 0, [0, 1])
+    assert MetricsWriter(config, 1).rows[0]["step"] == 0
+    assert MetricsWriter(config, 0).rows == []
+    assert len(read_rows(tmp_path / "metrics.dropped.jsonl")) == 2
+
+
 STRANGE = {
     "damaged": b'{"step": 2, "lo\x00\x00',
     "cut short": b'{"step": 2',
@@ -239,6 +246,7 @@ def test_weights_and_biases_gets_every_row(config, wandb):
     (begun,) = wandb.begun
     assert begun["project"] == "whales"
     assert begun["name"] == config.output_dir.name
+    assert begun["allow_val_change"]  # a resumed run may have other settings
     assert begun["config"]["optimizer"]["rank"] == config.optimizer.rank
     assert wandb.logged == [
         (1, {"loss": 0.5, "eval_loss": 1.5}),
