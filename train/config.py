@@ -116,6 +116,11 @@ class DataConfig:
             )
 
     @property
+    def begins_documents(self) -> bool:
+        """Whether documents begin with the tokenizer's BOS token."""
+        return self.bos or self.bos_and_eos
+
+    @property
     def batch_size_tokens(self) -> int:
         """Tokens predicted in each optimizer step."""
         return self.batch_size_sequences * self.sequence_length_tokens

@@ -110,7 +110,6 @@ def open_text(
         vocabulary_size,
         tokenizer_directory,
         weights,
-        files.report,
     )
     if config.dataset is None:
         return _open_files(config, open_tokenizer, seed, part, files)
@@ -263,7 +262,6 @@ def _open_tokenizer(
     vocabulary_size: int,
     directory: pathlib.Path | None,
     weights: pathlib.Path | None,
-    report: Report,
     pieces: Iterator[Piece],
 ) -> Tokenizer:
     """The saved tokenizer, else the configured one, else one trained on the text."""
@@ -274,15 +272,7 @@ def _open_tokenizer(
         tokenizer = Tokenizer.open(config.tokenizer, weights)
     if tokenizer is None:
         tokenizer = Tokenizer.train((text for text, _ in pieces), vocabulary_size)
-    begin = config.bos or config.bos_and_eos
-    if weights is not None and tokenizer.begins_texts and not begin:
-        name = tokenizer.name(tokenizer.special.begin)
-        report(
-            f"the tokenizer of the weights begins texts with {name}, documents do "
-            "not: if the weights were trained so, give --bos-and-eos, or --bos where "
-            "nothing ended their documents"
-        )
-    tokenizer.mark_documents(begin=begin, end=not config.bos)
+    tokenizer.mark_documents(begin=config.begins_documents, end=not config.bos)
     if tokenizer.vocabulary_size > vocabulary_size:
         raise ValueError(
             f"the tokenizer ({name}) has {tokenizer.vocabulary_size} tokens, more than "

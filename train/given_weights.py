@@ -1,5 +1,6 @@
 """A run that starts from given weights: its defaults, its flags, its parameters."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -18,6 +19,8 @@ from train.tokenizer import Tokenizer
 # Defaults of a preset are those of a run from scratch, whose rates wreck weights.
 LEARNING_RATE = 1e-4
 SEQUENCE_LENGTH_TOKENS = 256
+# Tokenizers that agree on it hardly differ elsewhere.
+_SAMPLE = 'The 3 whales of 1851 weren\'t seen; naïve sailors shouted: "Là!"\n\n\t{x_1}'
 # How a model is computed, not what it is.
 _FREE = ("dtype", "param_dtype", "remat")
 
@@ -42,7 +45,9 @@ def defaults(base: PretrainConfig, directory: pathlib.Path) -> PretrainConfig:
     model = _read_config(directory, base.model)
     data, optimizer = base.data, base.optimizer
     if base.init_from is None:
-        rank = min(optimizer.rank, max(1, model.hidden_size // 4))
+        rank = optimizer.rank
+        if rank is not None:
+            rank = min(rank, max(1, model.hidden_size // 4))
         rate = min(optimizer.learning_rate, LEARNING_RATE)
         optimizer = dataclasses.replace(optimizer, rank=rank, learning_rate=rate)
         longest = model.max_length_tokens or SEQUENCE_LENGTH_TOKENS
@@ -53,8 +58,12 @@ def defaults(base: PretrainConfig, directory: pathlib.Path) -> PretrainConfig:
     return dataclasses.replace(base, model=model, data=data, optimizer=optimizer)
 
 
-def settle(config: PretrainConfig) -> PretrainConfig:
+def settle(config: PretrainConfig, report: Callable[[str], None]) -> PretrainConfig:
     """Checks the flags against the weights and opens their tokenizer.
+
+    Args:
+      config: the run, as the command line gives it.
+      report: told what a user should know, in a line.
 
     Returns:
       The config with the tokenizer of the weights, unless another one is given, and
@@ -85,11 +94,35 @@ def settle(config: PretrainConfig) -> PretrainConfig:
             "or give the tokenizer of the weights"
         )
     size = max(needed, theirs.vocabulary_size)
+    _note_tokens(config, tokenizer, report)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(theirs, vocabulary_size=size),
         data=dataclasses.replace(config.data, tokenizer=name),
     )
+
+
+def _note_tokens(
+    config: PretrainConfig, tokenizer: Tokenizer, report: Callable[[str], None]
+) -> None:
+    """Tells where the weights have probably read other tokens."""
+    if tokenizer.begins_texts and not config.data.begins_documents:
+        report(
+            "the tokenizer of the weights begins texts with "
+            f"{tokenizer.name(tokenizer.special.begin)}, documents do not: if the "
+            "weights were trained so, give --bos-and-eos, or --bos where nothing ended "
+            "their documents"
+        )
+    name = config.data.tokenizer
+    if name is None:
+        return
+    with contextlib.suppress(FileNotFoundError):  # there is no other
+        own = Tokenizer.load(config.init_from)
+        if own.encode(_SAMPLE) != tokenizer.encode(_SAMPLE):
+            report(
+                f"--tokenizer {name} cuts text into other tokens than the one in "
+                f"--init-from {config.init_from}, which the embedding is of"
+            )
 
 
 def open_tokenizer(config: PretrainConfig) -> Tokenizer:

@@ -282,11 +282,14 @@ def run(config: PretrainConfig) -> int:
     with contextlib.ExitStack() as stack:
         with cli.user_errors(ValueError, OSError):
             metrics.check_packages(config)
-            config = given_weights.settle(config)
+            notes: list[str] = []
+            config = given_weights.settle(config, notes.append)
             check_has_subspaces(config)
             optimizers.check_rank(config.optimizer, config.model)
             distributed.initialize(config.start)
             stack.enter_context(distributed.silence_all_but_first())
+            for note in notes:
+                cli.warn(note)
             mesh = meshes.make_mesh(config.mesh)
             meshes.check_batch(
                 config.data.batch_size_sequences,

@@ -42,6 +42,16 @@ def read(*argv):
     return pretrain.read([str(arg) for arg in argv])
 
 
+def settle(config, notes=()):
+    """Settles, and is told so much."""
+    told = []
+    settled = given_weights.settle(config, told.append)
+    assert len(told) == len(notes)
+    for note, words in zip(told, notes, strict=True):
+        assert words in note
+    return settled
+
+
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -89,16 +99,16 @@ def test_a_saved_config_lends_its_settings_too(weights, copy, tmp_path):
     config = read(*scratch, "--init-from", weights)
     assert (config.model, config.optimizer.learning_rate) == (SHAPE, 1e-4)
     # The config of a run from given weights has values for given weights.
-    saved = given_weights.settle(read("--init-from", weights, "--learning-rate", 1))
+    saved = settle(read("--init-from", weights, "--learning-rate", 1))
     pretrain_config = tmp_path / "config.json"
     values = dataclasses.asdict(saved)
     del values["start"]
     pretrain_config.write_text(json.dumps(values, default=str))
     again = read("--config", pretrain_config)
-    assert given_weights.settle(again).model == saved.model
+    assert settle(again).model == saved.model
     moved = read("--config", pretrain_config, "--init-from", copy)
     assert moved.optimizer.learning_rate == 1
-    assert given_weights.settle(moved).data.tokenizer == str(copy)
+    assert settle(moved).data.tokenizer == str(copy)
 
 
 @pytest.mark.parametrize(
@@ -145,12 +155,12 @@ def test_flags_that_contradict_the_weights_are_refused(
     ],
 )
 def test_flags_that_agree_are_none(weights, flags):
-    assert given_weights.settle(read("--init-from", weights, *flags)).model == SHAPE
+    assert settle(read("--init-from", weights, *flags)).model == SHAPE
 
 
 def test_how_the_model_is_computed_is_free(weights):
     flags = ["--dtype", "bfloat16", "--param-dtype", "bfloat16", "--remat", "full"]
-    model = given_weights.settle(read("--init-from", weights, *flags)).model
+    model = settle(read("--init-from", weights, *flags)).model
     changed = {"dtype": "bfloat16", "param_dtype": "bfloat16", "remat": "full"}
     assert model == dataclasses.replace(SHAPE, **changed)
 
@@ -160,7 +170,7 @@ def test_an_embedding_smaller_than_the_tokenizer_grows_if_asked(copy, capsys):
     argv = ["--init-from", copy]
     message = f"{copy}) has 301 tokens, the embedding of --init-from {copy} 300 rows: "
     assert_refuses(pretrain.main, capsys, argv, message, "--resize-embedding lets")
-    config = given_weights.settle(read(*argv, "--resize-embedding"))
+    config = settle(read(*argv, "--resize-embedding"))
     assert config.model == dataclasses.replace(SHAPE, vocabulary_size=301)
     params, before = given_weights.load(config), make_params(SHAPE)
     embedding, old = params["embedding"]["embedding"], before["embedding"]["embedding"]
@@ -173,12 +183,12 @@ def test_an_embedding_smaller_than_the_tokenizer_grows_if_asked(copy, capsys):
         jax.tree.map(np.testing.assert_array_equal, params[name], before[name])
     # A larger one, as often taken for the hardware's sake.
     config = read(*argv, "--resize-embedding", "--vocabulary-size", 320)
-    assert given_weights.settle(config).model.vocabulary_size == 320
+    assert settle(config).model.vocabulary_size == 320
     assert len(given_weights.load(config)["embedding"]["embedding"]) == 320
 
 
 def test_an_embedding_that_is_large_enough_stays(weights):
-    config = given_weights.settle(read("--init-from", weights, "--resize-embedding"))
+    config = settle(read("--init-from", weights, "--resize-embedding"))
     assert config.model == SHAPE
     jax.tree.map(
         np.testing.assert_array_equal, given_weights.load(config), make_params(SHAPE)
@@ -232,5 +242,24 @@ def test_a_tokenizer_from_elsewhere_has_the_weights_special_tokens(copy, tmp_pat
         (copy / file).unlink()
     edit(copy / "config.json", eos_token_id=300)
     config = read("--init-from", copy, "--tokenizer", other, "--resize-embedding")
-    assert given_weights.settle(config).data.tokenizer == str(other)
+    assert settle(config).data.tokenizer == str(other)
     assert given_weights.open_tokenizer(config).end_of_text == 300
+
+
+def test_what_weights_have_not_read_is_told(copy, tmp_path):
+    raw = tokenizers.Tokenizer.from_file(str(copy / "tokenizer.json"))
+    raw.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    raw.save(str(copy / "tokenizer.json"))
+    given = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+    (copy / "tokenizer_config.json").write_text(json.dumps(given))
+    begins = "begins texts with <|endoftext|>, documents do not"
+    settle(read("--init-from", copy), [begins])
+    for flag in ("--bos", "--bos-and-eos"):
+        settle(read("--init-from", copy, flag))
+    Tokenizer.train(["Another text"], 280).save(tmp_path)
+    other = f"--tokenizer {tmp_path} cuts text into other tokens than the one in"
+    settle(read("--init-from", copy, "--tokenizer", tmp_path), [other])
+    same = copy / "tokenizer.json"
+    settle(read("--init-from", copy, "--tokenizer", same, "--bos"))
