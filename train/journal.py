@@ -20,7 +20,8 @@ class Journal:
 
     def __init__(self, config: PretrainConfig, first: int):
         self._config = config
-        self._writer = metrics.MetricsWriter(config, first)
+        # A run that begins evaluates step 0 anew: its row may be of another config.
+        self._writer = metrics.MetricsWriter(config, first or -1)
         self._has_checkpoint = False
         self._flops_per_token = throughput.flops_per_token(
             config.model, config.data.sequence_length_tokens
@@ -52,9 +53,8 @@ class Journal:
 
     def begin(self, eval_loss: float) -> None:
         """Writes down the held-out loss before training, as step 0."""
-        if all(row["step"] > 0 for row in self.rows):
-            nothing = {"tokens": 0, "epoch": 0.0, "elapsed_seconds": 0.0}
-            self._writer.write(0, eval_loss=eval_loss, skipped_steps=0, **nothing)
+        nothing = {"tokens": 0, "epoch": 0.0, "elapsed_seconds": 0.0}
+        self._writer.write(0, eval_loss=eval_loss, skipped_steps=0, **nothing)
 
     def record(self, step: int, values: dict[str, Any]) -> None:
         """Waits for a step and writes it down.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models import hugging_face, llama
-from train import special_tokens, trained
+from train import trained
 from train.config import BEST_OR_NEWEST, CheckpointChoice
 from train.step import model_definition
 from train.tokenizer import Tokenizer
@@ -49,8 +49,12 @@ def load(
       CheckpointError: a run has no checkpoint, or a damaged one.
       OSError: a file cannot be read.
     """
-    entries = special_tokens.read_json(directory / hugging_face.CONFIG_FILE)
-    if "model_type" in entries or "architectures" in entries:
+    if not (directory / hugging_face.CONFIG_FILE).exists():
+        raise ValueError(
+            f"--checkpoint {directory} is not the directory of a run, nor that of a "
+            f"Hugging Face model: it has no {hugging_face.CONFIG_FILE}"
+        )
+    if trained.is_hugging_face(directory):
         return _of_hugging_face(directory, choice)
     run = trained.load(directory, choice)
     return LanguageModel(

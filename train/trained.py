@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from models import llama
-from train import cli
+from train import cli, special_tokens
 from train.checkpoint import Restored, restore_params
 from train.config import BEST_OR_NEWEST, CheckpointChoice, PretrainConfig
 from train.run import CONFIG_FILE, load_config
@@ -33,6 +33,17 @@ class Trained(NamedTuple):
         return nnx.merge(model_definition(self.config.model), self.params)
 
 
+def is_hugging_face(directory: pathlib.Path) -> bool:
+    """Whether a directory holds a model in Hugging Face's layout, not a run.
+
+    Raises:
+      ValueError: its config.json is damaged.
+      OSError: it cannot be read.
+    """
+    entries = special_tokens.read_json(directory / CONFIG_FILE)
+    return "model_type" in entries or "architectures" in entries
+
+
 def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> Trained:
     """Reads a checkpoint of a run; warns of damaged ones that it passes over.
 
@@ -51,6 +62,11 @@ def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> 
         raise ValueError(
             f"--checkpoint {directory} is not the directory of a run: it has no "
             f"{CONFIG_FILE}"
+        )
+    if is_hugging_face(directory):
+        raise ValueError(
+            f"--checkpoint {directory} is not the directory of a run but a model in "
+            "Hugging Face's layout already"
         )
     config = load_config(PretrainConfig, saved)
     model = nnx.eval_shape(lambda: llama.Llama(config.model, rngs=nnx.Rngs(0)))

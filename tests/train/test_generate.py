@@ -126,6 +126,8 @@ def test_a_model_of_hugging_face_writes_the_same(finished_run, tmp_path, capsys)
     for choice in (["--step", "10"], ["--which", "newest"]):
         message = f"{choice[0]} chooses among the checkpoints of a run"
         assert_error(capsys, [*argv, *choice], message)
+    message = "not the directory of a run but a model in Hugging Face's layout"
+    assert_refuses(export.main, capsys, argv[:2], message)
     path = directory / "config.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values | {"max_position_embeddings": "128"}))
@@ -134,6 +136,16 @@ def test_a_model_of_hugging_face_writes_the_same(finished_run, tmp_path, capsys)
     assert_error(capsys, argv, "the prompt has ", " tokens, more than the 2 that")
     Tokenizer.train([TEXT], 310).save(directory)
     assert_error(capsys, argv, "has 310 tokens and the model 300")
+
+
+def test_text_is_printed_as_it_comes(finished_run, capsys, monkeypatch):
+    shown = []
+    out = sys.stdout
+    monkeypatch.setattr(out, "flush", lambda: shown.append(out.getvalue()))
+    text = text_of(capsys, finished_run)
+    lengths = sorted({len(each) for each in shown})
+    assert all(text.startswith(each.rstrip("\n")) for each in shown)
+    assert len(lengths) > 5 and lengths[0] < len("The whale") + 3
 
 
 def test_a_reader_that_leaves_is_no_error(finished_run, capsys, monkeypatch):

@@ -62,6 +62,23 @@ def test_a_step_is_written_down_with_its_rates(config, capsys):
     assert (config.output_dir / CURVE_FILE).exists()
 
 
+def test_the_loss_before_training_is_that_of_the_run_that_begins(config):
+    for loss in (5.5, 4.5):
+        with Journal(config, 0) as journal:
+            journal.begin(loss)
+    record_all(journal, [0, 1])
+    with Journal(config, 2) as journal:
+        before, *_ = journal.rows
+        record_all(journal, [0], first=3)
+    assert read_steps(config) == [0, 1, 2, 3]
+    assert (before["eval_loss"], before["tokens"], before["skipped_steps"]) == (
+        4.5,
+        0,
+        0,
+    )
+    assert [row["skipped_steps"] for row in journal.rows] == [0, 0, 1, 1]
+
+
 def test_a_device_of_unknown_speed_has_no_mfu(config):
     with Journal(config, 0) as journal:
         journal.record(1, values())
