@@ -17,9 +17,10 @@ from train.benchmark import BenchmarkConfig
 from train.benchmark_report import Cost, plot, table
 from train.cycles import estimated_cycles
 from train.files import write_whole
+from train.methods import moves_on_every_step
 from train.presets import PRESETS
 from train.provenance import machine, versions
-from train.subjects import METHODS, MOVING_ON_EVERY_STEP, Subject
+from train.subjects import METHODS, Subject
 from train.targets import open_target
 from train.timing import by_turns
 
@@ -103,7 +104,7 @@ def measure(config: BenchmarkConfig) -> tuple[dict[str, Cost], int]:
     costs = {}
     for name, program in compiled.items():
         memory = program.memory_analysis()
-        is_steady = config.measure == "update" and name not in MOVING_ON_EVERY_STEP
+        is_steady = config.measure == "update" and not moves_on_every_step(name)
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         costs[name] = Cost(
             seconds[name],

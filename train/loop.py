@@ -19,6 +19,7 @@ from train import (
     data,
     distributed,
     given_weights,
+    methods,
     metrics,
     optimizers,
     writing,
@@ -30,6 +31,7 @@ from train.config import PretrainConfig
 from train.diagnostics import Diagnostics, check_has_subspaces
 from train.interruption import Interruption
 from train.journal import DivergedError, Journal
+from train.presets import PRESETS
 from train.run import (
     CONFIG_FILE,
     Found,
@@ -198,13 +200,16 @@ def _summary(config: PretrainConfig, text: data.Text, state: steps.TrainState) -
         return f"{sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6:.1f} MB"
 
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    base = PRESETS[config.preset].optimizer
+    unused = ", ".join(methods.unused(config.optimizer, base))
+    note = f"; it does not use {unused}" if unused else ""
     name = config.preset
     if config.init_from is not None:
         name = f"weights of {config.init_from}"
     return (
         f"Model      {name}: {count / 1e6:.1f} M parameters, "
         f"{size(state.params)}\n"
-        f"Optimizer  {config.optimizer.name}: state of {size(state.opt_state)}\n"
+        f"Optimizer  {config.optimizer.name}: state of {size(state.opt_state)}{note}\n"
         f"Text       {text.description}\n"
         f"Documents  {_marks(text.tokenizer)}\n"
         f"Steps      {config.steps:,} of {config.data.batch_size_tokens:,} tokens\n"

@@ -18,6 +18,7 @@ from train.optimizer_config import (
     WARMUP_FRACTION,
     OptimizerConfig,
 )
+from train.rules import flag
 
 
 class Method(NamedTuple):
@@ -111,6 +112,11 @@ def has_subspaces(name: str) -> bool:
     return name in LOW_RANK and LOW_RANK[name].tracker is not None
 
 
+def moves_on_every_step(name: str) -> bool:
+    """Whether a method moves its subspaces on every step, whatever the interval."""
+    return name in LOW_RANK and LOW_RANK[name].parameters["update_interval"] == 1
+
+
 def matrix_scale_field(name: str) -> str:
     """The setting that scales a method's updates of matrices against all others."""
     return "scale" if has_subspaces(name) else "matrix_learning_rate_scale"
@@ -144,6 +150,17 @@ def settings_of(config: OptimizerConfig) -> frozenset[str]:
     if config.step_size is not None:
         settings.discard("damping")
     return frozenset(settings)
+
+
+def unused(config: OptimizerConfig, base: OptimizerConfig) -> list[str]:
+    """What is given, being unlike the base, and not read: "--rank 8", for adamw."""
+    read = settings_of(config) | {"name"}
+    return [
+        f"{flag(field.name)} {getattr(config, field.name)}"
+        for field in dataclasses.fields(OptimizerConfig)
+        if field.name not in read
+        and getattr(config, field.name) != getattr(base, field.name)
+    ]
 
 
 def defaults_of(config: OptimizerConfig) -> dict[str, Any]:

@@ -9,18 +9,21 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-import subtrack_jax as stj
 from models import llama
 from train import step as steps
 from train.config import Layout, PretrainConfig
+from train.methods import LOW_RANK, Method
 
 Optimizer = optax.GradientTransformation
 
 
-def _ours(factory: Callable[..., Optimizer]) -> Callable[[int, int], Optimizer]:
-    return lambda rank, interval: factory(
-        1e-3, rank=rank, update_interval=interval, dimension_numbers=llama.matrix_axes
-    )
+def _ours(method: Method) -> Callable[[int, int], Optimizer]:
+    def make(rank: int, interval: int) -> Optimizer:
+        settings = {"rank": rank, "update_interval": interval}
+        chosen = {name: settings[name] for name in settings if name not in method.fixed}
+        return method.alias(1e-3, dimension_numbers=llama.matrix_axes, **chosen)
+
+    return make
 
 
 def _galore(rank: int, interval: int) -> Optimizer:
@@ -35,11 +38,6 @@ def _galore(rank: int, interval: int) -> Optimizer:
     return optax.contrib.galore(1e-3, rank, interval, weight_dimension_numbers=axes)
 
 
-# By their nature on every step, whatever the interval of the others.
-MOVING_ON_EVERY_STEP = {
-    "ldadam": stj.ldadam,
-    "online-subspace-descent": stj.online_subspace_descent,
-}
 # From rank and update interval. Nothing but the method: no clipping, no decay.
 METHODS: dict[str, Callable[[int, int], Optimizer]] = {
     "adamw": lambda rank, interval: optax.adamw(1e-3, weight_decay=0.0),
@@ -48,19 +46,7 @@ METHODS: dict[str, Callable[[int, int], Optimizer]] = {
     "optax-muon": lambda rank, interval: optax.contrib.muon(
         1e-3, muon_weight_dimension_numbers=llama.matrix_axes
     ),
-    "subtrack": _ours(stj.subtrack),
-    "subtrack-grad": _ours(stj.subtrack_grad),
-    "grass-walk": _ours(stj.grass_walk),
-    "grass-jump": _ours(stj.grass_jump),
-    "galore": _ours(stj.galore),
-    "fira": _ours(stj.fira),
-    "golore": _ours(stj.golore),
-    **{
-        name: lambda rank, interval, factory=factory: _ours(factory)(rank, 1)
-        for name, factory in MOVING_ON_EVERY_STEP.items()
-    },
-    "apollo": _ours(stj.apollo),
-    "apollo-mini": lambda rank, interval: _ours(stj.apollo_mini)(1, interval),
+    **{name: _ours(LOW_RANK[name]) for name in LOW_RANK if name != "static"},
 }
 
 

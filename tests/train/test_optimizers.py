@@ -319,6 +319,27 @@ def test_settings_that_are_not_read_make_no_difference():
     assert canonical(warm) == OptimizerConfig(name="adamw")
 
 
+@pytest.mark.parametrize(
+    ("given", "unused"),
+    [
+        ({"name": "adamw", "rank": 8, "b2": 0.9}, ["--rank 8"]),
+        ({"name": "ldadam", "rank": 8, "update_interval": 5}, ["--update-interval 5"]),
+        ({"name": "apollo-mini", "rank": 8, "angle": 0.2}, ["--rank 8", "--angle 0.2"]),
+        ({"name": "galore", "growth_limit": 2.0}, ["--growth-limit 2.0"]),
+        ({"name": "galore", "growth_limit": 2.0, "recovery": True}, []),
+        (
+            {"schedule": "constant", "final_learning_rate_fraction": 0.5},
+            ["--final-learning-rate-fraction 0.5"],
+        ),
+        ({"name": "muon"}, []),
+    ],
+)
+def test_settings_that_are_given_and_not_read_are_told(given, unused):
+    base = PRESETS["tiny"].optimizer
+    config = dataclasses.replace(base, **given)
+    assert methods.unused(config, base) == unused
+
+
 def test_the_seed_decides_random_subspaces(params):
     kernels = [
         one_update(make("grass-jump", seed=seed), params, params)["layers"]["mlp"]["up"]
