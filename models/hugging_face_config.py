@@ -230,7 +230,12 @@ def _import_rotary(typed: _Entries) -> dict[str, Any]:
             f"partial_rotary_factor={part} is not supported: heads are turned as a "
             "whole"
         )
-    kind = rope.rope_type or rope.type or "default"
+    kind = rope.rope_type or rope.type
+    if kind is None and rope.factor not in (None, 1):
+        raise ValueError(
+            f"the rotary scaling by factor={rope.factor:g} has no rope_type: add it"
+        )
+    kind = kind or "default"
     if kind not in ("default", "llama3"):
         raise ValueError(
             f"rope_type={kind!r} is not supported: only 'default' and 'llama3' are"

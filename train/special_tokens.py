@@ -86,8 +86,9 @@ class SpecialTokens(NamedTuple):
 def read(directories: Sequence[pathlib.Path], vocabulary: Vocabulary) -> SpecialTokens:
     """Reads the special tokens from `FILES`, as Hugging Face's programs write them.
 
-    A role is that of the first file that names it: by id or by a list of ids
-    (`eos_token_id`), or by token, as a string or an object (`eos_token`).
+    A role is that of the first file that names it, but all are checked. They name it
+    by id or by a list of ids (`eos_token_id`), or by token, as a string or an object
+    (`eos_token`).
 
     Args:
       directories: hold some of the files; an earlier directory comes first.
@@ -105,11 +106,12 @@ def read(directories: Sequence[pathlib.Path], vocabulary: Vocabulary) -> Special
     ]
 
     def first(role: str) -> tuple[int, ...]:
-        for path, entries in sources:
-            for key, parse in ((f"{role}_token_id", _ids), (f"{role}_token", _named)):
-                if found := parse(entries.get(key), key, path, vocabulary):
-                    return found
-        return ()
+        found = [
+            parse(entries.get(key), key, path, vocabulary)
+            for path, entries in sources
+            for key, parse in ((f"{role}_token_id", _ids), (f"{role}_token", _named))
+        ]
+        return next(filter(None, found), ())
 
     def only(role: str) -> int | None:
         return next(iter(first(role)), None)

@@ -144,6 +144,7 @@ NAN = float("nan")
         ({"rope_scaling": [8.0]}, r"rope_scaling=\[8.0\] cannot .* dictionary"),
         ({"rope_scaling": True}, "rope_scaling=True cannot .* dictionary"),
         ({"rope_parameters": 3, "rope_scaling": None}, "rope_parameters=3 cannot"),
+        ({"rope_scaling": {"factor": 8.0}}, "by factor=8 has no rope_type: add it"),
         ({"rope_scaling": {"rope_type": 3}}, "rope_scaling.rope_type=3 cannot"),
         ({"rope_scaling": {"factor": "8"}}, "rope_scaling.factor='8' cannot"),
         (

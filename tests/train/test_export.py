@@ -184,7 +184,8 @@ LLAMAS = {
 def with_sentencepiece(finished_run, tmp_path, **options):
     """The finished run, but with a tokenizer of the other library."""
     directory = shutil.copytree(finished_run, tmp_path / "run")
-    (directory / "tokenizer.json").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (directory / name).unlink()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.splitlines()),
         model_prefix=str(directory / "tokenizer"),

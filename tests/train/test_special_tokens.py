@@ -172,6 +172,13 @@ def test_whether_texts_begin_with_a_token_is_read(tmp_path, settings, begin, exp
     assert tokenizer.prompt("call me") == [*[BEGIN] * expected, CALL, ME]
 
 
+def test_files_of_another_tokenizer_are_refused_behind_one_that_fits(tmp_path):
+    files = {GENERATION: {"eos_token_id": 0}, TOKENIZER: {"eos_token": "<eot>"}}
+    write_model(tmp_path, files)
+    with pytest.raises(ValueError, match="eos_token='<eot>' is not in"):
+        Tokenizer.open(str(tmp_path))
+
+
 def test_whether_texts_begin_with_a_token_is_yes_or_no(tmp_path):
     write_model(tmp_path, {TOKENIZER: {"add_bos_token": "yes"}})
     with pytest.raises(ValueError, match=f"{tmp_path}: add_bos_token='yes' must be"):
