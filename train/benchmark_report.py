@@ -3,10 +3,9 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
-import matplotlib
-from matplotlib import figure
-
+from train import figures
 from train.files import write_figure
 from train.timing import Spread, ratio, spread
 
@@ -106,14 +105,33 @@ def plot(costs: Mapping[str, Cost], interval: int, title: str, path: pathlib.Pat
                 each.amortised_seconds(interval) / mean for each in costs.values()
             ]
         } | panels
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
-        drawing = figure.Figure((9, 0.5 + 0.35 * len(costs)), layout="constrained")
-        drawing.suptitle(title)
-        all_axes = drawing.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
-            bars = axes.barh(list(costs), values, color="tab:blue")
-            axes.bar_label(bars, fmt="%.2f", padding=2)
-            axes.axvline(1, color="black", linewidth=0.8)
-            axes.set_xlabel(f"{name} / {next(iter(costs))}")
-        all_axes[0].invert_yaxis()  # of all, which share it
-        write_figure(path, drawing, dpi=120)
+    drawing, (all_axes,) = figures.panels(
+        1, len(panels), (9, 1 + 0.35 * len(costs)), sharey=True
+    )
+    drawing.suptitle(title)
+    for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
+        _draw_ratios(axes, dict(zip(costs, values, strict=True)))
+        axes.set_xlabel(f"{name},\nas a multiple of {next(iter(costs))}'s")
+    all_axes[0].invert_yaxis()  # of all, which share it
+    write_figure(path, drawing)
+
+
+def _draw_ratios(axes: Any, ratios: Mapping[str, float]) -> None:
+    """Bars from a line at 1, to the left and to the right; each ends in its number."""
+    values = list(ratios.values())
+    axes.barh(list(ratios), [value - 1 for value in values], left=1, color="tab:blue")
+    axes.axvline(1, color="black", linewidth=0.8)
+    for row, value in enumerate(values):
+        axes.annotate(
+            f"{value:.2f}",
+            (value, row),
+            xytext=(-4 if value < 1 else 4, 0),
+            textcoords="offset points",
+            horizontalalignment="right" if value < 1 else "left",
+            verticalalignment="center",
+        )
+    # Room for the numbers at both ends, and never less than a factor of two.
+    low, high = min(0.75, *values), max(1.5, *values)
+    room = (high / low) ** 0.15
+    axes.set_xlim(low / room, high * room)
+    figures.use_plain_logarithms(axes.xaxis)

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib import figure
 
+from train import figures
 from train.entries import Entry, Try, by_loss
 from train.methods import resolved
 from train.variants import Sweep, Variant, word
@@ -138,10 +139,7 @@ def aggregate(entries: Sequence[Entry], steps: int) -> list[dict[str, Any]]:
 
 def plot(entries: Sequence[Entry], title: str) -> figure.Figure:
     """Held-out loss against steps and against seconds; a band spans the seeds."""
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
-        # A Figure of its own needs no display and no global state.
-        fig = figure.Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
-        panels = fig.subplots(1, 2, sharey=True)
+    fig, (panels,) = figures.panels(1, 2, (11, 4.5), sharey=True)
     colors = matplotlib.color_sequences["tab10" if len(entries) <= 10 else "tab20"]
     ordered = by_loss(entries)
     shown = []
@@ -173,6 +171,7 @@ def plot(entries: Sequence[Entry], title: str) -> figure.Figure:
     if shown:
         margin = 0.05 * (max(shown) - min(shown)) or 0.1
         panels[0].set_ylim(min(shown) - margin, max(shown) + margin)
+    figures.count(panels[0].xaxis)
     panels[0].set(xlabel="step", ylabel="held-out loss (nats per token)")
     panels[1].set(xlabel="seconds in steps")
     for axes in panels:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import subtrack_jax as stj
-from train import distributed, methods, subspace_plot
+from train import distributed, methods
 from train.config import PretrainConfig
 from train.json_lines import JsonLines
 from train.metrics import Stopwatch
@@ -94,6 +94,8 @@ class Diagnostics:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if not (self._is_on and self._file.rows and distributed.is_first()):
             return
+        from train import subspace_plot  # slow to import, and of no use before
+
         try:
             self.sync()
             subspace_plot.plot(

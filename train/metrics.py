@@ -9,9 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import figure
 
 from train import cli, distributed, files
 from train.config import PretrainConfig
@@ -210,10 +208,9 @@ class Stopwatch:
 
 def plot_curve(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
     """Draws training and held-out loss over the steps as a PNG."""
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
-        # A Figure of its own needs no display and no global state.
-        fig = figure.Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-        axes = fig.subplots()
+    from train import figures  # slow to import, and of no use before the end
+
+    fig, ((axes,),) = figures.panels(1, 1, (7, 4.5))
     trained = [row for row in rows if "loss" in row]
     axes.plot(
         [row["step"] for row in trained],
@@ -231,6 +228,7 @@ def plot_curve(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> No
         label="held-out text",
     )
     axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
+    figures.count(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend()
     files.write_figure(path, fig)

@@ -6,16 +6,15 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import figure
 
+from train import figures
 from train.files import write_figure
 
 QUANTITIES = {
-    "captured_energy": "captured energy",
-    "grassmann_distance": "Grassmann distance moved (radians)",
-    "recovery_ratio": "|Λ| / |G|",
+    "captured_energy": "share of the gradient's squared norm\ninside the subspace",
+    "grassmann_distance": "distance that the subspace moved\n(norm of angles, radians)",
+    "recovery_ratio": "norm of the recovered part,\nas a multiple of the gradient's",
 }
 
 
@@ -24,18 +23,18 @@ def plot(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
 
     Above, means over the layers, in a band from the least to the largest of them;
     below, means over all looks, layer by layer. GrassWalk (arXiv 2510.01878, section
-    3) draws the captured energy so.
+    3) draws the captured energy so. Quantities without a finite value are left out,
+    and there is no picture without any.
 
     Args:
       rows: of `diagnostics.jsonl`.
       title: of the figure.
       path: of the PNG.
     """
-    shown = [name for name in QUANTITIES if any(name in row for row in rows)]
-    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
-        # A Figure of its own needs no display and no global state.
-        fig = figure.Figure(figsize=(10, 6), dpi=120, layout="constrained")
-        panels = fig.subplots(2, len(shown), squeeze=False)
+    shown = {name: _values(rows, name) for name in QUANTITIES if _values(rows, name)}
+    if not shown:
+        return
+    fig, panels = figures.panels(2, len(shown), (1 + 3.2 * len(shown), 6))
     labels = _labels(row["matrix"] for row in rows)
     for k, (matrix, label) in enumerate(labels.items()):
         own = [row for row in rows if row["matrix"] == matrix]
@@ -54,20 +53,26 @@ def plot(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
             )
             layers, values = _grouped(own, "layer", name)
             over_layers.plot(layers, [np.mean(each) for each in values], **style)
-    for name, over_steps, over_layers in zip(shown, *panels, strict=True):
-        over_steps.set(title=QUANTITIES[name], xlabel="step")
-        over_layers.set(xlabel="layer")
-        over_layers.xaxis.get_major_locator().set_params(integer=True)
-        for axes in (over_steps, over_layers):
+    for (name, values), *column in zip(shown.items(), *panels, strict=True):
+        column[0].set_title(QUANTITIES[name], fontsize="medium")
+        for axes, counted in zip(column, ("step", "layer"), strict=True):
+            axes.set_xlabel(counted)
+            figures.count(axes.xaxis)
             axes.grid(alpha=0.3)
-            if name == "recovery_ratio":  # orders of magnitude apart
-                axes.set_yscale("log")
-    panels[0][0].set_ylabel("mean over layers, band: all")
+            if name == "recovery_ratio" and min(values) > 0:
+                # Orders of magnitude apart.
+                figures.use_plain_logarithms(axes.yaxis)
+    panels[0][0].set_ylabel("mean over layers\n(shaded: lowest to highest)")
     panels[1][0].set_ylabel("mean over steps")
     fig.suptitle(title)
     handles = panels[0][0].get_legend_handles_labels()
     fig.legend(*handles, loc="outside lower center", ncols=10, frameon=False)
     write_figure(path, fig)
+
+
+def _values(rows: Iterable[dict[str, Any]], name: str) -> list[float]:
+    values = (row.get(name, math.nan) for row in rows)
+    return [value for value in values if math.isfinite(value)]
 
 
 def _grouped(

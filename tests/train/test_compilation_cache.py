@@ -174,7 +174,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path):
 @pytest.mark.parametrize(
     ("program", "argv"),
     [
-        ("pretrain", []),
+        ("pretrain", ["--steps", "1", "--data-glob", "none"]),
         ("compare", []),
         ("generate", ["--checkpoint", "none"]),
         ("export", ["--checkpoint", "none"]),

@@ -213,7 +213,7 @@ def test_off_it_neither_keeps_nor_writes_anything(tmp_path, monkeypatch):
     ['{"step": 1, "loss": 2.0}', '{"step": 1, "matrix": 3, "layer": 0}', '{"step": 1'],
 )
 def test_lines_of_something_else_are_moved(tmp_path, line):
-    row = '{"step": 1, "matrix": "up", "layer": 0, "captured_energy": null}'
+    row = '{"step": 1, "matrix": "up", "layer": 0, "captured_energy": 0.5}'
     path = tmp_path / DIAGNOSTICS_FILE
     path.write_text(f"{line}\n{row}\n")
     with Diagnostics(configure(tmp_path), 5, mesh.make_mesh("fsdp=-1")):

@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import typing
@@ -17,6 +18,7 @@ from train.methods import settings_of
 from train.optimizer_config import OptimizerConfig, OptimizerName
 from train.presets import PRESETS
 
+WEIGHTS = ROOT / "tests/data/hugging_face/tied"
 PROGRAMS = ["pretrain", "compare", "generate", "export", "plan", "benchmark"]
 # What takes long to import, and nobody needs to read help or a message.
 SLOW = ["jax", "optax", "flax", "orbax", "grain", "datasets", "matplotlib"]
@@ -109,7 +111,10 @@ def test_fields_that_are_no_options_keep_their_default():
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_help_ends_with_examples_that_can_be_read(capsys, monkeypatch, name):
+def test_help_ends_with_examples_that_can_be_read(capsys, monkeypatch, tmp_path, name):
+    # What they name has to be there.
+    shutil.copytree(WEIGHTS, tmp_path / "path/to/llama")
+    monkeypatch.chdir(tmp_path)
     program = importlib.import_module(f"train.{name}")
     text = help_of(name, capsys, monkeypatch)
     *_, last = text.split("\nexamples:\n")

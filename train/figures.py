@@ -1,0 +1,46 @@
+"""Figures of matplotlib in one style, and axes that read well."""
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import axis, figure, ticker
+
+_STEPS = (1, 2, 5, 10)  # between ticks, times a power of ten
+
+
+def panels(
+    rows: int, columns: int, size_inches: tuple[float, float], **shared: Any
+) -> tuple[figure.Figure, np.ndarray]:
+    """A figure that needs no display and no global state, and its axes in a grid.
+
+    Args:
+      rows: number of rows of the grid.
+      columns: number of columns of the grid.
+      size_inches: width and height.
+      **shared: `sharex` or `sharey` of matplotlib's `subplots`.
+    """
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        drawing = figure.Figure(size_inches, dpi=120, layout="constrained")
+        return drawing, drawing.subplots(rows, columns, squeeze=False, **shared)
+
+
+def count(of: axis.Axis) -> None:
+    """Has ticks at whole numbers only, as of steps and layers."""
+    of.set_major_locator(ticker.MaxNLocator(steps=_STEPS, integer=True, min_n_ticks=1))
+
+
+def use_plain_logarithms(of: axis.Axis) -> None:
+    """Makes an axis logarithmic, with ticks such as 0.5, 1, 2, 5 and 10.
+
+    To be called when the limits of the axis are known.
+    """
+    of.axes.set(**{f"{of.axis_name}scale": "log"})
+    low, high = getattr(of.axes, f"get_{of.axis_name}lim")()
+    of.set_major_locator(
+        ticker.LogLocator(subs=(1, 2, 5))
+        if high / low > 8
+        else ticker.MaxNLocator(nbins=7, steps=_STEPS)
+    )
+    of.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    of.set_minor_locator(ticker.NullLocator())
