@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shlex
+import shutil
 
 import jax
 
@@ -36,7 +37,11 @@ def test_the_newcomers_commands_are_one_line_that_makes_its_own_environment():
         assert ".venv && .venv/bin/pip install -e" in command
 
 
-def test_the_programs_take_the_flags_that_the_readme_gives_them():
+def test_the_programs_take_the_flags_that_the_readme_gives_them(tmp_path, monkeypatch):
+    # What they name has to be there.
+    weights = README.parent / "tests/data/hugging_face/tied"
+    shutil.copytree(weights, tmp_path / "path/to/llama")
+    monkeypatch.chdir(tmp_path)
     programs = {
         "train.pretrain": lambda argv: cli.parse(PRESETS, "tiny", "", argv),
         "train.generate": lambda argv: cli.read(generate.GenerateConfig, "", argv),
