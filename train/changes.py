@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, May, str], ...] = (
     ),
     (r"data\.(tokenizer|bos|bos_and_eos)", May.NEVER, "weights know but one tokenizer"),
     (r"model\.(dtype|norm_epsilon|rotary_.*)", May.IF_ALLOWED, ""),
-    (r"model\..*", May.NEVER, "the checkpoint has weights of another shape"),
+    (r"model\..*", May.NEVER, "the checkpoint has weights of another form"),
     # But for those that `settings_of_state` finds: they change the optimizer's state.
     (r".*", May.IF_ALLOWED, ""),
 )

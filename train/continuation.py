@@ -43,7 +43,10 @@ def _state_shapes(config: PretrainConfig, optimizer: OptimizerConfig) -> Any:
     made = optimizers.make_optimizer(optimizer, 1.0, config.seed, steps=config.steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
     create = functools.partial(steps.create_state, config.model, made)
-    leaves, structure = jax.tree.flatten(jax.eval_shape(create, key))
+    try:
+        leaves, structure = jax.tree.flatten(jax.eval_shape(create, key))
+    except ValueError:  # of a rank that no matrix of this model takes
+        return None
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 

@@ -96,6 +96,7 @@ def test_a_position_in_a_stream_does_not_depend_on_the_size_of_batches():
         ({"update_interval": 3, "scale": 2.0, "name": "grass-walk"}, []),
         ({"rank": 4, "b2": 0.5}, ["rank"]),
         ({"mu_dtype": "bfloat16"}, ["mu_dtype"]),
+        ({"rank": 4000, "b2": 0.5}, ["rank"]),
         ({"name": "adamw", "b2": 0.5}, ["name"]),
         ({"matrix_learning_rate_scale": 2.0, "rank": 4}, None),
     ],
