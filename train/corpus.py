@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import tokenizers
 import tqdm
 
 from train import packing
@@ -31,12 +32,24 @@ class Corpus:
         self._text, self._held_out_fraction = text, held_out_fraction
         self._notes = Notes()
 
-    def train_pieces(self) -> Iterator[Piece]:
-        """The text to train on; raises as `tokens`."""
-        for is_held_out, piece in self._divided():
-            if is_held_out:
-                return
-            yield piece
+    def train_tokenizer(self, vocabulary_size: int, cache: TokenCache) -> Tokenizer:
+        """A tokenizer of the text to train on, of the cache if it has it.
+
+        Raises:
+          ValueError: the vocabulary is too small; and as `tokens`.
+          OSError: as `tokens`.
+        """
+        identity = self._identity() | {
+            "vocabulary_size": vocabulary_size,
+            "tokenizers": tokenizers.__version__,
+        }
+
+        def train() -> Tokenizer:
+            pieces = itertools.takewhile(lambda part: not part[0], self._divided())
+            texts = (text for _, (text, _) in pieces)
+            return Tokenizer.train(texts, vocabulary_size)
+
+        return cache.tokenizer(identity, train)
 
     def tokens(
         self, tokenizer: Tokenizer, cache: TokenCache, *, progress: bool = True
@@ -52,15 +65,9 @@ class Corpus:
           ValueError: there is no text, or a file has some that is not usable.
           OSError: a file cannot be read, or changes while it is read.
         """
-        identity = {
-            "version": CACHE_VERSION,
-            "files": self._identity_of_files(),
-            "text_field": self._text.text_field,
-            "skip_bad": self._text.skip_bad,
-            "held_out_fraction": self._held_out_fraction,
-            "tokenizer": _identity_of_tokenizer(tokenizer),
-        }
-        return cache.get(identity, functools.partial(self._build, tokenizer, progress))
+        identity = self._identity() | {"tokenizer": _identity_of_tokenizer(tokenizer)}
+        build = functools.partial(self._build, tokenizer, progress)
+        return cache.tokens(identity, build)
 
     def _build(self, tokenizer: Tokenizer, progress: bool, notes: list[str]) -> Parts:
         before = self._identity_of_files()
@@ -106,6 +113,16 @@ class Corpus:
             notes = "".join(f"; {line}" for line in self._notes.lines())
             raise ValueError(f"no text in {names}{notes}")
         return count
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the text."""
+        return {
+            "version": CACHE_VERSION,
+            "files": self._identity_of_files(),
+            "text_field": self._text.text_field,
+            "skip_bad": self._text.skip_bad,
+            "held_out_fraction": self._held_out_fraction,
+        }
 
     def _identity_of_files(self) -> list[Any]:
         files = zip(self._text.paths, fingerprint(self._text.paths), strict=True)

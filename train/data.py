@@ -21,10 +21,10 @@ from train.rules import flag
 from train.sources import LocalText
 from train.token_cache import TokenCache
 from train.token_files import Tokens
-from train.tokenizer import Piece, Tokenizer, split_documents
+from train.tokenizer import Tokenizer, split_documents
 
-# Given the text to train one on, should there be none yet.
-OpenTokenizer = Callable[[Iterator[Piece]], Tokenizer]
+# Given what trains one of a vocabulary, should there be none yet.
+OpenTokenizer = Callable[[Callable[[int], Tokenizer]], Tokenizer]
 # Told what a user should know, in a line.
 Report = Callable[[str], None]
 
@@ -111,6 +111,10 @@ def open_text(
         tokenizer_directory,
         weights,
     )
+    for field, reason in _unused(config).items():
+        value = getattr(config, field)
+        if value != getattr(DataConfig, field):
+            files.report(f"{flag(field)} {value} is not used: {reason}")
     if config.dataset is None:
         return _open_files(config, open_tokenizer, seed, part, files)
     process = (process_index, process_count)
@@ -130,6 +134,9 @@ class _Files:
         text = LocalText(paths, config.text_field, config.skip_bad_documents)
         return Corpus(text, held_out_fraction)
 
+    def train_tokenizer(self, corpus: Corpus, vocabulary_size: int) -> Tokenizer:
+        return corpus.train_tokenizer(vocabulary_size, self._cache)
+
     def tokens(self, corpus: Corpus, tokenizer: Tokenizer) -> Tokens:
         found = corpus.tokens(tokenizer, self._cache, progress=self._is_first)
         for note in found.notes:
@@ -138,19 +145,29 @@ class _Files:
 
     def evaluation(self, tokenizer: Tokenizer) -> Documents | None:
         """The documents of --eval-glob, if it is given."""
-        config = self._config
-        if config.eval_glob is None:
+        if self._config.eval_glob is None:
             return None
-        unused = "dataset_eval_split" if config.dataset else "held_out_fraction"
-        value = getattr(config, unused)
-        if value != getattr(DataConfig, unused):
-            self.report(f"{flag(unused)} {value} is not used: --eval-glob is given")
-        paths = sources.find_files(config.eval_glob, "--eval-glob")
+        paths = sources.find_files(self._config.eval_glob, "--eval-glob")
         return self.tokens(self.corpus(paths), tokenizer).train
 
 
 def _ignore(message: str) -> None:
     pass
+
+
+def _unused(config: DataConfig) -> dict[str, str]:
+    """Fields that have no meaning beside others, and why."""
+    unused = {}
+    if config.dataset is None:
+        streamed = ("dataset_config", "dataset_split", "shuffle_buffer_documents")
+        fields = (*streamed, "dataset_eval_split")
+        unused |= dict.fromkeys(fields, "there is no --dataset")
+    else:
+        unused["held_out_fraction"] = "--dataset has --dataset-eval-split"
+    if config.eval_glob is not None:
+        fields = ("held_out_fraction", "dataset_eval_split")
+        unused |= dict.fromkeys(fields, "--eval-glob is given")
+    return unused
 
 
 def _open_files(
@@ -165,7 +182,7 @@ def _open_files(
         corpus = files.corpus(paths, config.held_out_fraction)
     else:
         corpus = files.corpus(_without_evaluation(paths, config, files.report))
-    tokenizer = open_tokenizer(corpus.train_pieces())
+    tokenizer = open_tokenizer(functools.partial(files.train_tokenizer, corpus))
     tokens = files.tokens(corpus, tokenizer)
     evaluation = files.evaluation(tokenizer)
     train = packing.all_rows(tokens.train, config)
@@ -204,8 +221,12 @@ def _open_stream(
     if config.eval_glob is None:
         split = config.dataset_eval_split
         other = streams.open_stream(config, split, "--dataset-eval-split")
-    documents = split_documents(streams.read_stream(train, field, skip))
-    tokenizer = open_tokenizer(documents)
+
+    def train_tokenizer(vocabulary_size: int) -> Tokenizer:
+        pieces = split_documents(streams.read_stream(train, field, skip))
+        return Tokenizer.train((text for text, _ in pieces), vocabulary_size)
+
+    tokenizer = open_tokenizer(train_tokenizer)
     evaluation = files.evaluation(tokenizer)
     if evaluation is None:
         documents = split_documents(streams.read_stream(other, field, skip))
@@ -262,7 +283,7 @@ def _open_tokenizer(
     vocabulary_size: int,
     directory: pathlib.Path | None,
     weights: pathlib.Path | None,
-    pieces: Iterator[Piece],
+    train: Callable[[int], Tokenizer],
 ) -> Tokenizer:
     """The saved tokenizer, else the configured one, else one trained on the text."""
     name, tokenizer = f"--tokenizer {config.tokenizer}", None
@@ -271,7 +292,7 @@ def _open_tokenizer(
     elif config.tokenizer is not None:
         tokenizer = Tokenizer.open(config.tokenizer, weights)
     if tokenizer is None:
-        tokenizer = Tokenizer.train((text for text, _ in pieces), vocabulary_size)
+        tokenizer = train(vocabulary_size)
     tokenizer.mark_documents(begin=config.begins_documents, end=not config.bos)
     if tokenizer.vocabulary_size > vocabulary_size:
         raise ValueError(

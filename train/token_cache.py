@@ -6,21 +6,28 @@ import json
 import os
 import pathlib
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 
 from train import files, token_files
 from train.token_files import Build, GrowingTokens, Tokens
+from train.tokenizer import Tokenizer
+
+CHECKSUMS = "checksums.json"
+
+Value = TypeVar("Value")
 
 
 class TokenCache:
-    """A directory of tokens, each text's under a name made of all that decides them.
+    """A directory of tokens, and of the tokenizers that were trained for them.
 
-    Processes that want the same tokens wait for the one that came first. What is
-    there appears at once and is checked when it is opened: damaged tokens are made
-    anew. Where nothing can be written, tokens are held in memory.
+    Each has a name made of all that decides it. Processes that want the same wait for
+    the one that came first. What is there appears at once and is checked when it is
+    opened: what is damaged is made anew. Where nothing can be written, tokens are
+    held in memory.
 
     Args:
       directory: "auto" is one in the user's cache, "none" holds tokens in memory.
@@ -32,22 +39,45 @@ class TokenCache:
         given = pathlib.Path(os.path.expanduser(directory)).absolute()
         self._directory = files.user_cache("tokens") if directory == "auto" else given
 
-    def get(self, identity: Any, build: Build) -> Tokens:
+    def tokens(self, identity: Any, build: Build) -> Tokens:
         """The tokens of a text, on disk, and made if they are not there.
 
         Args:
           identity: JSON of all that decides the tokens.
           build: makes them.
         """
+
+        def make(partial: pathlib.Path | None) -> tuple[Tokens, Callable[[], None]]:
+            growing = GrowingTokens(partial)
+            return growing.fill(build), growing.describe
+
+        return self._find_or_make(identity, token_files.read, make)
+
+    def tokenizer(self, identity: Any, train: Callable[[], Tokenizer]) -> Tokenizer:
+        """A tokenizer, trained if it is not there; arguments as those of `tokens`."""
+
+        def make(partial: pathlib.Path | None) -> tuple[Tokenizer, Callable[[], None]]:
+            trained = train()
+            return trained, lambda: _save_tokenizer(trained, partial)
+
+        return self._find_or_make(identity, _load_tokenizer, make)
+
+    def _find_or_make(
+        self,
+        identity: Any,
+        read: Callable[[pathlib.Path], Value],
+        make: Callable[[pathlib.Path | None], tuple[Value, Callable[[], None]]],
+    ) -> Value:
+        """What `read` finds, or what `make` makes, which also gives how to keep it."""
         if not self._is_used:
-            return GrowingTokens(None).fill(build)
+            return make(None)[0]
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         path = self._directory / name[:32]
         partial = path.with_name(f".{path.name}.partial")
         with contextlib.ExitStack() as stack:
-            tokens = self._open(path, self._report)
-            if tokens is not None:
-                return tokens
+            found = _open(path, read, self._report)
+            if found is not None:
+                return found
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self._lock(path))
@@ -56,23 +86,21 @@ class TokenCache:
                 partial.mkdir()
             except (OSError, NotImplementedError) as error:
                 self._report_failure(error)
-                return GrowingTokens(None).fill(build)
+                return make(None)[0]
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
             # Perhaps made by the one that held the lock.
-            found = self._open(path, lambda message: None)
-            return found or self._build(path, partial, build)
-
-    def _build(self, path: pathlib.Path, partial: pathlib.Path, build: Build) -> Tokens:
-        growing = GrowingTokens(partial)
-        tokens = growing.fill(build)
-        try:
-            growing.describe()
-            if path.is_dir():  # damaged
-                shutil.rmtree(path)
-            os.replace(partial, path)
-        except OSError as error:
-            self._report_failure(error)
-        return tokens
+            found = _open(path, read, lambda message: None)
+            if found is not None:
+                return found
+            made, keep = make(partial)
+            try:
+                keep()
+                if path.is_dir():  # damaged
+                    shutil.rmtree(path)
+                os.replace(partial, path)
+            except OSError as error:
+                self._report_failure(error)
+            return made
 
     @contextlib.contextmanager
     def _lock(self, path: pathlib.Path) -> Iterator[None]:
@@ -87,15 +115,6 @@ class TokenCache:
         finally:
             lock.release()
 
-    def _open(self, path: pathlib.Path, report: Callable[[str], None]) -> Tokens | None:
-        if not path.exists():
-            return None
-        try:
-            return token_files.read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            report(f"the tokens in {path} are damaged and made anew: {error}")
-            return None
-
     def _remove_abandoned(self) -> None:
         """Removes what processes that were killed have not finished."""
         for partial in self._directory.glob(".*.partial"):
@@ -108,3 +127,34 @@ class TokenCache:
             f"tokens cannot be kept in {self._directory} ({error}): this run works, "
             "but the next one tokenizes the text again; give another --token-cache-dir"
         )
+
+
+def _open(
+    path: pathlib.Path,
+    read: Callable[[pathlib.Path], Value],
+    report: Callable[[str], None],
+) -> Value | None:
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        report(f"{path} is damaged, and made anew: {error}")
+        return None
+
+
+def _save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
+    tokenizer.save(directory)
+    checksums = json.dumps(_checksums(directory))
+    (directory / CHECKSUMS).write_text(checksums)
+
+
+def _load_tokenizer(directory: pathlib.Path) -> Tokenizer:
+    if json.loads((directory / CHECKSUMS).read_text()) != _checksums(directory):
+        raise ValueError("the tokenizer is not what was written")
+    return Tokenizer.load(directory)
+
+
+def _checksums(directory: pathlib.Path) -> dict[str, int]:
+    paths = (path for path in directory.iterdir() if path.name != CHECKSUMS)
+    return {path.name: zlib.crc32(path.read_bytes()) for path in paths}

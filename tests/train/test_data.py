@@ -429,6 +429,15 @@ def write_rows(path, texts):
     return path
 
 
+def assert_same(text, other):
+    for first, second in (
+        (text.held_out_batches(), other.held_out_batches()),
+        (take(text.train_batches(), 9), take(other.train_batches(), 9)),
+    ):
+        for batch, same in zip(first, second, strict=True):
+            np.testing.assert_equal(batch, same)
+
+
 def test_evaluation_has_text_of_its_own(tmp_path, source, tokenizer_directory):
     """All of the files are then trained on, and no split is needed."""
     evaluated = write_rows(tmp_path / "valid.jsonl", random_documents(21, 9))
@@ -444,12 +453,31 @@ def test_evaluation_has_text_of_its_own(tmp_path, source, tokenizer_directory):
 
     held_out = joined(rows_of(text.held_out_batches()))
     assert held_out == encode(random_documents(21, 9))
-    if "dataset" in source:
-        assert not reports
-    else:
+    if "data_glob" in source:
         count = (len(encode(random_documents(200, 10))) - 1) // LENGTH
         assert text.description.startswith(f"{count * LENGTH + 1:,} tokens to train on")
-        assert reports == ["--held-out-fraction 0.1 is not used: --eval-glob is given"]
+    assert reports == ["--held-out-fraction 0.1 is not used: --eval-glob is given"]
+
+
+def test_options_that_are_not_used_are_told(source, tokenizer_directory):
+    fields = {"dataset_eval_split": "validation", "shuffle_buffer_documents": 16}
+    options = {**source, **fields, "dataset_split": "train[:9]"}
+    reports = []
+    if "dataset" in source:
+        del options["dataset_split"]
+    open_text(
+        describe(**options),
+        tokenizer_directory=tokenizer_directory,
+        report=reports.append,
+    )
+    assert reports == (
+        ["--held-out-fraction 0.1 is not used: --dataset has --dataset-eval-split"]
+        if "dataset" in source
+        else [
+            "--dataset-split train[:9] is not used: there is no --dataset",
+            "--shuffle-buffer-documents 16 is not used: there is no --dataset",
+        ]
+    )
 
 
 def test_files_that_are_evaluated_on_are_not_trained_on(tmp_path, tokenizer_directory):
@@ -524,6 +552,18 @@ def test_a_text_is_tokenized_once(tmp_path, monkeypatch):
     assert is_tokenized()[0]
     path.touch()
     assert is_tokenized()[0]
+
+
+def test_a_run_that_is_continued_reads_no_text(tmp_path, monkeypatch):
+    """Nor one that begins anew, though a tokenizer is trained on the text."""
+    path = write_rows(tmp_path / "a.jsonl", random_documents(200, 10))
+    config = describe(data_glob=str(path), token_cache_dir=str(tmp_path / "cache"))
+    text = open_text(config)
+    text.tokenizer.save(tmp_path)
+    monkeypatch.setattr(sources, "read_file", None)
+    assert_same(text, open_text(config))
+    assert_same(text, open_text(config, tokenizer_directory=tmp_path))
+    assert_same(text, open_text(dataclasses.replace(config, tokenizer=str(tmp_path))))
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, monkeypatch):

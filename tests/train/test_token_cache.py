@@ -10,6 +10,7 @@ import pytest
 
 from train import token_files
 from train.token_cache import TokenCache
+from train.tokenizer import Tokenizer
 
 PARTS = [
     (False, [1, 2, 3], True),
@@ -58,21 +59,21 @@ def test_tokens_are_made_once_and_read_from_files(cache, reports, monkeypatch, c
     monkeypatch.setattr(token_files, "CHUNK_DOCUMENTS", chunk)
     build = Builder(dtype=np.uint32)
     for _ in range(3):
-        tokens = cache.get({"text": 1}, build)
+        tokens = cache.tokens({"text": 1}, build)
         check(tokens)
         assert tokens.train.tokens[2:4].dtype == np.uint32
         assert tokens.train.tokens[2:4].tolist() == [3, 4]
         assert isinstance(tokens.train.tokens, token_files.ArrayInFile)
     assert build.count == 1
-    check(cache.get({"text": 2}, build))
+    check(cache.tokens({"text": 2}, build))
     assert build.count == 2 and not reports
 
 
 def test_a_text_without_tokens(cache):
     for _ in range(2):
-        tokens = cache.get(1, Builder([]))
+        tokens = cache.tokens(1, Builder([]))
         assert len(tokens.train.tokens) == len(tokens.held_out.ends) == 0
-        tokens = cache.get(2, Builder(PARTS[-2:]))
+        tokens = cache.tokens(2, Builder(PARTS[-2:]))
         assert tokens.train.ends[:].tolist() == []
         assert tokens.held_out.ends[:].tolist() == [2, 3]
 
@@ -100,13 +101,33 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_tokens_are_made_anew(cache, reports, tmp_path, damage):
     build = Builder()
-    cache.get(1, build)
+    cache.tokens(1, build)
     (entry,) = (tmp_path / "cache").glob("[!.]*")
     DAMAGE[damage](entry)
     for _ in range(2):
-        check(cache.get(1, build))
+        check(cache.tokens(1, build))
     assert build.count == 2
-    assert len(reports) == 1 and "damaged and made anew" in reports[0]
+    assert len(reports) == 1 and "is damaged, and made anew: " in reports[0]
+
+
+def test_a_tokenizer_is_trained_once(cache, reports, tmp_path):
+    trained = []
+
+    def train():
+        trained.append(Tokenizer.train(["call me ishmael"] * 9, 280))
+        return trained[-1]
+
+    first = cache.tokenizer(1, train)
+    again = cache.tokenizer(1, train)
+    assert again.encode("ishmael") == first.encode("ishmael")
+    assert len(trained) == 1 and not reports
+    path = next((tmp_path / "cache").glob("*/tokenizer.json"))
+    path.write_text(path.read_text().replace('"merges": [', '"merges": [ '))
+    cache.tokenizer(1, train)
+    assert len(trained) == 2 and "the tokenizer is not what was wr" in reports[0]
+    cache.tokenizer(1, train)
+    cache.tokenizer(2, train)
+    assert len(trained) == 3 and len(reports) == 1
 
 
 def test_processes_that_start_at_once_wait_for_the_first(tmp_path, cache):
@@ -119,7 +140,9 @@ def test_processes_that_start_at_once_wait_for_the_first(tmp_path, cache):
         yield from build(notes)
 
     def ask(build):
-        found.append(TokenCache(str(tmp_path / "cache"), reports.append).get(1, build))
+        found.append(
+            TokenCache(str(tmp_path / "cache"), reports.append).tokens(1, build)
+        )
 
     threads = [threading.Thread(target=ask, args=[slowly])]
     threads += [threading.Thread(target=ask, args=[build]) for _ in range(2)]
@@ -145,11 +168,11 @@ def test_what_was_left_unfinished_is_removed(cache, reports, tmp_path):
         raise OSError("cannot read the text")
 
     with pytest.raises(OSError, match="cannot read the text"):
-        cache.get(1, fail)
+        cache.tokens(1, fail)
     left = tmp_path / "cache" / ".0123.partial"
     left.mkdir()
     (left / "tokens").write_bytes(b"12")
-    check(cache.get(1, Builder()))
+    check(cache.tokens(1, Builder()))
     assert not list((tmp_path / "cache").glob("*.partial"))
     assert not reports
 
@@ -158,7 +181,7 @@ def test_without_a_place_to_write_tokens_are_in_memory(cache, reports, tmp_path)
     (tmp_path / "cache").write_text("in the way")
     build = Builder()
     for _ in range(2):
-        check(cache.get(1, build))
+        check(cache.tokens(1, build))
     assert build.count == 2
     assert len(reports) == 2 and "tokens cannot be kept in" in reports[0]
 
@@ -170,24 +193,24 @@ def test_a_full_disk_is_no_error(cache, reports, tmp_path, monkeypatch, room_byt
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, before[1]))
     try:
-        tokens = cache.get(1, Builder())
+        tokens = cache.tokens(1, Builder())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     check(tokens)
     assert len(reports) == 1 and "tokens cannot be kept in" in reports[0]
     assert not list((tmp_path / "cache").glob("[!.]*"))
     assert not list((tmp_path / "cache").glob("*.partial"))
-    check(cache.get(1, Builder()))
+    check(cache.tokens(1, Builder()))
 
 
 def test_tokens_that_are_read_only_are_used(cache, reports, tmp_path):
-    cache.get(1, Builder())
+    cache.tokens(1, Builder())
     description = next((tmp_path / "cache").glob("*/about.json"))
     assert json.loads(description.read_text())["content"]["train"] == [7, 3]
     for path in [*(tmp_path / "cache").rglob("*"), tmp_path / "cache"]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     build = Builder()
-    check(cache.get(1, build))
+    check(cache.tokens(1, build))
     assert not build.count and not reports
 
 
@@ -195,18 +218,18 @@ def test_where_tokens_are_kept(monkeypatch, tmp_path, reports):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     build = Builder()
     for _ in range(2):
-        check(TokenCache("none", reports.append).get(1, build))
+        check(TokenCache("none", reports.append).tokens(1, build))
     assert build.count == 2 and not list(tmp_path.iterdir())
-    check(TokenCache("auto", reports.append).get(1, build))
+    check(TokenCache("auto", reports.append).tokens(1, build))
     assert list((tmp_path / "subtrack_jax" / "tokens").glob("[!.]*"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    check(TokenCache("~/mine", reports.append).get(1, build))
+    check(TokenCache("~/mine", reports.append).tokens(1, build))
     assert list((tmp_path / "mine").glob("[!.]*"))
     assert not reports
 
 
 def test_tokens_that_are_cut_off_in_use_are_an_error(cache, tmp_path):
-    tokens = cache.get(1, Builder())
+    tokens = cache.tokens(1, Builder())
     os.truncate(next((tmp_path / "cache").glob("*/tokens")), 8)
     with pytest.raises(OSError, match="was cut off while it was in use: start again"):
         tokens.train.tokens[3:6]
