@@ -195,7 +195,9 @@ class Checkpoints:
                     state, positions = self._read(reader, step, abstract)
                 except _UnreadableError as error:
                     if not error.is_damage:
-                        raise _not_read(self._directory, step, error) from error
+                        raise _not_read(
+                            self._directory, step, error, is_damage=False
+                        ) from error
                     damaged[step] = str(error)
                     continue
                 with distributed.together(CheckpointError):
@@ -312,7 +314,7 @@ def restore_params(
                 _compare(restored, check)
             except Exception as error:
                 found = damage.diagnose(error, directory / str(step))
-                told = _not_read(directory, step, found.reason)
+                told = _not_read(directory, step, *found)
                 if not found.is_damage:
                     raise told from error
                 damaged[step] = str(told)
@@ -361,9 +363,12 @@ def _in_all(directory: pathlib.Path, action: Callable[[], Any]) -> Any:
     raise _UnreadableError(reason, is_damage=is_damage)
 
 
-def _not_read(directory: pathlib.Path, step: int, reason: Any) -> CheckpointError:
+def _not_read(
+    directory: pathlib.Path, step: int, reason: Any, is_damage: bool
+) -> CheckpointError:
+    rest = "" if is_damage else ". It is not known to be damaged, and stays as it is"
     return CheckpointError(
-        f"the checkpoint of step {step} in {directory} cannot be read: {reason}"
+        f"the checkpoint of step {step} in {directory} cannot be read: {reason}{rest}"
     )
 
 

@@ -214,10 +214,19 @@ def warn(message: str) -> None:
     print("warning:", " ".join(message.split()), file=sys.stderr)
 
 
+class Failure(SystemExit):
+    """The end of a program, with exit code 2, after a message on stderr."""
+
+    def __init__(self, message: str):
+        super().__init__(2)
+        self.message = message
+
+
 def fail(message: str) -> NoReturn:
     """Ends the program with exit code 2 and one line on stderr."""
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+    message = " ".join(message.split())
+    print("error:", message, file=sys.stderr)
+    raise Failure(message)
 
 
 def _unboxed(report: str) -> str:

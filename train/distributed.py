@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -14,19 +16,17 @@ from jax.experimental import multihost_utils
 from train.config import StartConfig
 
 
-def initialize(config: StartConfig) -> None:
-    """Connects this process to the others, if there are any.
+@contextlib.contextmanager
+def connected(start: StartConfig) -> Iterator[None]:
+    """Connects this process to the others, before JAX looks for devices.
 
-    They are told by flags, or found in the environment of Slurm (`srun`), Open MPI, or
-    a TPU slice of several hosts. Once, before JAX looks for devices.
+    At the end of a block that fails, the process ends without waiting for the others
+    for long: they may be waiting for this one, and JAX ends them once it is gone.
 
     Raises:
       ValueError: the flags are incomplete, or the others are not reached.
     """
-    flags = (config.coordinator_address, config.num_processes, config.process_id)
-    is_wanted = config.distributed or _in_a_cluster()
-    if all(flag is None for flag in flags) and not is_wanted:
-        return
+    flags = (start.coordinator_address, start.num_processes, start.process_id)
     if any(flag is None for flag in flags) and any(flag is not None for flag in flags):
         raise ValueError(
             "--coordinator-address, --num-processes and --process-id are given "
@@ -39,12 +39,30 @@ def initialize(config: StartConfig) -> None:
             f"cannot connect to the other processes: {error}. Check "
             "--coordinator-address, and that all processes are started"
         ) from error
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code:
+            _leave(stop.code)
+        raise
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
 
 
-def _in_a_cluster() -> bool:
-    sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-    several = any(int(os.environ.get(name) or 1) > 1 for name in sizes)
-    return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+def _leave(code: int) -> NoReturn:
+    # This waits for all others, which may fail with the same error.
+    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    parting.start()
+    parting.join(timeout=10)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_alone() -> bool:
+    """Whether there are no other processes."""
+    return jax.process_count() == 1
 
 
 def is_first() -> bool:
@@ -54,14 +72,14 @@ def is_first() -> bool:
 
 def agree(value: bool) -> bool:
     """What the first process says, in all of them; waits until all ask."""
-    if jax.process_count() == 1:
+    if is_alone():
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def gather(value: Any) -> list[Any]:
     """The JSON values of all processes, in each of them."""
-    if jax.process_count() == 1:
+    if is_alone():
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(data.size))
@@ -90,14 +108,19 @@ def together(kind: type[Exception]) -> Iterator[None]:
     error = None
     try:
         yield
-    except Exception as raised:
+    except (Exception, SystemExit) as raised:
         error = raised
-    messages = gather(error and (str(error) or type(error).__name__))
+    messages = gather(error and (_message(error) or type(error).__name__))
     if error is not None:
         raise error
     for index, message in enumerate(messages):
         if message is not None:
             raise kind(f"process {index}: {message}")
+
+
+def _message(error: BaseException) -> str:
+    # One that is told already, see `cli.fail`.
+    return getattr(error, "message", str(error))
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def save(config: DataConfig, directory: pathlib.Path) -> None:
     """
     from train import sources  # slow to import
 
-    found = _text_files(config)
+    found = text_files(config)
     found[_TOKENIZER] = sources.fingerprint(_tokenizer_files(directory))
     files.write_whole(
         directory / IDENTITY_FILE, json.dumps(found, indent=1, default=str) + "\n"
@@ -117,7 +117,7 @@ def compare_text(
     """
     known = load(directory)
     same, other = [], {}
-    for setting, now in _text_files(config).items():
+    for setting, now in text_files(config).items():
         if setting not in known:
             continue
         if difference := _difference(known[setting], now):
@@ -127,7 +127,7 @@ def compare_text(
     return same, other
 
 
-def _text_files(config: DataConfig) -> Files:
+def text_files(config: DataConfig) -> Files:
     """The files of each setting that names some; none of a dataset on the hub."""
     from train import sources  # slow to import
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from train import (
     data,
     distributed,
     given_weights,
+    hosts,
     methods,
     metrics,
     optimizers,
@@ -102,8 +104,9 @@ def pretrain(
             cli.warn("the run was stopped before its first checkpoint and starts over")
         state = _create_state(config, optimizer, placed, read_weights)
     first = int(state.step)
-    if distributed.is_first():
-        keep_settings(config, found.changes if found else {}, first)
+    with distributed.together(OSError):
+        if distributed.is_first():
+            keep_settings(config, found.changes if found else {}, first)
     print(_summary(config, text, state))
     eval_loss = None
     if first == 0:
@@ -277,6 +280,45 @@ def _farewell(config: PretrainConfig) -> str:
     )
 
 
+def _warn_once(message: str) -> None:
+    if distributed.is_first():
+        cli.warn(message)
+
+
+def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
+    """The text and the run's tokenizer, which the first process may have to train."""
+
+    def open_text(tokenizer_directory: pathlib.Path | None) -> data.Text:
+        return data.open_text(
+            config.data,
+            config.model.vocabulary_size,
+            seed=config.seed,
+            tokenizer_directory=tokenizer_directory,
+            weights=config.init_from,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            report=cli.warn,
+        )
+
+    with distributed.together(ValueError):
+        if distributed.is_first():
+            text = open_text(config.output_dir if found else None)
+            writing.prompt_ids(
+                text.tokenizer,
+                config.sample.sample_prompt,
+                config.positions,
+                "--sample-prompt",
+            )
+            if not found:
+                # In this order: with a config the other files are this program's own.
+                save_config(config, config.output_dir / CONFIG_FILE)
+                text.tokenizer.save(config.output_dir)
+    with distributed.together(ValueError):
+        if not distributed.is_first():
+            text = open_text(config.output_dir)
+    return text
+
+
 def run(config: PretrainConfig) -> int:
     """Opens directory, text and devices of a run, and trains.
 
@@ -286,46 +328,30 @@ def run(config: PretrainConfig) -> int:
     quiet_orbax()
     with contextlib.ExitStack() as stack:
         with cli.user_errors(ValueError, OSError):
-            metrics.check_packages(config)
-            notes: list[str] = []
-            config = given_weights.settle(config, notes.append)
-            check_has_subspaces(config)
-            optimizers.check_rank(config.optimizer, config.model)
-            distributed.initialize(config.start)
             stack.enter_context(distributed.silence_all_but_first())
-            for note in notes:
-                cli.warn(note)
-            mesh = meshes.make_mesh(config.mesh)
-            meshes.check_batch(
-                config.data.batch_size_sequences,
-                config.gradient_accumulation_steps,
-                mesh,
-            )
-            is_first = distributed.is_first()
-            opened = stack.enter_context(open_directory(config)) if is_first else None
+            hosts.check_same_program(config)
+            with distributed.together(ValueError):
+                metrics.check_packages(config)
+                config = given_weights.settle(config, _warn_once)
+                check_has_subspaces(config)
+                optimizers.check_rank(config.optimizer, config.model)
+                mesh = meshes.make_mesh(config.mesh)
+                meshes.check_batch(
+                    config.data.batch_size_sequences,
+                    config.gradient_accumulation_steps,
+                    mesh,
+                )
+            opened = None
+            with distributed.together(ValueError):
+                if distributed.is_first():
+                    opened = stack.enter_context(open_directory(config))
             shared = distributed.share(opened)
             found = None if shared is None else Found(*shared)
-            read_weights = given_weights.reader(config, now=not found)
-            text = data.open_text(
-                config.data,
-                config.model.vocabulary_size,
-                seed=config.seed,
-                tokenizer_directory=config.output_dir if found else None,
-                weights=config.init_from,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                report=cli.warn,
-            )
-            writing.prompt_ids(
-                text.tokenizer,
-                config.sample.sample_prompt,
-                config.positions,
-                "--sample-prompt",
-            )
-            if is_first and not found:
-                # In this order: with a config the other files are this program's own.
-                save_config(config, config.output_dir / CONFIG_FILE)
-                text.tokenizer.save(config.output_dir)
+            hosts.check_shared(config.output_dir)
+            hosts.check_same_text(config)
+            with distributed.together(ValueError):
+                read_weights = given_weights.reader(config, now=not found)
+            text = _open_text(config, found)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(meshes.rules())
         # From here on a ValueError is a fault of the program, not of its user.

@@ -4,7 +4,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from train import cli
+from train import cli, cluster
 from train.config import PretrainConfig
 from train.presets import PRESETS
 
@@ -46,10 +46,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Lines leave at once, also where a second Ctrl-C ends the program.
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    config = read(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    processes = cluster.asked_for(argv)
+    if processes is None:
+        sys.exit(_run(read(argv)))
+    from train import distributed
+
+    # First of all: what goes wrong in one process is told to the others.
+    with cli.user_errors(ValueError), distributed.connected(processes):
+        with cli.user_errors(ValueError), distributed.together(ValueError):
+            config = read(argv)
+        sys.exit(_run(config))
+
+
+def _run(config: PretrainConfig) -> int:
     from train import loop  # slow to import: JAX, which help does without
 
-    sys.exit(loop.run(config))
+    return loop.run(config)
 
 
 if __name__ == "__main__":

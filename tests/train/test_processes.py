@@ -4,12 +4,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests.train.program import ENVIRONMENT, ROOT, SMALL, command, read_metrics, run
+from tests.train.program import ENVIRONMENT, ROOT, SMALL, read_metrics, run
 from train.diagnostics import DIAGNOSTICS_FILE
 from train.json_lines import read_rows
 
@@ -21,21 +22,40 @@ FLAGS += ["--batch-size-sequences", 8, "--checkpoint-every-steps", 10]
 FLAGS += ["--mesh", "fsdp=4,tensor=2", "--diagnostics"]
 
 
-def start_two(directory):
+# Cannot read the arrays of one step.
+HALF_BLIND = """
+import sys
+from train import checkpoint, pretrain
+read = checkpoint._read_arrays
+def fail(reader, step, items):
+    if step == {step}:
+        raise {error}
+    return read(reader, step, items)
+checkpoint._read_arrays = fail
+pretrain.main(sys.argv[1:])
+"""
+
+
+def start_two(directory, *, argv=FLAGS, second=("-m", "train.pretrain"), folders=None):
+    """`second` is what the second process runs, `folders` is where both do."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = ["--coordinator-address", f"localhost:{port}", "--num-processes", 2]
     return [
         subprocess.Popen(
-            command(*FLAGS, *flags, "--process-id", index, "--output-dir", directory),
-            cwd=ROOT,
-            env=ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": "4"},
+            [
+                *(sys.executable, *program),
+                *map(str, [*argv, *flags, "--process-id", index]),
+                *("--output-dir", str(directory)),
+            ],
+            cwd=(folders or [ROOT, ROOT])[index],
+            env=ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index in range(2)
+        for index, program in enumerate([("-m", "train.pretrain"), second])
     ]
 
 
@@ -104,6 +124,46 @@ def test_sigterm_for_one_stops_both_after_the_same_step(one_process, tmp_path):
     stopped = read_metrics(tmp_path)[-1]["step"]
     assert f"Stopped by SIGTERM after step {stopped}" in out
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
+
+
+def test_both_go_on_from_what_both_can_read(one_process, tmp_path):
+    copy = shutil.copytree(one_process, tmp_path / "copy")
+    resume = {"argv": ["--resume", "--mesh", "fsdp=4,tensor=2"]}
+    blind = HALF_BLIND.format(step=STEPS, error="MemoryError()")
+    for process in start_two(copy, **resume, second=("-c", blind)):
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 2
+        assert "cannot be read: process 1: MemoryError. It is not known to be" in err
+    assert (copy / "checkpoints" / str(STEPS)).is_dir()
+    blind = HALF_BLIND.format(step=STEPS, error="ValueError('DATA_LOSS: a bit')")
+    out, _ = finish(start_two(copy, **resume, second=("-c", blind)))
+    assert f"Continued after step {STEPS - 10}." in out
+    assert (copy / "damaged-checkpoints" / str(STEPS)).is_dir()
+    assert_same_numbers(copy, one_process)
+
+
+@pytest.mark.parametrize(
+    ("files", "directory", "message"),
+    [
+        (["text.txt"], "/run", "no file matches --data-glob 'text.txt'"),
+        (["text.txt", "text.txt"], "run", "--output-dir run of process 1 (host "),
+    ],
+)
+def test_what_one_process_lacks_ends_both(tmp_path, files, directory, message):
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    for folder, file in zip(folders, files, strict=False):
+        shutil.copy(ROOT / "README.md", folder / file)
+    directory = directory.replace("/", f"{tmp_path}/")
+    argv = [*FLAGS, "--data-glob", "text.txt"]
+    before = time.monotonic()
+    for process in start_two(directory, argv=argv, folders=folders):
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 2
+        assert err.startswith("error: ") and err.count("\n") == 1
+        assert message in err
+    assert time.monotonic() - before < 90
 
 
 @pytest.mark.parametrize(
