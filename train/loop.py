@@ -101,7 +101,7 @@ def pretrain(
     )
     if state is None:
         if found:
-            cli.warn("the run was stopped before its first checkpoint and starts over")
+            _warn_once("the run was stopped before its first checkpoint and starts over")
         state = _create_state(config, optimizer, placed, read_weights)
     first = int(state.step)
     with distributed.together(OSError):
@@ -161,7 +161,7 @@ def pretrain(
         return interruption.exit_code
     print(f"\n{_outcome(journal.rows, checkpoints.steps)}\n{sample()}\n")
     if advice := _advice(config, journal.rows):
-        cli.warn(advice)
+        _warn_once(advice)
     print(_farewell(config))
     return 0
 
