@@ -101,7 +101,9 @@ def pretrain(
     )
     if state is None:
         if found:
-            _warn_once("the run was stopped before its first checkpoint and starts over")
+            _warn_once(
+                "the run was stopped before its first checkpoint and starts over"
+            )
         state = _create_state(config, optimizer, placed, read_weights)
     first = int(state.step)
     with distributed.together(OSError):
