@@ -121,6 +121,11 @@ class DataConfig:
         return self.bos or self.bos_and_eos
 
     @property
+    def ends_documents(self) -> bool:
+        """Whether documents end with the tokenizer's EOS token."""
+        return not self.bos
+
+    @property
     def batch_size_tokens(self) -> int:
         """Tokens predicted in each optimizer step."""
         return self.batch_size_sequences * self.sequence_length_tokens

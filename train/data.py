@@ -293,7 +293,7 @@ def _open_tokenizer(
         tokenizer = Tokenizer.open(config.tokenizer, weights)
     if tokenizer is None:
         tokenizer = train(vocabulary_size)
-    tokenizer.mark_documents(begin=config.begins_documents, end=not config.bos)
+    tokenizer.mark_documents(begin=config.begins_documents, end=config.ends_documents)
     if tokenizer.vocabulary_size > vocabulary_size:
         raise ValueError(
             f"the tokenizer ({name}) has {tokenizer.vocabulary_size} tokens, more than "

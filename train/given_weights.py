@@ -13,6 +13,7 @@ from models import hugging_face_config
 from models.config import LlamaConfig
 from train import special_tokens
 from train.config import PretrainConfig
+from train.presets import PRESETS
 from train.rules import flag
 from train.tokenizer import Tokenizer
 
@@ -50,9 +51,10 @@ def defaults(base: PretrainConfig, directory: pathlib.Path) -> PretrainConfig:
             rank = min(rank, max(1, model.hidden_size // 4))
         rate = min(optimizer.learning_rate, LEARNING_RATE)
         optimizer = dataclasses.replace(optimizer, rank=rank, learning_rate=rate)
-        longest = model.max_length_tokens or SEQUENCE_LENGTH_TOKENS
-        length = min(longest, SEQUENCE_LENGTH_TOKENS)
-        data = dataclasses.replace(data, sequence_length_tokens=length)
+        if base == PRESETS[base.preset]:
+            longest = model.max_length_tokens or SEQUENCE_LENGTH_TOKENS
+            length = min(longest, SEQUENCE_LENGTH_TOKENS)
+            data = dataclasses.replace(data, sequence_length_tokens=length)
     elif data.tokenizer == str(base.init_from):  # that of the other weights
         data = dataclasses.replace(data, tokenizer=None)
     return dataclasses.replace(base, model=model, data=data, optimizer=optimizer)

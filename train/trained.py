@@ -75,4 +75,9 @@ def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> 
         nnx.to_pure_dict(nnx.state(model, nnx.Param)),
     )
     checkpoint = restore_params(directory, abstract, choice, cli.warn)
-    return Trained(config, checkpoint, Tokenizer.load(directory))
+    tokenizer = Tokenizer.load(directory)
+    # An old run's files may begin texts with a token that training never saw.
+    tokenizer.mark_documents(
+        begin=config.data.begins_documents, end=config.data.ends_documents
+    )
+    return Trained(config, checkpoint, tokenizer)

@@ -24,9 +24,15 @@ STEP = 10
 def make_run(directory: pathlib.Path, tokenizer: Tokenizer, model=MODEL):
     """Writes what programs read of a run; returns its config and parameters."""
     tiny = PRESETS["tiny"]
+    data = dataclasses.replace(
+        tiny.data,
+        bos=not tokenizer.ends_texts,
+        bos_and_eos=tokenizer.ends_texts and tokenizer.begins_texts,
+    )
     config = dataclasses.replace(
         tiny,
         model=model,
+        data=data,
         optimizer=dataclasses.replace(tiny.optimizer, rank=8),
         output_dir=directory,
     )

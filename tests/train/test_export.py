@@ -157,6 +157,21 @@ def test_special_tokens_are_those_of_the_weights(tmp_path, begin, end, ends):
     assert Tokenizer.open(str(target)).special.ends == tuple(ends)
 
 
+def test_a_beginning_that_training_never_saw_is_not_exported(tmp_path):
+    """As in the directory of a run before there was another file to say so."""
+    directory = tmp_path / "run"
+    tokenizer = mark_texts(tmp_path, begin=False, end=True)
+    make_run(directory, tokenizer, dataclasses.replace(MODEL, vocabulary_size=302))
+    shutil.copy(tmp_path / "tokenizer.json", directory)
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        (directory / name).unlink()
+    assert Tokenizer.load(directory).begins_texts
+    target = exporting.export(export.ExportConfig(directory))
+    raw = tokenizers.Tokenizer.from_file(str(target / "tokenizer.json"))
+    assert raw.encode(WORDS).ids == tokenizer.encode(WORDS)
+    assert not Tokenizer.load(target).begins_texts
+
+
 @pytest.mark.parametrize("begin", [False, True])
 def test_transformers_begins_texts_as_training_did(transformers, tmp_path, begin):
     tokenizer = mark_texts(tmp_path, begin, True)

@@ -98,6 +98,7 @@ def test_a_saved_config_lends_its_settings_too(weights, copy, tmp_path):
     scratch = ["--config", tmp_path / "scratch" / "config.json"]
     config = read(*scratch, "--init-from", weights)
     assert (config.model, config.optimizer.learning_rate) == (SHAPE, 1e-4)
+    assert config.data == read(*scratch).data  # which says how long sequences are
     # The config of a run from given weights has values for given weights.
     saved = settle(read("--init-from", weights, "--learning-rate", 1))
     pretrain_config = tmp_path / "config.json"
