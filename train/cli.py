@@ -73,7 +73,7 @@ def parse(
             saved = pathlib.Path(given.output_dir or base.output_dir) / CONFIG_FILE
             # No such file: whoever opens the directory says so.
             base = load_config(type(base), saved) if saved.exists() else base
-        if given.init_from and not given.resume:
+        if given.init_from not in (None, "None") and not given.resume:
             from train import given_weights  # slow to import, for tokenizers
 
             base = given_weights.defaults(base, pathlib.Path(given.init_from))

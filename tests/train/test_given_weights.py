@@ -75,6 +75,10 @@ def test_given_weights_have_defaults_of_their_own(weights):
     assert config.steps == scratch.steps
 
 
+def test_no_weights_can_be_asked_for():
+    assert read("--init-from", "None") == read()
+
+
 def test_what_is_given_is_taken(weights):
     flags = ["--learning-rate", "3e-3", "--rank", 4, "--sequence-length-tokens", 32]
     for argv in ([*flags, f"--init-from={weights}"], ["--init_from", weights, *flags]):
