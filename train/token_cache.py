@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -17,6 +19,9 @@ from train.token_files import Build, GrowingTokens, Tokens
 from train.tokenizer import Tokenizer
 
 CHECKSUMS = "checksums.json"
+KEPT_DAYS = 60
+
+_NAME = "[0-9a-f]{32}"
 
 Value = TypeVar("Value")
 
@@ -71,8 +76,8 @@ class TokenCache:
         """What `read` finds, or what `make` makes, which also gives how to keep it."""
         if not self._is_used:
             return make(None)[0]
-        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        path = self._directory / name[:32]
+        data = json.dumps(identity, sort_keys=True).encode()
+        path = self._directory / hashlib.sha256(data).hexdigest()[:32]
         partial = path.with_name(f".{path.name}.partial")
         with contextlib.ExitStack() as stack:
             found = _open(path, read, self._report)
@@ -81,7 +86,7 @@ class TokenCache:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self._lock(path))
-                self._remove_abandoned()
+                self._clean()
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
             except (OSError, NotImplementedError) as error:
@@ -115,12 +120,19 @@ class TokenCache:
         finally:
             lock.release()
 
-    def _remove_abandoned(self) -> None:
-        """Removes what processes that were killed have not finished."""
-        for partial in self._directory.glob(".*.partial"):
-            lock = filelock.FileLock(partial.with_suffix(".lock"), blocking=False)
-            with contextlib.suppress(filelock.Timeout), lock:
-                shutil.rmtree(partial, ignore_errors=True)
+    def _clean(self) -> None:
+        """Removes what killed processes left, and what was not used for long.
+
+        And nothing else, should the directory hold other files.
+        """
+        oldest = time.time() - KEPT_DAYS * 24 * 3600
+        for path in self._directory.iterdir():
+            if re.fullmatch(rf"\.{_NAME}\.partial", path.name):
+                lock = filelock.FileLock(path.with_suffix(".lock"), blocking=False)
+                with contextlib.suppress(filelock.Timeout), lock:
+                    shutil.rmtree(path, ignore_errors=True)
+            elif re.fullmatch(_NAME, path.name) and path.stat().st_mtime < oldest:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _report_failure(self, error: Exception) -> None:
         self._report(
@@ -137,10 +149,13 @@ def _open(
     if not path.exists():
         return None
     try:
-        return read(path)
+        found = read(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         report(f"{path} is damaged, and made anew: {error}")
         return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # used now
+    return found
 
 
 def _save_tokenizer(tokenizer: Tokenizer, directory: pathlib.Path) -> None:

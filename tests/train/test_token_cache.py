@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -150,8 +151,9 @@ def test_processes_that_start_at_once_wait_for_the_first(tmp_path, cache):
     assert began.wait(60)
     for thread in threads[1:]:
         thread.start()
-    while len(reports) < 2:
-        pass
+    deadline = time.monotonic() + 60
+    while len(reports) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
     assert not found
     goes_on.set()
     for thread in threads:
@@ -169,12 +171,32 @@ def test_what_was_left_unfinished_is_removed(cache, reports, tmp_path):
 
     with pytest.raises(OSError, match="cannot read the text"):
         cache.tokens(1, fail)
-    left = tmp_path / "cache" / ".0123.partial"
+    left = tmp_path / "cache" / f".{'0' * 32}.partial"
     left.mkdir()
     (left / "tokens").write_bytes(b"12")
+    other = tmp_path / "cache" / ".config.partial"  # of another program
+    other.mkdir()
     check(cache.tokens(1, Builder()))
-    assert not list((tmp_path / "cache").glob("*.partial"))
+    assert other.exists() and not left.exists()
     assert not reports
+
+
+def test_what_was_not_used_for_long_is_removed(cache, tmp_path):
+    long_ago = time.time() - 61 * 24 * 3600
+    directory = tmp_path / "cache"
+    for identity in (1, 2):
+        cache.tokens(identity, Builder())
+    old = list(directory.glob("[!.]*"))
+    (directory / "mine").mkdir()
+    for path in [*old, directory / "mine"]:
+        os.utime(path, (long_ago, long_ago))
+    build = Builder()
+    cache.tokens(2, build)  # used again
+    cache.tokens(3, build)
+    assert build.count == 1 and (directory / "mine").exists()
+    assert len(list(directory.glob("[!.]*"))) == 3
+    cache.tokens(1, build)
+    assert build.count == 2
 
 
 def test_without_a_place_to_write_tokens_are_in_memory(cache, reports, tmp_path):
