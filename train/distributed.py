@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 import traceback
@@ -14,6 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from train.config import StartConfig
+
+# What JAX says on a host when the process of another one is gone.
+_LOST = re.compile(r"(closed|reset) by peer|broken pipe|heartbeat", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -45,8 +49,15 @@ def connected(start: StartConfig) -> Iterator[None]:
         if stop.code:
             _leave(stop.code)
         raise
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+            print(
+                "error: another process of the run has ended, and says why; start all "
+                "of them again to continue",
+                file=sys.stderr,
+            )
+        else:
+            traceback.print_exc()
         _leave(1)
 
 

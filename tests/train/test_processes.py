@@ -54,6 +54,8 @@ def start_two(directory, *, argv=FLAGS, second=("-m", "train.pretrain"), folders
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Tests that run in the background inherit an ignored Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         for index, program in enumerate([("-m", "train.pretrain"), second])
     ]
@@ -70,10 +72,10 @@ def wait_for_rows(count, processes, directory):
         time.sleep(0.02)
 
 
-def finish(processes):
+def finish(processes, codes=(0, 0)):
     results = [process.communicate(timeout=400) for process in processes]
-    for process, (_, err) in zip(processes, results, strict=True):
-        assert process.returncode == 0, err[-3000:]
+    for process, code, (_, err) in zip(processes, codes, results, strict=True):
+        assert process.returncode == code, err[-3000:]
     return [out for out, _ in results]
 
 
@@ -116,11 +118,14 @@ def test_two_processes_killed_and_started_again(one_process, tmp_path):
     assert_same_numbers(tmp_path, one_process)
 
 
-def test_sigterm_for_one_stops_both_after_the_same_step(one_process, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)]
+)
+def test_a_signal_for_one_stops_both_after_the_same_step(tmp_path, number, code):
     processes = start_two(tmp_path)
     wait_for_rows(5, processes, tmp_path)
-    processes[1].send_signal(signal.SIGTERM)
-    out, _ = finish(processes)
+    processes[1].send_signal(number)
+    out, _ = finish(processes, codes=(0, code))
     stopped = read_metrics(tmp_path)[-1]["step"]
     assert f"Stopped by SIGTERM after step {stopped}" in out
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
