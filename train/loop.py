@@ -18,6 +18,7 @@ from train import (
     compilation_cache,
     continuation,
     data,
+    disk_space,
     distributed,
     given_weights,
     hosts,
@@ -109,6 +110,8 @@ def pretrain(
     with distributed.together(OSError):
         if distributed.is_first():
             keep_settings(config, found.changes if found else {}, first)
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            disk_space.check(config, first, size, cli.warn)
     print(_summary(config, text, state))
     eval_loss = None
     if first == 0:
