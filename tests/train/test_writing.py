@@ -79,7 +79,7 @@ def written(monkeypatch, tokenizer, rows):
 
 def test_samples_come_one_after_the_other(monkeypatch, tokenizers):
     tokenizer = tokenizers["bytes"]
-    texts = ["ab", "", "abcdef", "xyz🐋", "é"]
+    texts = ["ab", "", "abcdefgh", "xyz", "é and a longer one"]
     pieces = written(monkeypatch, tokenizer, [tokenizer.encode(t) for t in texts])
     samples = [sample for sample, _ in pieces]
     assert samples == sorted(samples) and set(samples) == set(range(5))
