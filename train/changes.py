@@ -1,5 +1,6 @@
 """Settings that may change when a run is continued, and a history of the changes."""
 
+import contextlib
 import dataclasses
 import datetime
 import difflib
@@ -57,6 +58,15 @@ RULES: tuple[tuple[str, May, str], ...] = (
 _OTHER_ROWS = re.compile(
     r"seed|data\.(data_glob|dataset|dataset_config|dataset_split|text_field"
     r"|shuffle_buffer_documents|held_out_fraction|packing|sequence_length_tokens)"
+)
+
+# What is evaluated on, and what of it is where it is a part of the training text.
+_EVALUATION = re.compile(
+    r"data\.(eval_glob|eval_tokens|packing|sequence_length_tokens)"
+)
+_HELD_OUT = re.compile(
+    r"data\.(data_glob|dataset|dataset_config|dataset_eval_split|text_field"
+    r"|held_out_fraction)"
 )
 
 
@@ -152,7 +162,34 @@ def reads_other_rows(changes: Changes) -> bool:
     )
 
 
-def append_history(directory: pathlib.Path, changes: Changes, step: int) -> None:
+def evaluates_other_text(changes: Changes, *, has_eval_glob: bool) -> bool:
+    """Whether held-out losses cannot be compared with those of before.
+
+    Args:
+      changes: from `find`, without those of files that are only elsewhere.
+      has_eval_glob: whether the evaluation has files of its own.
+    """
+    return any(
+        _EVALUATION.fullmatch(name) or (_HELD_OUT.fullmatch(name) and not has_eval_glob)
+        for name in changes
+    )
+
+
+def evaluation_start(directory: pathlib.Path) -> int:
+    """The step after which held-out losses are of today's text; -1: all are."""
+    path = directory / HISTORY_FILE
+    starts = [-1]
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            row = json.loads(line)
+            if row["evaluates_other_text"]:
+                starts.append(int(row["step"]))
+    return max(starts)
+
+
+def append_history(
+    directory: pathlib.Path, changes: Changes, step: int, *, evaluates_other_text: bool
+) -> None:
     """Adds changes, and the step after which they hold, to a run's config history.
 
     Raises:
@@ -166,6 +203,7 @@ def append_history(directory: pathlib.Path, changes: Changes, step: int) -> None
         "changes": {
             name: {"from": before, "to": now} for name, (before, now) in changes.items()
         },
+        "evaluates_other_text": evaluates_other_text,
     }
     files.append_lines(directory / HISTORY_FILE, json.dumps(row) + "\n")
 

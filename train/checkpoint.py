@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import pathlib
+import shutil
 import sys
 import zlib
 from collections.abc import Callable
@@ -152,6 +153,17 @@ class Checkpoints:
                 metrics=metrics,
             )
         )
+
+    def forget_losses(self) -> None:
+        """Forgets the held-out losses of all checkpoints: they are of another text."""
+        if distributed.is_first():
+            for step in self.steps:
+                directory = self._run_directory / CHECKPOINTS / str(step)
+                if (metrics := directory / best_checkpoint.METRICS).exists():
+                    shutil.rmtree(metrics)
+        distributed.agree(True)  # all wait for the first one
+        self._manager.reload()
+        self._lowest_loss = self._manager.lowest_loss
 
     def wait(self) -> None:
         """Waits until all that was started is on disk.

@@ -118,6 +118,11 @@ def describe(config: PretrainConfig, found: Found, state: steps.TrainState) -> s
             "           The training text is read from its beginning again, because "
             "other rows are in the place of those that were read"
         )
+    if found.has_other_evaluation:
+        lines.append(
+            "           Held-out losses are of another text from here on, and the best "
+            "checkpoint is one of those to come"
+        )
     return "\n".join(lines)
 
 

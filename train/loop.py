@@ -29,6 +29,7 @@ from train import (
 )
 from train import mesh as meshes
 from train import step as steps
+from train.changes import evaluation_start
 from train.checkpoint import CheckpointError, Checkpoints, quiet_orbax
 from train.config import PretrainConfig
 from train.diagnostics import Diagnostics, check_has_subspaces
@@ -107,9 +108,13 @@ def pretrain(
             )
         state = _create_state(config, optimizer, placed, read_weights)
     first = int(state.step)
+    is_other = bool(found and found.has_other_evaluation)
+    if is_other:
+        checkpoints.forget_losses()
     with distributed.together(OSError):
         if distributed.is_first():
-            keep_settings(config, found.changes if found else {}, first)
+            changes = found.changes if found else {}
+            keep_settings(config, changes, first, evaluates_other_text=is_other)
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             disk_space.check(config, first, size, cli.warn)
     print(_summary(config, text, state))
@@ -164,8 +169,10 @@ def pretrain(
             f"saved. To continue: {_resume(config)}"
         )
         return interruption.exit_code
-    print(f"\n{_outcome(journal.rows, checkpoints.steps)}\n{sample()}\n")
-    if advice := _advice(config, journal.rows):
+    since = evaluation_start(config.output_dir)
+    comparable = [row for row in journal.rows if row["step"] > since]
+    print(f"\n{_outcome(comparable, checkpoints.steps)}\n{sample()}\n")
+    if advice := _advice(config, comparable):
         _warn_once(advice)
     print(_farewell(config))
     return 0

@@ -52,10 +52,12 @@ class Found(NamedTuple):
     Attributes:
       changes: settings that differ from those it has been run with, and may.
       has_other_rows: whether the training text is to be read from its beginning.
+      has_other_evaluation: whether held-out losses are of another text than before.
     """
 
     changes: Changes
     has_other_rows: bool
+    has_other_evaluation: bool = False
 
 
 @contextlib.contextmanager
@@ -177,7 +179,12 @@ def _check_changes(
         message = f"--output-dir {directory} holds another run: {error}"
         raise ValueError(message) from error
     others = {name: found[name] for name in found if name not in same}
-    return Found(found, changes.reads_other_rows(others))
+    has_eval_glob = config.data.eval_glob is not None
+    return Found(
+        found,
+        changes.reads_other_rows(others),
+        changes.evaluates_other_text(others, has_eval_glob=has_eval_glob),
+    )
 
 
 def check_owned(
@@ -220,14 +227,22 @@ def note_checkpoint(directory: pathlib.Path) -> bool:
     return path.exists()
 
 
-def keep_settings(config: PretrainConfig, found: Changes, step: int) -> None:
+def keep_settings(
+    config: PretrainConfig,
+    found: Changes,
+    step: int,
+    *,
+    evaluates_other_text: bool = False,
+) -> None:
     """Writes what a run is from a step on: its changes, its files and its config.
 
     Raises:
       ValueError: the text cannot be found.
       OSError: a file cannot be read or written.
     """
-    changes.append_history(config.output_dir, found, step)
+    changes.append_history(
+        config.output_dir, found, step, evaluates_other_text=evaluates_other_text
+    )
     # The config last: with the old one the same command continues once more.
     identity.save(config.data, config.output_dir)
     save_config(config, config.output_dir / CONFIG_FILE)

@@ -130,3 +130,14 @@ def test_a_damaged_held_out_loss_is_reported_and_its_checkpoint_kept(copy, damag
         for later in (70, 80):
             checkpoints.save(later, make_state(later), make_batches())
     assert steps_in(copy) == [20, 50, 70, 80]
+
+
+def test_losses_of_another_text_are_forgotten(copy):
+    with Checkpoints(copy, CheckpointConfig()) as checkpoints:
+        checkpoints.forget_losses()
+        assert checkpoints.is_best(8.0)
+        checkpoints.save(70, make_state(70), make_batches(), 8.0)
+        checkpoints.save(80, make_state(80), make_batches())
+        checkpoints.save(90, make_state(90), make_batches())
+    assert steps_in(copy) == [70, 80, 90]
+    assert read(copy) == (70, [])

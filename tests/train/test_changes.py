@@ -148,3 +148,26 @@ def test_settings_are_named_as_in_the_file_or_as_flags(text, names):
 def test_other_names_are_refused(text, message):
     with pytest.raises(ValueError, match=f"--allow-changes .*{message}"):
         changes.allowed_names(text, PRESETS["tiny"])
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "with_files"),
+    [
+        ("data.data_glob", True, False),
+        ("data.held_out_fraction", True, False),
+        ("data.dataset_eval_split", True, False),
+        ("data.eval_glob", True, True),
+        ("data.eval_tokens", True, True),
+        ("data.sequence_length_tokens", True, True),
+        ("data.batch_size_sequences", False, False),
+        ("data.dataset_split", False, False),
+        ("optimizer.learning_rate", False, False),
+        ("seed", False, False),
+    ],
+)
+def test_held_out_losses_are_comparable_where_their_text_is(name, without, with_files):
+    for has_eval_glob, expected in ((False, without), (True, with_files)):
+        is_other = changes.evaluates_other_text(
+            {name: (1, 2)}, has_eval_glob=has_eval_glob
+        )
+        assert is_other == expected

@@ -125,6 +125,8 @@ def test_changes_are_told_with_what_the_schedule_does():
     assert "of 600 steps from here on" in told[2]
     assert f"step 308 is {rate:.3g}; with 300 steps it would be 0.0003" in told[2]
     assert "read from its beginning" in told[3]
+    told = continuation.describe(config, Found({}, False, True), state)
+    assert "Held-out losses are of another text from here on" in told
     assert continuation.describe(config, Found({}, False), state) == ""
     # With this warm-up there was no run of 300 steps.
     config = changed(config, optimizer={"warmup_steps": 500})

@@ -206,7 +206,7 @@ def test_damaged_checksums_are_told(tmp_path):
         assert_refused(in_directory(tmp_path), "is damaged", "delete it to continue")
     (tmp_path / identity.IDENTITY_FILE).unlink()
     with open_directory(in_directory(tmp_path)) as found:
-        assert found == ({}, False)
+        assert found == ({}, False, False)
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_changes_of_the_optimizer_s_state_are_refused_whatever_is_allowed(tmp_pa
         config, "--rank 32 here, 64 there, which cannot change: the optimizer's state"
     )
     with open_directory(changed(config, optimizer={"rank": 64})) as found:
-        assert found == ({"optimizer.learning_rate": (3e-3, 1.0)}, False)
+        assert found == ({"optimizer.learning_rate": (3e-3, 1.0)}, False, False)
 
 
 def test_what_a_run_is_from_a_step_on_is_written_down(tmp_path):
@@ -333,6 +333,9 @@ def test_what_a_run_is_from_a_step_on_is_written_down(tmp_path):
         keep_settings(config, {"seed": (config.seed - 10, step)}, step)
         keep_settings(config, {}, step)
     assert load_config(PretrainConfig, tmp_path / CONFIG_FILE) == config
+    assert changes.evaluation_start(tmp_path) == -1
+    keep_settings(config, {}, 25, evaluates_other_text=True)
+    assert changes.evaluation_start(tmp_path) == -1
     lines = (tmp_path / changes.HISTORY_FILE).read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["step"] for row in rows] == [20, 30]
@@ -341,6 +344,10 @@ def test_what_a_run_is_from_a_step_on_is_written_down(tmp_path):
     for row in rows:
         age = now - datetime.datetime.fromisoformat(row["time"])
         assert -1 < age.total_seconds() < 100
+    tokens = {"data.eval_tokens": (1, 2)}
+    keep_settings(config, tokens, 40, evaluates_other_text=True)
+    keep_settings(config, {"seed": (30, 31)}, 50)
+    assert changes.evaluation_start(tmp_path) == 40
 
 
 def test_a_run_of_another_config_is_told_apart(tmp_path):
