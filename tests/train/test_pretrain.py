@@ -101,10 +101,11 @@ def test_a_loss_that_is_not_finite_is_skipped_then_the_end(tmp_path):
         (["--rank", "10000"], "--rank 10000 leaves no matrix to --optimizer subtrack"),
         (["--data-glob", "nothing/*.txt"], "no file matches --data-glob"),
         (["--output-dir", "/dev/null/run"], "cannot write to --output-dir"),
+        ([*SMALL, "--sample-prompt", "o " * 99], "--sample-prompt has "),
     ],
 )
-def test_bad_values_end_in_one_line_and_code_2(flags, message):
-    assert_one_line_error(run(*flags), message)
+def test_bad_values_end_in_one_line_and_code_2(tmp_path, flags, message):
+    assert_one_line_error(run("--output-dir", tmp_path, *flags), message)
 
 
 def test_starts_from_weights_of_another_program(tmp_path):
