@@ -91,9 +91,9 @@ def pretrain(
     def place(batch: data.Batch) -> Any:
         return meshes.place_batch(batch, mesh)
 
-    def evaluate() -> float:
+    def begin_evaluation() -> Callable[[], float]:
         held_out = map(place, text.held_out_batches())
-        return steps.evaluate(definition, state.params, held_out)
+        return steps.begin_evaluation(definition, state.params, held_out)
 
     def sample() -> str:
         return _sample(nnx.merge(definition, state.params), text, config)
@@ -120,7 +120,10 @@ def pretrain(
     print(_summary(config, text, state))
     eval_loss = None
     if first == 0:
-        eval_loss = evaluate()
+        finish_evaluation = begin_evaluation()
+        # Traced for the first step while the devices evaluate.
+        train_step.lower(state, place(next(text.held_out_batches())))
+        eval_loss = finish_evaluation()
         print(f"\nBefore training, held-out loss {eval_loss:.3f}:\n{sample()}\n")
         # Nobody misses the best of random weights.
         if config.init_from is not None and checkpoints.is_best(eval_loss):
@@ -148,7 +151,7 @@ def pretrain(
             if step % config.eval_every_steps == 0 or step == config.steps:
                 jax.block_until_ready(values)
                 with journal.watch.pause():
-                    values["eval_loss"] = evaluate()
+                    values["eval_loss"] = begin_evaluation()()
             is_last = interruption.reached(step) or step == config.steps
             eval_loss = values.get("eval_loss")
             is_due = step % config.checkpoint.checkpoint_every_steps == 0

@@ -177,9 +177,20 @@ def evaluate(
     definition: nnx.GraphDef[llama.Llama], params: Any, batches: Iterable[Batch]
 ) -> float:
     """Total loss of the batches divided by their number of tokens, in nats."""
+    return begin_evaluation(definition, params, batches)()
+
+
+def begin_evaluation(
+    definition: nnx.GraphDef[llama.Llama], params: Any, batches: Iterable[Batch]
+) -> Callable[[], float]:
+    """Dispatches an evaluation; the function that is returned waits for its result."""
     sums = [_token_loss(definition, params, batch) for batch in batches]
-    totals, counts = zip(*jax.device_get(sums), strict=True)
-    return float(sum(totals) / sum(counts))
+
+    def finish() -> float:
+        totals, counts = zip(*jax.device_get(sums), strict=True)
+        return float(sum(totals) / sum(counts))
+
+    return finish
 
 
 @functools.partial(jax.jit, static_argnums=0)
