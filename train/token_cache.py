@@ -89,6 +89,7 @@ class TokenCache:
                 self._clean()
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
+                files.discard_at_once(self._directory, partial.name)
             except (OSError, NotImplementedError) as error:
                 self._report_failure(error)
                 return make(None)[0]

@@ -8,7 +8,7 @@ from flax import nnx
 
 from models import llama
 from train import cli, special_tokens
-from train.checkpoint import Restored, restore_params
+from train.checkpoint_reading import Restored, restore_params
 from train.config import BEST_OR_NEWEST, CheckpointChoice, PretrainConfig
 from train.run import CONFIG_FILE, load_config
 from train.step import model_definition

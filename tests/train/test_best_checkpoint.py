@@ -13,7 +13,8 @@ from tests.train.test_checkpoint import (
     truncate,
 )
 from train.best_checkpoint import METRICS
-from train.checkpoint import CHECKPOINTS, Checkpoints, restore_params
+from train.checkpoint import CHECKPOINTS, Checkpoints
+from train.checkpoint_reading import restore_params
 from train.config import CheckpointChoice, CheckpointConfig
 
 # Lowest at step 20; step 40 is saved without an evaluation.

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train import checkpoint, damage, distributed
+from train import checkpoint, checkpoint_reading, checksums, damage, distributed
 from train.checkpoint import (
     CHECKPOINTS,
     DAMAGED_DIRECTORY,
     CheckpointError,
     Checkpoints,
-    restore_params,
 )
+from train.checkpoint_reading import restore_params
 from train.config import CheckpointChoice, CheckpointConfig
 from train.step import TrainState
 
@@ -262,7 +262,7 @@ def spoil_checksum(directory, item):
     check = json.loads(path.read_text())
     check[item][min(check[item])] ^= 1
     del check["check"]
-    check["check"] = checkpoint._digest(check)
+    check["check"] = checksums.digest(check)
     path.write_text(json.dumps(check))
     damage.list_files(path.parents[1])
 
@@ -359,8 +359,8 @@ def test_trouble_of_the_process_is_no_damage(copy, monkeypatch, error, is_wrappe
             raise error
         return read(reader, step, items)
 
-    read = checkpoint._read_arrays
-    monkeypatch.setattr(checkpoint, "_read_arrays", fail)
+    read = checkpoint_reading.read_arrays
+    monkeypatch.setattr(checkpoint_reading, "read_arrays", fail)
     match = "the checkpoint of step 12 in .* cannot be read: "
     with pytest.raises(CheckpointError, match=match) as raised:
         restore(copy)
@@ -385,7 +385,7 @@ def test_ctrl_c_is_no_damage(copy, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_read_arrays", interrupt)
+    monkeypatch.setattr(checkpoint_reading, "read_arrays", interrupt)
     with pytest.raises(KeyboardInterrupt):
         restore(copy)
     assert steps_in(copy) == [7, 12]
@@ -547,7 +547,7 @@ _HALF = _ROUNDED.reshape(-1).astype(jnp.bfloat16)
 )
 def test_checksums_tell_arrays_apart(array, other):
     first, second, again = (
-        checkpoint._checksums({"leaf": x})["['leaf']"] for x in (array, other, array)
+        checksums.of_arrays({"leaf": x})["['leaf']"] for x in (array, other, array)
     )
     assert int(first) == int(again) != int(second)
 
@@ -561,23 +561,23 @@ def test_checksums_see_all_of_eight_bytes(dtype, bit, shape):
     bits = np.array(array).view(np.uint64)
     bits[(2, 3) if shape else ()] ^= np.uint64(1) << np.uint64(bit)
     with jax.enable_x64(True):
-        saved = checkpoint._checksums({"leaf": array})
+        saved = checksums.of_arrays({"leaf": array})
         check = {"rest": {path: int(value) for path, value in saved.items()}}
-        checkpoint._compare({"rest": {"leaf": array}}, check)
+        checksums.compare({"rest": {"leaf": array}}, check)
         with pytest.raises(damage.ContentError):
-            checkpoint._compare({"rest": {"leaf": bits.view(dtype)}}, check)
+            checksums.compare({"rest": {"leaf": bits.view(dtype)}}, check)
         # What earlier versions saved is still sound, though half of it is unseen.
-        before = checkpoint._checksums({"leaf": array}, whole=False)
+        before = checksums.of_arrays({"leaf": array}, whole=False)
         check = {"rest": {path: int(value) for path, value in before.items()}}
-        checkpoint._compare({"rest": {"leaf": array}}, check)
+        checksums.compare({"rest": {"leaf": array}}, check)
 
 
 def test_checksums_of_four_bytes_are_those_of_earlier_versions():
-    assert int(checkpoint._checksums({"leaf": np.float32(1.5)})["['leaf']"]) == (
+    assert int(checksums.of_arrays({"leaf": np.float32(1.5)})["['leaf']"]) == (
         np.float32(1.5).view(np.uint32)
     )
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert int(checkpoint._checksums({"leaf": array})["['leaf']"]) == 3_282_572_822
+    assert int(checksums.of_arrays({"leaf": array})["['leaf']"]) == 3_282_572_822
 
 
 def test_checksums_do_not_depend_on_the_sharding():
@@ -585,7 +585,7 @@ def test_checksums_do_not_depend_on_the_sharding():
     for spec in [("x", "y"), (None, ("x", "y")), ("y", None)]:
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
         placed = jax.device_put(_ROUNDED, sharding)
-        assert checkpoint._checksums(placed) == checkpoint._checksums(_ROUNDED)
+        assert checksums.of_arrays(placed) == checksums.of_arrays(_ROUNDED)
 
 
 @pytest.fixture

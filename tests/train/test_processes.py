@@ -25,13 +25,13 @@ FLAGS += ["--mesh", "fsdp=4,tensor=2", "--diagnostics"]
 # Cannot read the arrays of one step.
 HALF_BLIND = """
 import sys
-from train import checkpoint, pretrain
-read = checkpoint._read_arrays
+from train import checkpoint_reading as reading, pretrain
+read = reading.read_arrays
 def fail(reader, step, items):
     if step == {step}:
         raise {error}
     return read(reader, step, items)
-checkpoint._read_arrays = fail
+reading.read_arrays = fail
 pretrain.main(sys.argv[1:])
 """
 
