@@ -203,10 +203,14 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        advice = ""
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            advice = ": free some space and run the same command again"
-        fail(str(error) + advice)
+        message, number = str(error), getattr(error, "errno", None)
+        is_full = number in (errno.ENOSPC, errno.EDQUOT)
+        if (is_full or number == errno.EPIPE) and not getattr(error, "filename", "-"):
+            # Files have their name in the message; what is printed has none.
+            message = f"cannot write what is printed: {error.strerror}"
+        if is_full:
+            message += ": free some space and run the same command again"
+        fail(message)
 
 
 def warn(message: str) -> None:

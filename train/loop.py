@@ -114,9 +114,9 @@ def pretrain(
     with distributed.together(OSError):
         if distributed.is_first():
             changes = found.changes if found else {}
-            keep_settings(config, changes, first, evaluates_other_text=is_other)
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             disk_space.check(config, first, size, cli.warn)
+            keep_settings(config, changes, first, evaluates_other_text=is_other)
     print(_summary(config, text, state))
     eval_loss = None
     if first == 0:

@@ -1,6 +1,7 @@
 """Where the values of a run come from, and what help says about them."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ from train import cli, rules
 from train.config import PretrainConfig
 from train.export import ExportConfig
 from train.export import main as export_main
+from train.files import WriteError
 from train.generate import GenerateConfig
 from train.generate import main as generate_main
 from train.presets import PRESETS
@@ -220,3 +222,28 @@ def test_help_that_is_not_read_to_its_end_is_no_error(
         assert stop.value.code == 0
         pipe.flush()  # as Python does when it exits
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), "cannot write what is printed: No sp"),
+        (
+            BrokenPipeError(errno.EPIPE, "Broken pipe"),
+            "cannot write what is printed: B",
+        ),
+        (
+            WriteError(errno.ENOSPC, "No space left", "a"),
+            "cannot write a: No space left",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "[Errno 5] Input/output error"),
+        (OSError("cannot read a: torn"), "cannot read a: torn"),
+    ],
+)
+def test_an_error_of_the_disk_says_what_cannot_be_written(capsys, error, message):
+    with pytest.raises(SystemExit), cli.user_errors(OSError):
+        raise error
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {message}")
+    advice = ": free some space and run the same command again\n"
+    assert err.endswith(advice) == (error.errno == errno.ENOSPC)
