@@ -11,7 +11,7 @@ from typing import Literal
 from train import cli
 from train.config import Layout, PresetName, Switch
 from train.optimizer_config import OptimizerName
-from train.rules import at_least_1, check
+from train.rules import at_least_1, check, check_name
 
 PROGRAM = "python -m train.benchmark"
 # Ours have the names that they have in train.pretrain.
@@ -91,11 +91,7 @@ class BenchmarkConfig:
         check(self, at_least_1, "rounds", "refresh_rounds", "compile_rounds")
         check(self, at_least_1, "sequence_length_tokens", "batch_size_sequences")
         for name in self.names:
-            if name not in NAMES:
-                raise ValueError(
-                    f"--optimizers {self.optimizers!r}: {name!r} is none of "
-                    f"{', '.join(NAMES)}"
-                )
+            check_name(f"--optimizers {self.optimizers!r}", name, NAMES)
 
     @property
     def names(self) -> list[str]:

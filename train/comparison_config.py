@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import typing
 from typing import Annotated
 
 import tyro
@@ -9,7 +10,7 @@ import tyro
 from models.config import LlamaConfig
 from train.config import CompilationConfig, DataConfig, PresetName, check_parts
 from train.optimizer_config import OptimizerConfig, OptimizerName
-from train.rules import at_least_1, check, fits_32_bits, not_negative
+from train.rules import at_least_1, check, check_name, fits_32_bits, not_negative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,17 @@ class Settings(OptimizerConfig):
     learning_rate: Annotated[float, tyro.conf.Suppress] = 1e-3
     scale: Annotated[float | None, tyro.conf.Suppress] = None
     matrix_learning_rate_scale: Annotated[float, tyro.conf.Suppress] = 1.0
+
+
+def method_of(text: str) -> tuple[str, str]:
+    """The method's name of one of `--optimizers`, and what is behind the colon.
+
+    Raises:
+      ValueError: there is no such method.
+    """
+    name, _, rest = text.strip().partition(":")
+    check_name(f"--optimizers {text!r}", name, typing.get_args(OptimizerName))
+    return name, rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +119,8 @@ class CompareConfig:
             if len(set(values)) < len(values):
                 shown = " ".join(map(str, values))
                 raise ValueError(f"{flag} has a value twice: {shown}")
+        for text in self.optimizers:
+            method_of(text)
         for name in ("learning_rates", "matrix_scales"):
             for value in getattr(self, name):
                 if not 0 < value < float("inf"):

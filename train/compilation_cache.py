@@ -1,5 +1,6 @@
 """Compiled programs kept on disk, so that the next start need not compile them."""
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -65,13 +66,17 @@ def use(config: CompilationConfig) -> None:
 
 def limit_size(directory: pathlib.Path, largest_bytes: int) -> None:
     """Removes the files that were not used for longest, down to a size of all."""
-    files = [(path, path.stat()) for path in directory.iterdir() if path.is_file()]
+    files = []
+    for path in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may do the same
+            files.append((path, path.stat()))
     size = sum(stat.st_size for _, stat in files)
     for path, stat in sorted(files, key=lambda file: _last_use(file[1])):
         if size <= largest_bytes:
             break
-        path.unlink(missing_ok=True)
-        size -= stat.st_size
+        with contextlib.suppress(OSError):  # another user's, or a directory
+            path.unlink()
+            size -= stat.st_size
 
 
 def _last_use(stat: os.stat_result) -> float:

@@ -11,7 +11,7 @@ from train import cli
 from train.config import PresetName, PretrainConfig
 from train.optimizer_config import OptimizerConfig, OptimizerName
 from train.presets import PRESETS
-from train.rules import at_least_1, check, positive
+from train.rules import at_least_1, check, check_name, positive
 
 PROGRAM = "python -m train.plan"
 COMMON = (
@@ -78,11 +78,7 @@ class PlanConfig:
             check(self, positive, "device_memory_gib")
         known = typing.get_args(OptimizerName)
         for name in self.optimizer_names:
-            if name not in known:
-                raise ValueError(
-                    f"--compare {self.compare!r}: {name!r} is none of "
-                    f"{', '.join(known)}"
-                )
+            check_name(f"--compare {self.compare!r}", name, known)
 
     @property
     def optimizer_names(self) -> list[str]:

@@ -1,7 +1,8 @@
 """What numbers of a configuration must be, and how to say that one is not."""
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 
@@ -30,6 +31,21 @@ def flag(field: str) -> str:
     if (group, name) == ("optimizer", "name"):
         return "--optimizer"
     return "--" + name.replace("_", "-")
+
+
+def check_name(where: str, name: str, known: Collection[str]) -> None:
+    """Raises a ValueError that lists the known names, the nearest first, if it is none.
+
+    Args:
+      where: the flag and its value.
+      name: the name in it.
+      known: the names it could be.
+    """
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise ValueError(f"{where}: unknown {name!r}{hint}: choose from {', '.join(known)}")
 
 
 def check(config: Any, rule: Rule, *fields: str) -> None:

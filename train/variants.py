@@ -8,8 +8,10 @@ from typing import Any
 
 import pydantic
 
+from train.comparison_config import method_of
 from train.methods import canonical, matrix_scale_field, resolved, settings_of
-from train.optimizer_config import OptimizerConfig, OptimizerName
+from train.optimizer_config import OptimizerConfig
+from train.rules import check_name
 
 _TYPES = typing.get_type_hints(OptimizerConfig)
 
@@ -103,13 +105,8 @@ def parse_variant(text: str, base: OptimizerConfig) -> Variant:
       ValueError: there is no such method or setting, the method does not read the
         setting, or the value is not one of it.
     """
-    name, _, rest = text.strip().partition(":")
-    methods = typing.get_args(OptimizerName)
-    if name not in methods:
-        raise ValueError(
-            f"--optimizers {text!r}: {name!r} is none of {', '.join(methods)}"
-        )
     where = f"--optimizers {text!r}"
+    name, rest = method_of(text)
     settings = {}
     for part in filter(None, map(str.strip, rest.split(","))):
         key, value = _assignment(part, where)
@@ -164,8 +161,7 @@ def _assignment(text: str, where: str) -> tuple[str, str]:
     if not equals or not value.strip():
         raise ValueError(f"{where}: {text!r} is not a setting; write rank=32")
     known = [field for field in _TYPES if field != "name"]
-    if name not in known:
-        raise ValueError(f"{where}: {name!r} is none of {', '.join(known)}")
+    check_name(where, name, known)
     return name, value.strip()
 
 

@@ -130,7 +130,7 @@ def test_a_compiler_that_estimates_cycles_has_a_column():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--optimizers", "adamw,sgd"], "'sgd' is none of adamw, adafactor"),
+        (["--optimizers", "adamw,sgd"], "unknown 'sgd': choose from adamw, adafactor"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--rank", "0"], "--rank must be at least 1"),
         (["--rank", "10000"], "rank=10000 is not below the smaller side of any of"),

@@ -357,7 +357,10 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--optimizers", "sgd"], "--optimizers 'sgd': 'sgd' is none of adamw"),
+        (
+            ["--optimizers", "sgd"],
+            "'sgd': unknown 'sgd': choose from adamw",
+        ),
         (["--sweep", "damping=2"], "--damping must be above 0 and at most 1, got 2"),
         (["--learning-rates"], "--learning-rates must have at least one value"),
         (["--learning-rates", "0"], "--learning-rates must be positive and finite"),

@@ -15,6 +15,7 @@ from train import compilation_cache, files
 from train.config import CompilationConfig
 
 SETTINGS = ["compilation_cache_dir", "persistent_cache_min_compile_time_secs"]
+SETTINGS += ["enable_compilation_cache"]  # which plan and benchmark turn off
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,7 @@ def fresh(monkeypatch):
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     before = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in SETTINGS}
+    jax.config.update("jax_enable_compilation_cache", True)
     jax_cache.reset_cache()
     yield
     for name, value in before.items():

@@ -42,8 +42,16 @@ def flags_by_group(text):
     }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("argument", ["--help", "--hlep"])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        *((name, argument) for name in PROGRAMS for argument in ("--help", "--hlep")),
+        ("pretrain", "--rank=0"),
+        ("compare", "--optimizers=sgd"),
+        ("plan", "--compare=sgd"),
+        ("benchmark", "--optimizers=sgd"),
+    ],
+)
 def test_reading_the_command_line_imports_nothing_slow(name, argument):
     code = f"""
 import runpy, sys

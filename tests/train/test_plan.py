@@ -119,7 +119,10 @@ def test_the_table_puts_optimizers_side_by_side(planned):
         (["--target", "tpu-v5e:4by4"], "--target 'tpu-v5e:4by4' is none"),
         (["--target", "cpu:8", "--mesh", "fsdp=3"], "does not fit 8 devices"),
         (["--target", "cpu:8", "--mesh", "rows=8"], "'rows' is not one of"),
-        (["--compare", "adam"], "--compare 'adam': 'adam' is none of adamw, subtrack"),
+        (
+            ["--compare", "adam"],
+            "unknown 'adam' (did you mean adamw?): choose from adamw",
+        ),
         (["--batch-size-sequences", "12"], "12 must be a multiple of 8"),
         (
             [*["--batch-size-sequences", "8", "--gradient-accumulation-steps", "2"]],

@@ -53,12 +53,15 @@ def test_a_variant_is_a_method_and_settings_of_its_own(text, settings):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sgd", "'sgd' is none of adamw, subtrack,"),
-        ("", "'' is none of adamw"),
+        ("sgd", "unknown 'sgd': choose from adamw, subtrack,"),
+        ("", "unknown '': choose from adamw"),
         ("subtrack:rank", "'rank' is not a setting; write rank=32"),
         ("subtrack:rank=", "'rank=' is not a setting"),
-        ("subtrack:rnk=3", "'rnk' is none of learning_rate,"),
-        ("subtrack:name=adamw", "'name' is none of"),
+        (
+            "subtrack:rnk=3",
+            "unknown 'rnk' (did you mean rank?): choose from learning",
+        ),
+        ("subtrack:name=adamw", "unknown 'name'"),
         ("subtrack:rank=3.5", "rank=3.5: Input should be a valid integer"),
         ("subtrack:learning_rate=none", "learning_rate=none: Input should be"),
         ("subtrack:transport=maybe", "transport=maybe: Input should be"),
@@ -140,7 +143,7 @@ def test_an_ablation_shares_the_trials_of_what_the_method_does_anyway():
     ("text", "message"),
     [
         ("rank", "'rank' is not a setting"),
-        ("rnk=1,2", "'rnk' is none of"),
+        ("rnk=1,2", "unknown 'rnk'"),
         ("rank=4,many", "rank=many: Input should be a valid integer"),
         ("rank=4,4", "has a value twice"),
         ("rank=4,", "rank=: Input should be"),
