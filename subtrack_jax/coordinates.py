@@ -15,10 +15,11 @@ import optax
 
 from subtrack_jax import eight_bit, placement, sharding
 from subtrack_jax._validation import check, check_decay, check_precise
-from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import is_box, is_masked, map_leaves, state_dtype
+from subtrack_jax.loops import apply_if
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import (
+    LowRankLeaf,
     expect_records,
     is_record,
     map_records,
@@ -45,13 +46,8 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
 
     def update_fn(updates, state, **extra_args):
         del extra_args
-
-        def coordinates(record):
-            basis = placement.whole_basis(record.basis, record.view)
-            return placement.whole_rank(record.view.project(basis, record.gradient))
-
         return map_records(
-            lambda record: record.replace(coordinates=record.map(coordinates)),
+            lambda record: record.replace(coordinates=record.map(_coordinates)),
             lambda g: g,
             updates,
         ), state
@@ -64,6 +60,13 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
         return stage.update(widened(updates, params), state, params, **extra_args)
 
     return optax.GradientTransformationExtraArgs(stage.init, update)
+
+
+# Jitted, as other functions of one record: traced once for leaves that are alike.
+@jax.jit
+def _coordinates(record: LowRankLeaf) -> jax.Array:
+    basis = placement.whole_basis(record.basis, record.view)
+    return placement.whole_rank(record.view.project(basis, record.gradient))
 
 
 def on_coordinates(
@@ -196,7 +199,10 @@ def on_coordinates(
         ), state
 
     return sharding.stage(
-        init_fn, update_fn, expect_records("on_coordinates", low_rank, "coordinates")
+        init_fn,
+        update_fn,
+        expect_records("on_coordinates", low_rank, "coordinates"),
+        forwards=True,
     )
 
 

@@ -106,4 +106,6 @@ def draw_projection(
         records = jax.tree.map(record, updates, low_rank.views(updates), is_leaf=is_box)
         return records, DrawProjectionState(optax.safe_increment(state.count))
 
-    return sharding.stage(init_fn, update_fn, expect_plain("draw_projection"))
+    return sharding.stage(
+        init_fn, update_fn, expect_plain("draw_projection"), jitted=False
+    )

@@ -114,7 +114,8 @@ def feed_back(
 
         def corrected(mean, _):
             dtype = jnp.promote_types(mean.dtype, jnp.float32)
-            weight = 1 - jnp.asarray(b1, dtype) ** moments.count
+            # An integer that is not traced would be a constant of another program.
+            weight = 1 - jnp.asarray(b1, dtype) ** moments.count.astype(dtype)
             return mean.astype(dtype) / jnp.where(weight > 0, weight, 1)
 
         extra_args["momentum"] = map_leaves(

@@ -7,7 +7,8 @@ Products that form a basis or keep it orthonormal run at the highest precision:
 bfloat16 passes, the default on TPUs, would lose the orthonormality that
 everything else relies on. Products that only choose a direction run at the
 default precision, at which the TPU compiler is ten times faster; their rounding
-averages out over the long side, and the line search judges the result.
+averages out over the long side, and the line search judges the result. Functions
+with loops are jitted: un-jitted loops would be compiled anew on every call.
 
 Sources: Edelman, Arias & Smith 1998, "The geometry of algorithms with
 orthogonality constraints"; Bendokat, Zimmermann & Absil 2024, "A Grassmann
@@ -15,18 +16,26 @@ manifold handbook"; Halko, Martinsson & Tropp 2011, "Finding structure with
 randomness"; SubTrack++, arXiv 2502.01586.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from subtrack_jax.linear_algebra import (
     dot,
+    norm,
     power_of_two,
     real_only,
     safe_norm,
     unit_scale,
     with_signs_of,
 )
+from subtrack_jax.loops import fori_loop, while_loop
 from subtrack_jax.orthonormal import orthonormal_columns
+
+_MOST_SQUARINGS = 27
+# Doublings of an angle: enough for the largest number of float32.
+_MOST_DOUBLINGS = 64
 
 
 @real_only
@@ -53,6 +62,7 @@ def tangent(
 
 
 @real_only
+@jax.jit
 def leading_eigenvector(gram: jax.Array) -> jax.Array:
     """Unit eigenvector of the largest eigenvalue of a positive matrix.
 
@@ -78,17 +88,19 @@ def leading_eigenvector(gram: jax.Array) -> jax.Array:
         last += is_nearly_one.astype(last.dtype)
         return unit_trace(matrix @ matrix), squarings + 1, last
 
-    power, _, _ = jax.lax.while_loop(
+    power, _, _ = while_loop(
         # The bound on the count is for an exact tie.
-        lambda carry: (carry[1] < 27) & (carry[2] < 3),
+        lambda carry: (carry[1] < _MOST_SQUARINGS) & (carry[2] < 3),
         squared,
         (unit_trace(gram), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)),
+        _MOST_SQUARINGS,
     )
     column = power[:, jnp.argmax(jnp.diagonal(power))]
     return column / safe_norm(column)
 
 
 @real_only
+@jax.jit
 def leading_triple(
     tangent: jax.Array, basis: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -106,8 +118,7 @@ def leading_triple(
     image = dot(tangent, v)
     for _ in range(2):  # X is orthogonal to S up to rounding, u has to be
         image -= dot(basis, dot(basis.T, image))
-    sigma = jnp.linalg.norm(image)
-    return sigma, image / safe_norm(image), v
+    return norm(image), image / safe_norm(image), v
 
 
 @real_only
@@ -162,10 +173,13 @@ def line_search(
     """
     pair = jnp.stack([dot(basis, v), u]) @ gradient
     a, b = pair / power_of_two(pair)
-    return jnp.arctan2(2 * jnp.vdot(a, b), jnp.vdot(a, a) - jnp.vdot(b, b)) / 2
+    sine, cosine = 2 * jnp.vdot(a, b), jnp.vdot(a, a) - jnp.vdot(b, b)
+    # At (0, 0) the angle has no derivative.
+    return jnp.arctan2(sine, jnp.where((sine == 0) & (cosine == 0), 1, cosine)) / 2
 
 
 @real_only
+@jax.jit
 def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
     """Follows the geodesic from a basis along a general tangent, to time 1.
 
@@ -186,7 +200,8 @@ def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
     gram = dot(tangent.T, tangent)
     identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
     # The trace bounds the largest eigenvalue: halve until every angle is <= 1.
-    halvings = jnp.ceil(jnp.log2(jnp.maximum(jnp.trace(gram), 1.0)) / 2)
+    bound = jax.lax.stop_gradient(jnp.maximum(jnp.trace(gram), 1.0))
+    halvings = jnp.ceil(jnp.log2(bound) / 2)
     small = gram / 4.0**halvings
 
     # Loops, as the TPU compiler takes seconds over each product at this precision.
@@ -197,18 +212,24 @@ def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
         sinc = identity - dot(small, sinc) / ((2 * k) * (2 * k + 1))
         return cosine, sinc
 
-    def double(_, values):
-        cosine, sinc = values
-        return 2 * dot(cosine, cosine) - identity, dot(sinc, cosine)
+    def double(carry):
+        left, cosine, sinc = carry
+        return left - 1, 2 * dot(cosine, cosine) - identity, dot(sinc, cosine)
 
     # The last terms come first; 1 / 20! is below float64 rounding.
     last = identity - small / (19 * 20), identity - small / (20 * 21)
-    values = jax.lax.fori_loop(0, 9, horner, last)
-    cosine, sinc = jax.lax.fori_loop(0, halvings.astype(jnp.int32), double, values)
+    values = fori_loop(9, horner, last)
+    left = halvings.astype(jnp.int32)
+    _, cosine, sinc = while_loop(
+        lambda carry: carry[0] > 0, double, (left, *values), _MOST_DOUBLINGS
+    )
     return dot(basis, cosine) + dot(tangent, sinc)
 
 
 @real_only
+@functools.partial(
+    jax.jit, static_argnames=("rank", "oversampling", "power_iterations")
+)
 def range_finder(
     key: jax.Array,
     gradient: jax.Array,
@@ -253,15 +274,13 @@ def range_finder(
         columns = orthonormal_columns(jnp.where(is_zero, noise[:m], image))
         return columns, unit_scale(_product(gradient.T, columns))
 
-    columns, sketch = jax.lax.fori_loop(
-        0,
+    columns, sketch = fori_loop(
         power_iterations + 1,
         power,
         (jnp.zeros((m, sketch_size), gradient.dtype), noise[:n]),
     )
     gram = sketch.T @ sketch
-    best = jax.lax.fori_loop(
-        0,
+    best = fori_loop(
         32,
         lambda _, basis: orthonormal_columns(gram @ basis),
         jnp.eye(sketch_size, rank, dtype=gradient.dtype),
@@ -288,6 +307,7 @@ def random_basis(
 
 
 @real_only
+@jax.jit
 def random_tangent(key: jax.Array, basis: jax.Array) -> jax.Array:
     """Random tangent whose largest singular value is one.
 
@@ -327,6 +347,7 @@ def orthonormalize(basis: jax.Array) -> jax.Array:
 
 
 @real_only
+@jax.jit
 def align(basis: jax.Array, other: jax.Array) -> jax.Array:
     """Turns a basis within its span to be as near another one as it can.
 
@@ -345,9 +366,7 @@ def align(basis: jax.Array, other: jax.Array) -> jax.Array:
     """
     overlap = dot(basis.T, other)
     # Each turn multiplies small singular values by 3/2, and brings all nearer to 1.
-    factor = jax.lax.fori_loop(
-        0, 32, lambda _, x: 1.5 * x - 0.5 * dot(x, dot(x.T, x)), overlap
-    )
+    factor = fori_loop(32, lambda _, x: 1.5 * x - 0.5 * dot(x, dot(x.T, x)), overlap)
     rotation = orthonormal_columns(factor)  # those that did not arrive, too
     return dot(basis, with_signs_of(rotation, factor))
 

@@ -32,10 +32,28 @@ def real_only(function: _Function) -> _Function:
     return checked  # type: ignore[return-value]
 
 
+@jax.custom_jvp
+def root(x: jax.Array) -> jax.Array:
+    """The square root, with a derivative of 0 at 0 in place of infinity."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals, tangents):
+    (x,), (slope,) = primals, tangents
+    result = jnp.sqrt(x)
+    return result, jnp.where(x > 0, slope / jnp.where(x > 0, 2 * result, 1), 0)
+
+
+def norm(vector: jax.Array, axis: int | None = None) -> jax.Array:
+    """The norm, or norms along an axis that is kept; differentiable at 0."""
+    return root(jnp.sum(vector * vector, axis=axis, keepdims=axis is not None))
+
+
 def safe_norm(vector: jax.Array, axis: int | None = None) -> jax.Array:
     """The norm, or norms along an axis that is kept, 1 where it is 0: to divide by."""
-    norm = jnp.linalg.norm(vector, axis=axis, keepdims=axis is not None)
-    return jnp.where(norm > 0, norm, 1)
+    length = norm(vector, axis)
+    return jnp.where(length > 0, length, 1)
 
 
 def power_of_two(matrix: jax.Array) -> jax.Array:
@@ -51,7 +69,7 @@ def power_of_two(matrix: jax.Array) -> jax.Array:
       A scalar that divides the largest entry to a magnitude in [1, 2), or in
       [0, 2) where it or its reciprocal would not be a normal number.
     """
-    _, exponent = jnp.frexp(jnp.max(jnp.abs(matrix)))
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(jax.lax.stop_gradient(matrix))))
     limit = -jnp.finfo(matrix.dtype).minexp - 2
     exponent = jnp.clip(exponent - 1, -limit, limit)
     return jnp.ldexp(jnp.ones([], matrix.dtype), exponent)

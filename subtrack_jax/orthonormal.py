@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from subtrack_jax.linear_algebra import dot, safe_norm, whole
+from subtrack_jax.loops import fori_loop, while_loop
 
 # Columns that are made orthonormal at a time.
 _PANEL = 128
@@ -11,11 +12,30 @@ _PANEL = 128
 _PASSES = 8
 
 
+@jax.custom_jvp
 def orthonormal_columns(matrix: jax.Array) -> jax.Array:
     """The Q of a QR factorisation: orthonormal for rank-deficient matrices too."""
     # The TPU compiler unrolls its own QR: half a minute for 2736 x 512.
     q = jax.lax.platform_dependent(whole(matrix), tpu=blocked_q, default=_library_q)
     return whole(q)
+
+
+@orthonormal_columns.defjvp
+def _orthonormal_columns_jvp(primals, tangents):
+    # With dA = dQ R + Q dR: Q^T dQ is antisymmetric and dR R^-1 upper triangular
+    # (Walter, Lehmann & Lamour 2012, section 3.1).
+    (matrix,), (slope,) = primals, tangents
+    q = orthonormal_columns(matrix)
+    r = jnp.triu(dot(q.T, matrix))
+    # A column that depends on those before has a Q of its own, which keeps still.
+    size = jnp.abs(jnp.diagonal(r))
+    is_free = size > matrix.shape[0] * jnp.finfo(r.dtype).eps * jnp.max(size)
+    r = jnp.where(is_free, r, jnp.eye(r.shape[0], dtype=r.dtype))
+    slope = jnp.where(is_free, slope, 0)
+    scaled = jax.lax.linalg.triangular_solve(r, slope, left_side=False)
+    inside = dot(q.T, scaled)
+    below = jnp.tril(inside, -1)
+    return q, scaled + dot(q, below - below.T - inside)
 
 
 def blocked_q(matrix: jax.Array) -> jax.Array:
@@ -61,7 +81,7 @@ def blocked_q(matrix: jax.Array) -> jax.Array:
             return dot(panel, _inverse_factor(inner).T), squared_error, passes + 1
 
         carry = panel, jnp.full_like(rounding, jnp.inf), 0
-        panel, *_ = jax.lax.while_loop(has_errors, reduce_errors, carry)
+        panel, *_ = while_loop(has_errors, reduce_errors, carry, _PASSES)
         return jax.lax.dynamic_update_slice_in_dim(columns, panel, start, 1)
 
     # Too little to matter, unless there is nothing else. The cosines are orthogonal
@@ -69,7 +89,7 @@ def blocked_q(matrix: jax.Array) -> jax.Array:
     row = jnp.arange(m, dtype=matrix.dtype) + 0.5
     cosines = jnp.cos(jnp.pi / m * jnp.outer(row, index.astype(matrix.dtype)))
     columns = _unit_columns(matrix) + 4 * rounding / m**0.5 * cosines
-    return jax.lax.fori_loop(0, -(-rank // width), of_panel, _unit_columns(columns))
+    return fori_loop(-(-rank // width), of_panel, _unit_columns(columns))
 
 
 def _unit_columns(matrix: jax.Array) -> jax.Array:
@@ -102,7 +122,7 @@ def _inverse_factor(error: jax.Array) -> jax.Array:
         # The shift is above all rounding of pivots.
         shift = 2 * size * jnp.finfo(error.dtype).eps
         augmented = jnp.concatenate([(1 + shift) * identity + error, identity], axis=1)
-        reduced = jax.lax.fori_loop(0, size, eliminate, augmented)
+        reduced = fori_loop(size, eliminate, augmented)
         return reduced[:, size:] * jax.lax.rsqrt(jnp.diagonal(reduced))[:, None]
 
     return jax.lax.cond(jnp.sum(error**2) < 0.01, newton, elimination)

@@ -10,6 +10,7 @@ import optax
 
 from subtrack_jax import placement, sharding
 from subtrack_jax._validation import check_factor, check_precise
+from subtrack_jax.linear_algebra import root
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import (
     LowRankLeaf,
@@ -82,10 +83,12 @@ def recover_and_scale(
     if residual not in ("exact", "published"):
         raise ValueError(f"residual={residual!r}: use 'exact' or 'published'.")
 
+    @jax.jit
     def lift(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
         inside = sharding.local(scale) * placement.whole_rank(record.direction)
         return _finished(record, record.view.lift(record.basis, inside), last_norm)
 
+    @jax.jit
     def recover(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
         view, coordinates = record.view, placement.whole_rank(record.coordinates)
         direction = placement.whole_rank(record.direction)
@@ -96,15 +99,15 @@ def recover_and_scale(
         # |G_:j - c S A_:j|^2 = |G_:j|^2 - c (2 - c) |A_:j|^2
         inside_energy = removed * (2 - removed) * energy
         missed = jnp.maximum(view.column_energy(gradient) - inside_energy, 0)
-        norm = jnp.sqrt(jnp.sum(phi * phi * missed, axis=-1))
-        gamma = _limiter(norm, last_norm, growth_limit)
+        norm = root(jnp.sum(phi * phi * missed, axis=-1))
+        gamma, limited = _limiter(norm, last_norm, growth_limit)
         factors = jnp.multiply(sharding.local(recovery_scale), gamma)[..., None] * phi
         inside = view.lift(
             record.basis,
             alpha * direction - removed * factors[..., None, :] * coordinates,
         )
         update = inside + view.scale_columns(gradient, factors)
-        return _finished(record, update, gamma * norm)
+        return _finished(record, update, limited)
 
     finish = lift if recovery == "none" else recover
     limit = None if recovery == "none" else growth_limit
@@ -142,6 +145,7 @@ def scale_gradient(
     if per not in ("columns", "matrix"):
         raise ValueError(f"per={per!r}: use 'columns' or 'matrix'.")
 
+    @jax.jit
     def finish(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
         coordinates = placement.whole_rank(record.coordinates)
         direction = placement.whole_rank(record.direction)
@@ -152,11 +156,11 @@ def scale_gradient(
         phi = jnp.broadcast_to(
             phi if per == "columns" else phi[..., None], energy.shape
         )
-        norm = jnp.sqrt(jnp.sum(phi * phi * energy, axis=-1))
-        gamma = _limiter(norm, last_norm, growth_limit)
+        norm = root(jnp.sum(phi * phi * energy, axis=-1))
+        gamma, limited = _limiter(norm, last_norm, growth_limit)
         factors = jnp.multiply(sharding.local(scale), gamma)[..., None] * phi
         update = record.view.scale_columns(gradient, factors)
-        return _finished(record, update, gamma * norm)
+        return _finished(record, update, limited)
 
     return _last_stage("scale_gradient", low_rank, finish, growth_limit)
 
@@ -166,25 +170,26 @@ def _energy_and_ratio(
 ) -> tuple[jax.Array, jax.Array]:
     """|A|^2 and phi = |N| / |A|, 0 where A is, over the given axes."""
     energy = jnp.sum(coordinates * coordinates, axis=axis)
-    ratio = jnp.sum(direction * direction, axis) / jnp.where(energy > 0, energy, 1)
-    return energy, jnp.where(energy > 0, jnp.sqrt(ratio), 0)
+    ratio = jnp.sum(direction * direction, axis)
+    return energy, root(ratio / jnp.where(energy > 0, energy, jnp.inf))
 
 
 def _limiter(
     norm: jax.Array,
     last_norm: jax.Array | None,
     growth_limit: jax.typing.ArrayLike | None,
-) -> jax.Array:
-    """min(1, zeta l / |L|) for the last norm l; 1 if there is none."""
+) -> tuple[jax.Array, jax.Array]:
+    """The factor min(1, zeta l / |L|), and |L| times it; l is the last such norm."""
     if last_norm is None or (
         isinstance(growth_limit, float) and math.isinf(growth_limit)
     ):
-        return jnp.ones_like(norm)
+        return jnp.ones_like(norm), norm
     has_last = last_norm > 0
     limit = jnp.where(has_last, last_norm, 1) * sharding.local(growth_limit)
     is_limited = has_last & (norm > limit)
+    limited = jnp.where(is_limited, limit, norm)
     # Safe to divide by in both branches: jax_debug_nans looks at each of them.
-    return jnp.where(is_limited, limit, 1) / jnp.where(is_limited, norm, 1)
+    return jnp.where(is_limited, limit, 1) / jnp.where(is_limited, norm, 1), limited
 
 
 def _finished(record: LowRankLeaf, update: jax.Array, norm: jax.Array | None) -> Pair:

@@ -1,7 +1,6 @@
 """Moving the bases of a tree: little to compile, and the room of one matrix."""
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from subtrack_jax.loops import switch, unstack
 from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.rotation import RankOneRotation
 
@@ -67,12 +67,34 @@ def refresh(move: Move, leaves: Sequence[Leaf]) -> list[Moved]:
     return [results[k] for k in range(len(leaves))]
 
 
+def knows_rotations(move: Move, leaves: Sequence[Leaf]) -> list[bool]:
+    """Whether the moves of each leaf come with a rotation of rank one."""
+    answers: dict[Any, bool] = {}
+    found = []
+    for leaf in leaves:
+        axes = len(leaf.view.batch_axes)
+        wide = (leaf.view.basis_shape[-2], leaf.view.coordinates_shape[-1])
+        shapes = jax.tree.map(
+            lambda x, axes=axes: jax.ShapeDtypeStruct(x.shape[axes:], x.dtype),
+            (leaf.basis, leaf.memory, leaf.extras),
+        )
+        key = (wide, jax.tree.structure(shapes), *jax.tree.leaves(shapes))
+        if key not in answers:
+            gradient = jax.ShapeDtypeStruct(wide, leaf.basis.dtype)
+            moved = jax.eval_shape(move, gradient, *shapes)
+            answers[key] = moved.rotation is not None
+        found.append(answers[key])
+    return found
+
+
 def _move_if_finite(
     move: Move, gradient: jax.Array, basis: jax.Array, memory: Any, extras: Any
 ) -> Moved:
     gradient = gradient.astype(basis.dtype)
     moved = move(gradient, basis, memory, extras)
-    usable = jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(moved.basis))
+    # The largest entry is needed anyway, and NaN if one is.
+    usable = jnp.isfinite(jnp.max(jnp.abs(gradient)))
+    usable &= jnp.isfinite(jnp.max(jnp.abs(moved.basis)))
     keep = lambda new, old: jnp.where(usable, new.astype(old.dtype), old)
     return Moved(
         keep(moved.basis, basis),
@@ -87,26 +109,26 @@ def _in_one_loop(move: Move, leaves: Sequence[Leaf]) -> list[Moved]:
     leaf_of = np.repeat(np.arange(len(leaves)), counts)
     index_of = np.concatenate([np.arange(count) for count in counts])
 
-    def pick_from(leaf):
-        axes = len(leaf.view.batch_shape)
-        stacks = jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), leaf[2:])
-        return lambda index: (
-            leaf.view.wide_at(leaf.gradient, index),
-            *jax.tree.map(lambda x: x[index], stacks),
-        )
+    picks = [
+        functools.partial(_pick, leaf.view, leaf.gradient, leaf[2:]) for leaf in leaves
+    ]
 
-    picks = [pick_from(leaf) for leaf in leaves]
-    moved = jax.lax.map(
-        lambda which: move(*jax.lax.switch(which[0], picks, which[1])),
-        (leaf_of, index_of),
-    )
+    def move_one(which):
+        leaf, index = which
+        return move(*switch(leaf, [functools.partial(pick, index) for pick in picks]))
 
-    def part_of(leaf, count, end):
-        return jax.tree.map(
-            lambda x: x[end - count : end].reshape(
-                *leaf.view.batch_shape, *x.shape[1:]
-            ),
-            moved,
-        )
+    moved = jax.lax.map(move_one, (leaf_of, index_of))
 
-    return list(map(part_of, leaves, counts, itertools.accumulate(counts)))
+    def shaped(leaf, part):
+        batch = leaf.view.batch_shape
+        return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), part)
+
+    return list(map(shaped, leaves, unstack(moved, counts)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pick(view: MatrixView, gradient: jax.Array, stacks: Any, index: jax.Array) -> Any:
+    """One matrix of a leaf by its flat index; traced once for leaves that are alike."""
+    axes = len(view.batch_axes)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), stacks)
+    return view.wide_at(gradient, index), *jax.tree.map(lambda x: x[index], flat)

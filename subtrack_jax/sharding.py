@@ -6,10 +6,12 @@ compute with automatic axes inside and give every result the type that `placemen
 decides.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
@@ -105,6 +107,8 @@ def stage(
     update_fn: Callable[..., tuple[Any, Any]],
     check_updates: Callable[[Any], None],
     takes: tuple[str, ...] = (),
+    forwards: bool = False,
+    jitted: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds a transformation that works on explicit and automatic meshes.
 
@@ -114,10 +118,17 @@ def stage(
         nothing need be said about sharding.
       check_updates: raises if the updates are not what the stage works on.
       takes: extra arguments that are trees of arrays, if they are given.
+      forwards: whether the function is given all other extra arguments, too.
+      jitted: whether the function is jitted, as one with loops has to be: un-jitted
+        loops are compiled anew on every call.
 
     Returns:
       The transformation.
     """
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def compute(arguments, arrays, constants):
+        return update_fn(*arguments, **arrays, **dict(constants))
 
     def init(params):
         return init_fn(as_arrays(params))
@@ -127,9 +138,15 @@ def stage(
         updates = as_arrays(updates)
         check_updates(updates)
         taken = {name: extra_args.pop(name) for name in takes if name in extra_args}
+        others = extra_args if forwards else {}
+        arrays = {name: x for name, x in others.items() if _is_traceable(x)}
+        constants = tuple(item for item in others.items() if item[0] not in arrays)
 
         def run(updates, state, taken):
-            return update_fn(updates, state, **taken, **extra_args)
+            given = taken | arrays
+            if not jitted or not _is_hashable(constants):
+                return update_fn(updates, state, **given, **dict(constants))
+            return compute((updates, state), given, constants)
 
         mesh = _explicit_mesh(updates)
         if mesh is None:
@@ -140,6 +157,20 @@ def stage(
         return jax.sharding.auto_axes(run, out_sharding=out_sharding)(*arguments)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_traceable(tree: Any) -> bool:
+    """Whether a tree holds numbers and arrays only, and no functions or text."""
+    kinds = jax.Array, np.ndarray, np.generic, bool, int, float, complex
+    return all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(tree))
 
 
 def report(function: Callable[..., Any], *trees: Any) -> Any:

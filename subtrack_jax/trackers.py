@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from subtrack_jax import grassmann, linear_algebra, sharding
 from subtrack_jax._validation import check, check_steps
+from subtrack_jax.loops import cond
 from subtrack_jax.rotation import RankOneRotation
 
 Init = Literal["randomized", "svd"]
@@ -169,7 +170,7 @@ def switch(first: Tracker, then: Tracker, after_steps: jax.typing.ArrayLike) -> 
 
         is_first = count < sharding.local(after_steps)
         choices = by(first), by(then)
-        return jax.lax.cond(is_first, *choices, key, gradient, basis), None
+        return cond(is_first, *choices, key, gradient, basis), None
 
     return Tracker(first.start, move, needs=("count",))
 

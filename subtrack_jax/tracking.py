@@ -11,16 +11,16 @@ import optax
 
 from subtrack_jax import placement, sharding
 from subtrack_jax._validation import check, check_steps
-from subtrack_jax.in_place import apply_if
 from subtrack_jax.leaves import (
     content,
     is_box,
     map_leaves,
     state_dtype,
 )
+from subtrack_jax.loops import apply_if
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import LowRankLeaf, is_record
-from subtrack_jax.refresh import Leaf, Moved, refresh
+from subtrack_jax.refresh import Leaf, Moved, knows_rotations, refresh
 from subtrack_jax.rotation import RankOneRotation
 from subtrack_jax.state_check import expect_rule_state, expect_shapes, expect_state
 from subtrack_jax.trackers import Tracker
@@ -153,14 +153,14 @@ def track_subspace(
                 named["memory"] = memory
             return Moved(*tracker.move(key, gradient, basis, **named))
 
+        def leaves_of(tracked):
+            return [
+                Leaf(views[k], gradients[k], old.basis, old.memory, extra)
+                for k, old, extra in zip(chosen, tracked, extras, strict=True)
+            ]
+
         def refreshed(how, tracked):
-            return refresh(
-                how,
-                [
-                    Leaf(views[k], gradients[k], old.basis, old.memory, extra)
-                    for k, old, extra in zip(chosen, tracked, extras, strict=True)
-                ],
-            )
+            return refresh(how, leaves_of(tracked))
 
         is_start = state.count == 0
         moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
@@ -175,13 +175,12 @@ def track_subspace(
             ],
             "start_subspaces",
         )
-        # A loop takes what it returns: ask which kind of rotation moves give.
-        kinds = jax.eval_shape(functools.partial(refreshed, move), started)
+        # A loop returns what it takes: it begins with the kind of rotation moves give.
         tracked = [
-            old
-            if kind.rotation is None
-            else old._replace(rotation=RankOneRotation.identity(old.basis))
-            for old, kind in zip(started, kinds, strict=True)
+            old._replace(rotation=RankOneRotation.identity(old.basis)) if known else old
+            for old, known in zip(
+                started, knows_rotations(move, leaves_of(started)), strict=True
+            )
         ]
         tracked = apply_if(
             moved, functools.partial(refreshed, move), tracked, "move_subspaces"

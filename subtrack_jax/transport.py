@@ -47,13 +47,16 @@ def transport_adam(
         weight = 1 - jnp.asarray(sharding.local(decay), dtype) ** state.count
         return jnp.where(weight > 0, weight, 1)  # moments are 0 before step 1
 
+    @jax.jit  # traced once for leaves that are alike
     def rotate(rotation, mu, nu):
         mean = mu.astype(nu.dtype)
         rotated = rotation.rotate(mean)
-        nu_weight, mean_weight = weight(b2, nu.dtype), weight(b1, nu.dtype)
-        variance = nu / nu_weight - (mean / mean_weight) ** 2
-        second = rotation.rotate_squared(variance) + (rotated / mean_weight) ** 2
-        return Pair(rotated.astype(mu.dtype), nu_weight * jnp.abs(second))
+        # All of the second line multiplied by nu's weight, which |.| lets through.
+        ratio = weight(b2, nu.dtype) / weight(b1, nu.dtype) ** 2
+        variance = rotation.rotate_squared(nu - ratio * mean * mean)
+        return Pair(
+            rotated.astype(mu.dtype), jnp.abs(variance + ratio * rotated * rotated)
+        )
 
     pairs = jax.tree.map(rotate, rotations, state.mu, state.nu, is_leaf=_is_rotation)
     mu, nu = unzip(pairs)

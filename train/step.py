@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from models import llama
-from subtrack_jax.in_place import apply_if
+from subtrack_jax.loops import apply_if
 from train.data import Batch
 
 
