@@ -22,6 +22,7 @@ from train import (
     distributed,
     given_weights,
     hosts,
+    memory,
     methods,
     metrics,
     optimizers,
@@ -340,6 +341,7 @@ def run(config: PretrainConfig) -> int:
     What the user can mend ends the program with one line. Returns the exit code.
     """
     compilation_cache.use(config.start)
+    memory.return_what_compilers_free()
     quiet_orbax()
     with contextlib.ExitStack() as stack:
         with cli.user_errors(ValueError, OSError):
