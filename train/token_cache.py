@@ -41,6 +41,7 @@ class TokenCache:
 
     def __init__(self, directory: str, report: Callable[[str], None]):
         self._report, self._is_used = report, directory != "none"
+        self._has_failed = False
         given = pathlib.Path(os.path.expanduser(directory)).absolute()
         self._directory = files.user_cache("tokens") if directory == "auto" else given
 
@@ -136,6 +137,9 @@ class TokenCache:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _report_failure(self, error: Exception) -> None:
+        if self._has_failed:
+            return
+        self._has_failed = True
         self._report(
             f"tokens cannot be kept in {self._directory} ({error}): this run works, "
             "but the next one tokenizes the text again; give another --token-cache-dir"
