@@ -42,5 +42,5 @@ def use_plain_logarithms(of: axis.Axis) -> None:
         if high / low > 8
         else ticker.MaxNLocator(nbins=7, steps=_STEPS)
     )
-    of.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    of.set_major_formatter(ticker.StrMethodFormatter("{x:,g}"))
     of.set_minor_locator(ticker.NullLocator())
