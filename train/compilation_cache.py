@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from train import cli
+from train import cli, files
 from train.config import CompilationConfig
 
 # Without a limit every new shape of a model would add to it for ever.
@@ -29,19 +29,22 @@ def use(config: CompilationConfig) -> None:
     """Lets JAX keep compiled programs, to be called before it compiles the first.
 
     Each kind of CPU has a directory of its own, as programs hold its instructions.
-    JAX_COMPILATION_CACHE_DIR goes before the config. A directory that cannot be
-    written, or a damaged file in it, is one warning and costs time only.
+    JAX_COMPILATION_CACHE_DIR goes before a directory of the config. A directory that
+    cannot be written, or a damaged file in it, is one warning and costs time only.
     """
     directory = config.compilation_cache_dir
+    if directory == "none":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
     if _OF_JAX in os.environ:
-        if directory != CompilationConfig.compilation_cache_dir:
+        if directory != "auto":
             cli.warn(
                 f"--compilation-cache-dir {directory} is not used: {_OF_JAX} is set, "
                 f"to {os.environ[_OF_JAX]!r}"
             )
         return
-    if directory == "none":
-        return
+    if directory == "auto":
+        directory = str(files.user_cache("compilation"))
     path = pathlib.Path(directory).expanduser().absolute() / _kind_of_cpu()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import tyro
 
 from models.config import LlamaConfig
-from train import files
 from train.optimizer_config import OptimizerConfig, schedule_phases
 from train.rules import (
     at_least_1,
@@ -260,11 +259,12 @@ class CompilationConfig:
 
     Attributes:
       compilation_cache_dir: directory that keeps compiled programs, so that the next
-        start is quick; it may be deleted at any time. none: keep none. If
-        JAX_COMPILATION_CACHE_DIR is set in the environment, it is used instead.
+        start is quick; it may be deleted at any time. auto: JAX_COMPILATION_CACHE_DIR
+        of the environment, or else subtrack_jax/compilation in the user's cache
+        directory. none: programs are not kept.
     """
 
-    compilation_cache_dir: str = str(files.user_cache("compilation"))
+    compilation_cache_dir: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,7 +147,7 @@ def described(kind):
     if kind is object:
         return {}
     text = re.split(r"Attributes:\n", kind.__doc__)[1].split("\n\n")[0]
-    entries = re.split(r"\n? {6}(?=\w+: )", "\n" + text.rstrip())[1:]
+    entries = re.split(r"\n {6}(?=\w+: )", "\n" + text.rstrip())[1:]
     return described(kind.__base__) | {
         name: " ".join(description.split())
         for name, description in (entry.split(":", 1) for entry in entries)

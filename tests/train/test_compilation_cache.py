@@ -90,13 +90,24 @@ def test_a_file_cut_short_is_one_line_and_removed(tmp_path, capsys):
     assert programs(tmp_path) == []
 
 
-def test_none_turns_it_off(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("environment", [None, "elsewhere"])
+def test_none_turns_it_off(tmp_path, monkeypatch, capsys, environment):
     monkeypatch.chdir(tmp_path)
-    jax.config.update("jax_compilation_cache_dir", None)
+    if environment:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment)
+    jax.config.update("jax_compilation_cache_dir", environment)
     use("none")
-    assert jax.config.jax_compilation_cache_dir is None
+    compile_something()
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == ""
+
+
+def test_the_default_is_a_directory_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    use("auto")
+    compile_something()
+    (kept,) = programs(tmp_path)
+    assert kept.parent.parent == tmp_path / "subtrack_jax" / "compilation"
 
 
 def test_the_environment_goes_before_and_a_flag_beside_it_is_told(
