@@ -68,9 +68,9 @@ class DataConfig:
       bos_and_eos: begin each document with BOS and end it with EOS: for weights that
         were trained so (LLaMA, Mistral).
       token_cache_dir: directory that keeps the tokens of files, so that the next start
-        is quick; it may be deleted at any time, as is what was not used for 60 days.
-        auto: subtrack_jax/tokens in the user's cache directory. none: tokens are held
-        in memory.
+        is quick; it may be deleted at any time, and what was not used for 60 days is.
+        With auto it is subtrack_jax/tokens in the user's cache directory, with none
+        tokens are held in memory.
       held_out_fraction: end of the files' text, as a fraction of its characters, kept
         for evaluation.
       eval_tokens: most tokens of an evaluation.
