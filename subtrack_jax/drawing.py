@@ -53,7 +53,8 @@ def draw_projection(
     """Replaces each low-rank gradient by a record with a random projection as basis.
 
     The projection is drawn anew from a seed on every step, the same for
-    `update_interval` steps: nothing of it is kept in the state (APOLLO, Zhu et al.
+    `update_interval` steps and for all matrices of a shape (why, see `seed` of
+    `track_subspace`): nothing of it is kept in the state (APOLLO, Zhu et al.
     2024, arXiv 2412.05270, algorithm 1). Because it need not be orthonormal, it takes
     a stage after it that looks at lengths alone: `scale_gradient`. Moments in its
     coordinates cannot follow it.

@@ -10,7 +10,14 @@ import tyro
 from models.config import LlamaConfig
 from train.config import CompilationConfig, DataConfig, PresetName, check_parts
 from train.optimizer_config import OptimizerConfig, OptimizerName
-from train.rules import at_least_1, check, check_name, fits_32_bits, not_negative
+from train.rules import (
+    at_least_1,
+    check,
+    check_name,
+    fits_32_bits,
+    not_negative,
+    steps_of_32_bits,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Task:
 
     def __post_init__(self):
         check(self, at_least_1, "steps", "eval_every_steps")
+        check(self, steps_of_32_bits, "steps")
         check(self, at_least_1, "gradient_accumulation_steps")
         check(self, not_negative, "z_loss_weight")
         check_parts(self.data, self.gradient_accumulation_steps)

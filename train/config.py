@@ -15,6 +15,7 @@ from train.rules import (
     fits_32_bits,
     not_negative,
     positive,
+    steps_of_32_bits,
 )
 
 # A switch with no opposite: off unless it is given.
@@ -370,6 +371,7 @@ class PretrainConfig:
 
     def __post_init__(self):
         check(self, at_least_1, "steps", "eval_every_steps")
+        check(self, steps_of_32_bits, "steps")
         check(self, at_least_1, "gradient_accumulation_steps")
         check(self, at_least_1, "max_skipped_steps_in_a_row")
         check(self, not_negative, "z_loss_weight")

@@ -74,6 +74,7 @@ def test_names_that_can_be_typed_are_the_names_there_are():
         ("--rank", None),
         ("--steps", "0"),
         ("--steps", "-3"),
+        ("--steps", "10000000000"),
         ("--gradient-accumulation-steps", "3"),
         ("--z-loss-weight", "-1"),
         ("--max-skipped-steps-in-a-row", "0"),
