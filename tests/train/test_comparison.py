@@ -31,7 +31,9 @@ def made_up_loss(trial):
 @pytest.fixture
 def program(tmp_path, monkeypatch, capsys):
     """Runs the program: its code, output, errors, and (name, rate, seed) of trials."""
-    tokenizer = types.SimpleNamespace(save=lambda directory: None)
+    tokenizer = types.SimpleNamespace(
+        save=lambda directory: (directory / "tokenizer.json").touch()
+    )
     text = types.SimpleNamespace(tokenizer=tokenizer, description="made up")
     monkeypatch.setattr(data, "open_text", lambda *args, **settings: text)
 
