@@ -7,6 +7,7 @@ import optax
 
 from subtrack_jax.chains import assemble
 from subtrack_jax.coordinates import scale_by_projection_aware_adam
+from subtrack_jax.injection import with_values_as_operands
 from subtrack_jax.iterative_trackers import online_pca, power_iteration
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.recovery import recover_and_scale
@@ -16,6 +17,7 @@ from subtrack_jax.tracking import track_subspace
 _Scalar = jax.typing.ArrayLike
 
 
+@with_values_as_operands
 def ldadam(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -71,6 +73,7 @@ def ldadam(
     )
 
 
+@with_values_as_operands
 def online_subspace_descent(
     learning_rate: optax.ScalarOrSchedule,
     *,

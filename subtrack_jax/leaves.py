@@ -155,3 +155,18 @@ def as_arrays(tree: Any) -> Any:
 
 def _is_python_number(leaf: Any) -> bool:
     return isinstance(leaf, (bool, int, float, complex))
+
+
+def is_traceable(tree: Any) -> bool:
+    """Whether a tree holds numbers and arrays only, and no functions or text."""
+    kinds = jax.Array, np.ndarray, np.generic, bool, int, float, complex
+    return all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(tree))
+
+
+def is_hashable(value: Any) -> bool:
+    """Whether a value, with all that it holds, can be a static argument."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

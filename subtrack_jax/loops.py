@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 Tree = TypeVar("Tree")
 
@@ -64,7 +65,7 @@ def while_loop(
     """`jax.lax.while_loop` with a derivative in forward and reverse mode.
 
     Args:
-      condition: of the carry, a scalar bool.
+      condition: of the carry alone, a scalar bool.
       body: from the carry to the next one.
       init: the first carry.
       most_trips: the loop never takes more; a derivative takes as many, those after
@@ -80,7 +81,7 @@ def while_loop(
       [12.0, 4.0]
     """
     init = _typed_like_results(body, init)
-    body, constants = jax.closure_convert(body, init)
+    body, constants = _without_closure(body, init)
 
     @jax.custom_jvp
     def run(init, constants):
@@ -109,7 +110,26 @@ def while_loop(
         pick = lambda entries: [entries[k] for k in moving]
         return jax.jvp(of_moving, pick(values), pick(slopes))
 
-    return run(init, tuple(constants))
+    return run(init, constants)
+
+
+def _without_closure(
+    function: Callable[[Tree], Tree], operand: Tree
+) -> tuple[Callable[..., Tree], list[jax.Array]]:
+    """A function that takes what it closed over as arguments, and these.
+
+    `jax.closure_convert` leaves integers behind, which a derivative that is taken
+    once the function has been traced would find dead.
+    """
+    program, shapes = jax.make_jaxpr(function, return_shape=True)(operand)
+    structure = jax.tree.structure(shapes)
+
+    def converted(operand, *constants):
+        closed = ClosedJaxpr(program.jaxpr, constants)
+        results = jaxpr_as_fun(closed)(*jax.tree.leaves(operand))
+        return structure.unflatten(results)
+
+    return converted, program.consts
 
 
 def fori_loop(trips: int, body: Callable[[jax.Array, Tree], Tree], init: Tree) -> Tree:

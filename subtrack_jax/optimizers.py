@@ -76,6 +76,7 @@ import optax
 from subtrack_jax import trackers
 from subtrack_jax.chains import assemble
 from subtrack_jax.coordinates import scale_by_projection_aware_adam
+from subtrack_jax.injection import with_values_as_operands
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.recovery import recover_and_scale
 from subtrack_jax.trackers import Init
@@ -84,6 +85,7 @@ from subtrack_jax.tracking import track_subspace
 _Scalar = jax.typing.ArrayLike
 
 
+@with_values_as_operands
 def subtrack(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -192,6 +194,7 @@ def subtrack(
     )
 
 
+@with_values_as_operands
 def subtrack_grad(
     learning_rate: optax.ScalarOrSchedule,
     *,

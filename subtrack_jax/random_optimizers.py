@@ -11,6 +11,7 @@ from subtrack_jax._validation import check_factor
 from subtrack_jax.chains import assemble
 from subtrack_jax.coordinates import scale_by_projection_aware_adam
 from subtrack_jax.drawing import draw_projection
+from subtrack_jax.injection import with_values_as_operands
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.recovery import recover_and_scale, scale_gradient
 from subtrack_jax.trackers import Init
@@ -19,6 +20,7 @@ from subtrack_jax.tracking import track_subspace
 _Scalar = jax.typing.ArrayLike
 
 
+@with_values_as_operands
 def grass_walk(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -69,6 +71,7 @@ def grass_walk(
     )
 
 
+@with_values_as_operands
 def grass_jump(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -116,6 +119,7 @@ def grass_jump(
     )
 
 
+@with_values_as_operands
 def apollo(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -172,6 +176,7 @@ def apollo(
     )
 
 
+@with_values_as_operands
 def apollo_mini(
     learning_rate: optax.ScalarOrSchedule,
     *,

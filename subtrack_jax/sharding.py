@@ -11,12 +11,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from subtrack_jax import placement
-from subtrack_jax.leaves import as_arrays, content, is_box, path_name
+from subtrack_jax.leaves import (
+    as_arrays,
+    content,
+    is_box,
+    is_hashable,
+    is_traceable,
+    path_name,
+)
 from subtrack_jax.record import LowRankLeaf, is_record, map_records
 
 
@@ -139,12 +145,12 @@ def stage(
         check_updates(updates)
         taken = {name: extra_args.pop(name) for name in takes if name in extra_args}
         others = extra_args if forwards else {}
-        arrays = {name: x for name, x in others.items() if _is_traceable(x)}
+        arrays = {name: x for name, x in others.items() if is_traceable(x)}
         constants = tuple(item for item in others.items() if item[0] not in arrays)
 
         def run(updates, state, taken):
             given = taken | arrays
-            if not jitted or not _is_hashable(constants):
+            if not jitted or not is_hashable(constants):
                 return update_fn(updates, state, **given, **dict(constants))
             return compute((updates, state), given, constants)
 
@@ -157,20 +163,6 @@ def stage(
         return jax.sharding.auto_axes(run, out_sharding=out_sharding)(*arguments)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
-def _is_traceable(tree: Any) -> bool:
-    """Whether a tree holds numbers and arrays only, and no functions or text."""
-    kinds = jax.Array, np.ndarray, np.generic, bool, int, float, complex
-    return all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(tree))
 
 
 def report(function: Callable[..., Any], *trees: Any) -> Any:

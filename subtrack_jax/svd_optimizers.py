@@ -9,6 +9,7 @@ from subtrack_jax import trackers
 from subtrack_jax._validation import check_steps
 from subtrack_jax.chains import assemble
 from subtrack_jax.coordinates import scale_by_projection_aware_adam
+from subtrack_jax.injection import with_values_as_operands
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.recovery import Residual, recover_and_scale
 from subtrack_jax.trackers import Align, Init
@@ -17,6 +18,7 @@ from subtrack_jax.tracking import track_subspace
 _Scalar = jax.typing.ArrayLike
 
 
+@with_values_as_operands
 def galore(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -75,6 +77,7 @@ def galore(
     )
 
 
+@with_values_as_operands
 def golore(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -133,6 +136,7 @@ def golore(
     )
 
 
+@with_values_as_operands
 def fira(
     learning_rate: optax.ScalarOrSchedule,
     *,
