@@ -40,8 +40,8 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
     Returns:
       A stateless transformation, to be chained after `track_subspace`. Products
       accumulate in the basis' dtype, float32 at least. Gradients, and with them the
-      updates, leave in the wider of their own dtype and the parameter's; in float32
-      at least where `update` is not given the parameters.
+      updates, leave in the wider of their own dtype and the parameter's, if `update`
+      is given the parameters.
     """
 
     def update_fn(updates, state, **extra_args):

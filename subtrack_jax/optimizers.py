@@ -160,8 +160,7 @@ def subtrack(
       static arguments, and any of `mask` and `dimension_numbers` that is a
       function; with parameters in 16 bits, in which b2 = 0.999 would be 1, also
       pass it `hyperparam_dtype=jnp.float32`. Updates leave in the wider dtype of
-      gradient and parameter; where `update` is not given the parameters, in float32
-      at least.
+      gradient and parameter, if `update` is given the parameters.
 
     Raises:
       ValueError: if an argument is out of its range, or, on `init`, if no leaf

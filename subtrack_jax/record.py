@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax.leaves import content, is_box, path_name, state_dtype
+from subtrack_jax.leaves import content, is_box, path_name
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.matrix_view import MatrixView
 from subtrack_jax.rotation import DenseRotation, RankOneRotation, Rotation
@@ -146,39 +146,38 @@ def widened(updates: optax.Updates, params: optax.Params | None) -> optax.Update
     """Gradients in the wider of their own dtype and their parameter's.
 
     A learning rate times an update in bfloat16 has 8 bits, too few for a float32
-    parameter. Without parameters of the same structure it is float32 at least.
+    parameter.
 
     Args:
       updates: arrays, boxes around them, or records.
-      params: the parameters, or None.
+      params: the parameters, which are found by path; None leaves the updates alone.
 
     Returns:
       The updates; those that are wide enough as they are, integers too.
     """
-    is_leaf = lambda node: is_record(node) or is_box(node)
-    structure: Any
-    nodes, structure = jax.tree.flatten(updates, is_leaf=is_leaf)
-    try:
-        given = structure.flatten_up_to(params)
-    except ValueError:
-        given = [None] * len(nodes)
+    if params is None:
+        return updates
+    dtypes = {
+        path: getattr(content(leaf), "dtype", None)
+        for path, leaf in jax.tree.leaves_with_path(params, is_leaf=is_box)
+    }
 
-    def in_wider(node, param):
-        leaves = jax.tree.leaves(param)
-        dtype = getattr(leaves[0], "dtype", None) if len(leaves) == 1 else None
-        widen = lambda g: g.astype(_wider(g.dtype, dtype))
+    def in_wider(path, node):
+        widen = lambda g: g.astype(_wider(g.dtype, dtypes.get(path)))
         if is_record(node):
             return node.replace(gradient=widen(node.gradient))
         return jax.tree.map(widen, node)
 
-    return structure.unflatten(map(in_wider, nodes, given))
+    return jax.tree.map_with_path(
+        in_wider, updates, is_leaf=lambda node: is_record(node) or is_box(node)
+    )
 
 
 def _wider(dtype: Any, other: Any) -> Any:
-    if not jnp.issubdtype(dtype, jnp.inexact) or dtype == other:
+    if other is None or dtype == other:
         return dtype
-    if other is None or not jnp.issubdtype(other, jnp.inexact):
-        return state_dtype(dtype)
+    if not all(jnp.issubdtype(kind, jnp.inexact) for kind in (dtype, other)):
+        return dtype
     # Of eight bits there are no implicit promotions.
     if dtype.itemsize != other.itemsize:
         return max(dtype, other, key=lambda x: x.itemsize)
