@@ -112,18 +112,13 @@ def online_subspace_descent(
     """
     low_rank = LowRank(rank, dimension_numbers, side)
     tracker = online_pca(projection_optimizer, init)
+    adam = scale_by_projection_aware_adam(
+        low_rank, b1, b2, eps, mu_dtype, transport=False, moments_dtype=moments_dtype
+    )
     return assemble(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        scale_by_projection_aware_adam(
-            low_rank,
-            b1,
-            b2,
-            eps,
-            mu_dtype,
-            transport=False,
-            moments_dtype=moments_dtype,
-        ),
+        adam,
         recover_and_scale(low_rank, scale, "none"),
         end=(weight_decay, mask, learning_rate),
         monitor=monitor,

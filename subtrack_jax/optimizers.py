@@ -231,18 +231,13 @@ def subtrack_grad(
     """
     low_rank = LowRank(rank, dimension_numbers, side)
     tracker = trackers.geodesic(step_size, damping, init)
+    adam = scale_by_projection_aware_adam(
+        low_rank, b1, b2, eps, mu_dtype, transport=False, moments_dtype=moments_dtype
+    )
     return assemble(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        scale_by_projection_aware_adam(
-            low_rank,
-            b1,
-            b2,
-            eps,
-            mu_dtype,
-            transport=False,
-            moments_dtype=moments_dtype,
-        ),
+        adam,
         recover_and_scale(low_rank, scale, "none"),
         end=(weight_decay, mask, learning_rate),
         monitor=monitor,

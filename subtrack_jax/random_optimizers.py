@@ -159,18 +159,13 @@ def apollo(
     low_rank = LowRank(rank, dimension_numbers, side)
     check_factor("scale", scale)
     root = scale**0.5 if isinstance(scale, (int, float)) else jnp.sqrt(scale)
+    adam = scale_by_projection_aware_adam(
+        low_rank, b1, b2, eps, mu_dtype, transport=False, moments_dtype=moments_dtype
+    )
     return assemble(
         low_rank,
         draw_projection(low_rank, update_interval, seed),
-        scale_by_projection_aware_adam(
-            low_rank,
-            b1,
-            b2,
-            eps,
-            mu_dtype,
-            transport=False,
-            moments_dtype=moments_dtype,
-        ),
+        adam,
         scale_gradient(low_rank, root, per, growth_limit),
         end=(weight_decay, mask, learning_rate),
     )

@@ -59,18 +59,13 @@ def galore(
     """
     low_rank = LowRank(rank, dimension_numbers, side)
     tracker = trackers.svd(init, align)
+    adam = scale_by_projection_aware_adam(
+        low_rank, b1, b2, eps, mu_dtype, transport=False, moments_dtype=moments_dtype
+    )
     return assemble(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        scale_by_projection_aware_adam(
-            low_rank,
-            b1,
-            b2,
-            eps,
-            mu_dtype,
-            transport=False,
-            moments_dtype=moments_dtype,
-        ),
+        adam,
         recover_and_scale(low_rank, scale, "none"),
         end=(weight_decay, mask, learning_rate),
         monitor=monitor,
@@ -118,18 +113,19 @@ def golore(
     tracker = trackers.switch(
         trackers.svd(init), trackers.random_jump(), random_after_steps
     )
+    adam = scale_by_projection_aware_adam(
+        low_rank,
+        b1,
+        b2,
+        eps,
+        mu_dtype,
+        transport="momentum",
+        moments_dtype=moments_dtype,
+    )
     return assemble(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        scale_by_projection_aware_adam(
-            low_rank,
-            b1,
-            b2,
-            eps,
-            mu_dtype,
-            transport="momentum",
-            moments_dtype=moments_dtype,
-        ),
+        adam,
         recover_and_scale(low_rank, scale, "none"),
         end=(weight_decay, mask, learning_rate),
         monitor=monitor,
@@ -176,18 +172,13 @@ def fira(
     """
     low_rank = LowRank(rank, dimension_numbers, side)
     tracker = trackers.svd(init, align)
+    adam = scale_by_projection_aware_adam(
+        low_rank, b1, b2, eps, mu_dtype, transport=False, moments_dtype=moments_dtype
+    )
     return assemble(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        scale_by_projection_aware_adam(
-            low_rank,
-            b1,
-            b2,
-            eps,
-            mu_dtype,
-            transport=False,
-            moments_dtype=moments_dtype,
-        ),
+        adam,
         recover_and_scale(
             low_rank, scale, "columns", recovery_scale, growth_limit, residual
         ),

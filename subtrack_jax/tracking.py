@@ -11,12 +11,7 @@ import optax
 
 from subtrack_jax import placement, sharding
 from subtrack_jax._validation import check, check_steps
-from subtrack_jax.leaves import (
-    content,
-    is_box,
-    map_leaves,
-    state_dtype,
-)
+from subtrack_jax.leaves import content, is_box, map_leaves, state_dtype
 from subtrack_jax.loops import apply_if
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.record import LowRankLeaf, is_record

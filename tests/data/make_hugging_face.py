@@ -2,20 +2,21 @@
 
 import pathlib
 
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "rms_norm_eps": 1e-2,
+}
+
 
 def main():
     import numpy as np
     import torch
     import transformers
 
-    shape = {
-        "vocab_size": 61,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "rms_norm_eps": 1e-2,
-    }
     scaling = {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -36,7 +37,7 @@ def main():
     recorded = {"tokens": tokens}
     for seed, (name, changes) in enumerate(models.items()):
         torch.manual_seed(seed)
-        config = transformers.LlamaConfig(**shape, **changes)
+        config = transformers.LlamaConfig(**SHAPE, **changes)
         model = transformers.LlamaForCausalLM(config).eval()
         with torch.no_grad():
             for path, parameter in model.named_parameters():

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from models import hugging_face, llama
+from tests.data.make_hugging_face import SHAPE
 from tests.models.common import HUGGING_FACE_CASES as CASES
 from tests.models.common import HUGGING_FACE_CONFIG as CONFIG
 from tests.models.common import make_params
@@ -66,16 +67,11 @@ def test_logits_of_what_transformers_writes(transformers, tmp_path, name):
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=61,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
+            **SHAPE,
+            rope_theta=100.0,
             num_key_value_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
-            rms_norm_eps=1e-2,
             tie_word_embeddings=config.tie_embeddings,
-            rope_theta=100.0,
             rope_scaling=scaling,
         )
     )
@@ -122,14 +118,9 @@ def test_a_mistral_is_read_and_written_as_a_llama(transformers, tmp_path, window
     torch.manual_seed(0)
     model = transformers.MistralForCausalLM(
         transformers.MistralConfig(
-            vocab_size=61,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            rms_norm_eps=1e-2,
+            **SHAPE,
             rope_theta=100.0,
+            num_key_value_heads=2,
             max_position_embeddings=2048,
             sliding_window=window,
         )
