@@ -58,7 +58,7 @@ class LlamaConfig:
         layer's input is stored.
 
     Raises:
-      ValueError: a number is not positive, a choice is none, heads do not divide
+      ValueError: a number is not positive, a choice is unknown, heads do not divide
         what they share, or the two rotary frequency factors are out of order.
     """
 

@@ -164,7 +164,7 @@ def stream(
 
 
 def _as_arrays(sampling: Sampling, vocabulary_size: int) -> Sampling:
-    """Of fixed dtypes, so that other values need no other program."""
+    """Sampling settings with fixed dtypes, so that other values do not recompile."""
     most = float(np.finfo(np.float32).max)
     temperature, top_k, top_p = sampling
     return Sampling(

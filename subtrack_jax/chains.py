@@ -1,4 +1,4 @@
-"""What the chains of all members of the family have in common."""
+"""Assembles the chain of an optimizer from its stages."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Into the subspace, and inner rules that run there.
+"""Projection into the subspace, and optimizer rules that run in its coordinates.
 
 `project` computes coordinates; `on_coordinates` runs any optax transformation
 on them, `scale_by_projection_aware_adam` runs Adam and keeps its moments true
@@ -321,7 +321,7 @@ def _mask_plain(
 
 
 def _fill(masked: Any, tree: Any) -> Any:
-    """What is masked in one tree is taken from another."""
+    """Replaces the masked nodes of one tree by those of another."""
     return jax.tree.map(
         lambda leaf, other: other if is_masked(leaf) else leaf,
         masked,

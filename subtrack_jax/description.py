@@ -1,4 +1,4 @@
-"""What `LowRank` decides for each leaf, and a table of it."""
+"""The choice that `LowRank` makes for each leaf, and a table of all choices."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from subtrack_jax.matrix_view import MatrixView
 
 
 class Choice(NamedTuple):
-    """What is done with one leaf.
+    """Low-rank or plain treatment of one leaf.
 
     Attributes:
       leaf: name, shape and dtype.

@@ -108,7 +108,7 @@ def recovery_ratio(
 def error_slopes(
     low_rank: LowRank, gradients: optax.Updates, opt_state: optax.OptState
 ) -> Any:
-    """How steeply each subspace's error falls along the best ways to turn it.
+    """How steeply each subspace's error falls along its best rotations.
 
     Singular values of the Grassmann gradient -2 R A^T of the error |G - S A|_F^2
     (SubTrack++, arXiv 2502.01586, section 3), divided by |G|_F^2: the share of the

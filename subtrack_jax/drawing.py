@@ -1,4 +1,4 @@
-"""A first stage without a basis to keep: random projections, drawn when needed."""
+"""Random projections regenerated from a seed (APOLLO)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +18,7 @@ Draw = Callable[[jax.Array, int, int, jax.typing.DTypeLike], jax.Array]
 
 
 class DrawProjectionState(NamedTuple):
-    """When projections were last due.
+    """Count of steps, from which the seed of a projection follows.
 
     Attributes:
       count: steps taken so far; scalar int32.
@@ -30,7 +30,7 @@ class DrawProjectionState(NamedTuple):
 def gaussian(
     key: jax.Array, m: int, rank: int, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> jax.Array:
-    """A Gaussian projection: lengths are kept on average, its columns not orthonormal.
+    """Gaussian projection: preserves lengths on average, columns not orthonormal.
 
     Args:
       key: a PRNG key.

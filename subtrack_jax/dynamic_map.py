@@ -26,8 +26,8 @@ def encode(
     bits' fraction of 2^e at the middle of its step.
 
     Averages that change by less than half a step would never change if they were
-    rounded to the nearest code. With a count they are rounded up or down by turns
-    that even out over steps. In the three lowest decades, whose steps are as wide as
+    rounded to the nearest code. With a count they are dithered: roundings up and
+    down even out over steps. In the three lowest decades, whose steps are as wide as
     their numbers, int8 is rounded towards zero and uint8 away from it: a small
     moment, divided by a small root, can only become smaller.
 
@@ -51,7 +51,7 @@ def encode(
     steps = _product(is_below, 0.5, fraction) * 2 ** (bits - 1)
     # The number of code c is at position c + 1/2.
     position = steps * (1 + (fraction * _product(is_below, 10, fraction) - 0.1) / 0.9)
-    shift = 0 if count is None else _turns(count, position)
+    shift = 0 if count is None else _dither(count, position)
     shift = jnp.where(is_below[-_COARSE], -0.49 if is_signed else 0.49, shift)
     code = jnp.clip(position + shift, 0, 2**bits - 1)
     code = jnp.sign(blocks).astype(jnp.int32) * code.astype(jnp.int32)
@@ -83,20 +83,20 @@ def _product(conditions: list[jax.Array], factor: float, like: jax.Array) -> jax
     return result
 
 
-def _turns(count: jax.Array, blocks: jax.Array) -> jax.Array:
-    """Shifts in [-1/2, 1/2) for each number, whose mean over steps is 0.
+def _dither(count: jax.Array, blocks: jax.Array) -> jax.Array:
+    """Dither for each number: shifts in [-1/2, 1/2) whose mean over steps is 0.
 
     Multiples of irrational numbers modulo 1, in fixed point, of which the next fills
     the largest gap (Kronecker's sequence). They are the same for all matrices of a
     stack, on any mesh.
     """
     place = lambda axis: jax.lax.broadcasted_iota(jnp.uint32, blocks.shape, axis)
-    turns = count.astype(jnp.uint32) * jnp.uint32(2654435769)
+    dither = count.astype(jnp.uint32) * jnp.uint32(2654435769)
     column = place(blocks.ndim - 2) * blocks.shape[-1] + place(blocks.ndim - 1)
-    turns += column * jnp.uint32(3242174889)
+    dither += column * jnp.uint32(3242174889)
     if blocks.ndim > 2:
-        turns += place(blocks.ndim - 3) * jnp.uint32(2447445413)
-    return (turns >> 8).astype(blocks.dtype) * 2.0**-24 - 0.5
+        dither += place(blocks.ndim - 3) * jnp.uint32(2447445413)
+    return (dither >> 8).astype(blocks.dtype) * 2.0**-24 - 0.5
 
 
 def block_size(row: int) -> int:

@@ -22,7 +22,7 @@ _SMALLEST_LEAF = 4096
 
 
 class EightBitAdamState(NamedTuple):
-    """Adam's moments as codes, and what they are multiples of.
+    """Adam's moments as codes with a scale for each block.
 
     Attributes:
       count: updates taken so far.
@@ -94,7 +94,7 @@ def transported(transport: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
-    """The moments that a state's codes stand for."""
+    """Decodes the moments of a state."""
 
     def moments(decoded: Callable[[jax.Array], jax.Array], codes, scales):
         def moment(leaf, scale):
@@ -112,7 +112,7 @@ def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
 
 
 def encode_moments(state: optax.ScaleByAdamState) -> EightBitAdamState:
-    """The codes that stand for a state's moments, rounded by turns; see `encode`."""
+    """Encodes the moments of a state, dithered; see `encode`."""
 
     def coded(function: Callable[[jax.Array], jax.Array], dtype, moments):
         def code(leaf):

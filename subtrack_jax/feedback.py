@@ -1,4 +1,4 @@
-"""What the inner rule has learned, given back to the stages before it."""
+"""Feeds the inner rule's momentum, and the error, back to the stages before it."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from subtrack_jax.state_check import expect_shapes, expect_state
 
 
 class FeedBackState(NamedTuple):
-    """The chain's state, and what it has missed.
+    """State of the chain, and its accumulated error.
 
     Attributes:
       inner: state of the chain.
@@ -163,7 +163,7 @@ def _with_error(gradient: Any, error: Any) -> Any:
 def _errors(
     records: Any, errors: optax.Updates, mu: Any, b1: jax.typing.ArrayLike
 ) -> optax.Updates:
-    """What this step missed, and what the moments before it lost by its move."""
+    """Errors of a step: of its update, and of rotating the moments before it."""
     weight = sharding.local(b1) / (1 - sharding.local(b1))
 
     def of_matrices(record: LowRankLeaf, old: jax.Array, mean: jax.Array) -> jax.Array:

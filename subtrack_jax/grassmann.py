@@ -125,7 +125,7 @@ def leading_triple(
 def geodesic(
     basis: jax.Array, u: jax.Array, v: jax.Array, angle: jax.Array | float
 ) -> jax.Array:
-    """Turns the direction S v of a basis towards u by an angle.
+    """Rotates the direction S v of a basis towards u by an angle.
 
     S(theta) = S + (S v (cos theta - 1) + u sin theta) v^T: the geodesic along
     the tangent u v^T (Edelman et al., equation 2.65, for one direction;
@@ -349,7 +349,7 @@ def orthonormalize(basis: jax.Array) -> jax.Array:
 @real_only
 @jax.jit
 def align(basis: jax.Array, other: jax.Array) -> jax.Array:
-    """Turns a basis within its span to be as near another one as it can.
+    """Rotates a basis within its span to be as near another one as it can.
 
     The orthogonal Procrustes problem: S Q is nearest to T for the orthogonal factor
     Q of the polar decomposition of S^T T (Schönemann 1966), found here by

@@ -10,7 +10,7 @@ from subtrack_jax.linear_algebra import dot, power_of_two
 from subtrack_jax.orthonormal import orthonormal_columns
 from subtrack_jax.trackers import Init, Tracker, leading_directions
 
-# Of Adam, by which Online Subspace Descent learns its projection.
+# Learning rate of the Adam by which Online Subspace Descent learns its projection.
 PROJECTION_LEARNING_RATE = 5e-3
 
 
@@ -40,7 +40,7 @@ def power_iteration(
     def move(key, gradient, basis, *, momentum):
         del key
         weight = jnp.asarray(sharding.local(rho), basis.dtype)
-        # A moment that a bad gradient has spoilt must not hold the basis for good.
+        # Ignore a momentum that is not finite.
         is_usable = jnp.all(jnp.isfinite(momentum))
         momentum = jnp.where(is_usable, momentum, 0).astype(basis.dtype)
         # Second powers of tiny numbers would leave float32's range.
@@ -50,7 +50,7 @@ def power_iteration(
         product = weight * dot(basis, momentum @ image)
         product += (1 - weight) * dot(gradient, image)
         new_basis = orthonormal_columns(product)
-        # Of nothing at all the factorisation would answer with a basis of its own.
+        # QR of zeros is arbitrary: keep the old basis.
         return jnp.where(jnp.any(product != 0), new_basis, basis), None
 
     return Tracker(leading_directions(init), move, needs=("momentum",))
@@ -75,7 +75,7 @@ def online_pca(
       A `Tracker`.
 
     Raises:
-      ValueError: if `init` is none of its choices.
+      ValueError: if `init` is not one of its choices.
     """
     inner = optax.adam(PROJECTION_LEARNING_RATE) if optimizer is None else optimizer
 

@@ -71,7 +71,7 @@ def state_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 
 
 class NamedLeaf(NamedTuple):
-    """What can be said of a leaf without its values.
+    """Name, shape and dtype of a leaf.
 
     Attributes:
       name: keys of its path, joined by "/"; metadata around an array does not show.

@@ -1,4 +1,4 @@
-"""Products and norms that the geometry is made of."""
+"""Products, norms and scaling for the geometry of subspaces."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-# For what a basis is made of: bfloat16 passes, the default on TPUs, would lose it.
+# Full-precision product: TPUs default to bfloat16, which destroys orthonormality.
 dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -87,7 +87,7 @@ def with_signs_of(columns: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def whole(matrix: jax.Array, axes: Sequence[int] = (-2, -1)) -> jax.Array:
-    """Asks for a matrix whole on every device of a mesh with automatic axes.
+    """Constrains a matrix to be replicated on a mesh with automatic axes.
 
     Devices that share the rows of a matrix would exchange numbers for every one of
     its columns while it is decomposed.

@@ -1,4 +1,4 @@
-"""Loops that reverse mode and `shard_map` accept, as JAX' own do not always.
+"""Loops and conditionals that work under reverse mode and inside `shard_map`.
 
 - Reverse mode cannot go back through a loop whose number of trips is unknown. Given
   a bound, these loops are differentiated as that many conditional trips.
@@ -100,7 +100,7 @@ def while_loop(
     def run_jvp(primals, tangents):
         values, structure = jax.tree.flatten(primals)
         slopes = jax.tree.leaves(tangents)
-        # What has no tangent keeps none: zeros times an infinite slope are no zeros.
+        # Inputs without a tangent keep none: zero times an infinite slope is NaN.
         moving = [k for k, x in enumerate(slopes) if not isinstance(x, SymbolicZero)]
 
         def of_moving(*moved):
@@ -227,7 +227,7 @@ def unstack(stack: Tree, counts: Sequence[int]) -> list[Tree]:
     if len(counts) == 1:
         return [stack]
     begin = lambda: [jnp.int32(sum(counts[:k])) for k in range(len(counts))]
-    # Numbers from a conditional that the compiler cannot decide are no constants.
+    # The compiler cannot fold numbers from a conditional that it cannot decide.
     some = jax.tree.leaves(stack)[0].ravel()[0]
     starts = jax.lax.cond(some == some, begin, begin)
 

@@ -1,4 +1,4 @@
-"""What an optimizer's state weighs, before there is one."""
+"""Size of an optimizer's state, without creating it."""
 
 import math
 

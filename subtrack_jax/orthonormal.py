@@ -8,7 +8,7 @@ from subtrack_jax.loops import fori_loop, while_loop
 
 # Columns that are made orthonormal at a time.
 _PANEL = 128
-# Of a panel, at most: five have been enough for columns that depend on each other.
+# Maximum passes per panel (five observed, for linearly dependent columns).
 _PASSES = 8
 
 

@@ -44,9 +44,9 @@ def norms_like(params: optax.Params, views: Any) -> optax.Updates:
 
 
 def place(value: jax.Array, leaf: Any, spec_of: Callable) -> jax.Array:
-    """Puts new state where the rule wants it, next to its parameter."""
+    """Shards new state by a rule from its parameter's sharding."""
     is_traced = isinstance(leaf, jax.core.Tracer)
-    # Traced values on automatic meshes have no sharding yet: the compiler's turn.
+    # Tracers on automatic meshes have no sharding; the compiler chooses.
     sharding = explicit_sharding(leaf) if is_traced else getattr(leaf, "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return value
@@ -56,7 +56,7 @@ def place(value: jax.Array, leaf: Any, spec_of: Callable) -> jax.Array:
 
 
 def whole_basis(basis: jax.Array, view: MatrixView) -> jax.Array:
-    """Asks for a basis whole on every device, where that saves communication.
+    """Constrains a basis to be replicated, where that saves communication.
 
     A basis is split further than the rows of the gradient it meets in a product, so
     one of them has to move. The compiler by itself exchanges the gradient, m n / D
@@ -69,7 +69,7 @@ def whole_basis(basis: jax.Array, view: MatrixView) -> jax.Array:
 
 
 def whole_rank(coordinates: jax.Array) -> jax.Array:
-    """Asks for coordinates that are not split along their rank, for products.
+    """Constrains coordinates not to be split along their rank, for products.
 
     Moments are where no mesh axis divides their columns. A product with them would
     have the compiler gather a gradient of m n numbers; coordinates have r n.
@@ -93,12 +93,12 @@ def padded(spec: PartitionSpec, ndim: int) -> tuple[Any, ...]:
 
 
 def batch_spec(view: MatrixView, spec: tuple[Any, ...]) -> PartitionSpec:
-    """Of one number for each matrix, from the padded spec of the gradient."""
+    """Spec of one number for each matrix, from the padded spec of the gradient."""
     return PartitionSpec(*(spec[axis] for axis in view.batch_axes))
 
 
 def basis_spec(view: MatrixView, spec: tuple[Any, ...], mesh: Any) -> PartitionSpec:
-    """Of a basis, from the padded spec of the gradient."""
+    """Spec of a basis, from the padded spec of the gradient."""
     rows, columns = view.row_axes, view.column_axes
     own, other = (rows, columns) if view.basis_on_rows else (columns, rows)
     long, short = _split(view.basis_shape[-2:], spec, mesh, own + other)
@@ -108,7 +108,7 @@ def basis_spec(view: MatrixView, spec: tuple[Any, ...], mesh: Any) -> PartitionS
 def coordinates_spec(
     view: MatrixView, spec: tuple[Any, ...], mesh: Any
 ) -> PartitionSpec:
-    """Of coordinates and moments, from the padded spec of the gradient."""
+    """Spec of coordinates and moments, from the padded spec of the gradient."""
     rows, columns = view.row_axes, view.column_axes
     own, other = (columns, rows) if view.basis_on_rows else (rows, columns)
     long, short = _split(view.coordinates_shape[:-3:-1], spec, mesh, own + other)

@@ -78,7 +78,7 @@ class LowRankLeaf:
         return self.rank_one
 
     def map(self, function: Callable[..., Any], *stacks: Any) -> Any:
-        """Calls a function of records, of large matrices by turns on meshes.
+        """Calls a function of records; on meshes, for large matrices sequentially.
 
         A product with a basis has whole coordinates on every device of a mesh, for a
         moment, however many devices there are: of a stack of 32 layers of 7B, 1.3 GiB.
@@ -178,7 +178,7 @@ def _wider(dtype: Any, other: Any) -> Any:
         return dtype
     if not all(jnp.issubdtype(kind, jnp.inexact) for kind in (dtype, other)):
         return dtype
-    # Of eight bits there are no implicit promotions.
+    # float8 dtypes have no implicit promotions.
     if dtype.itemsize != other.itemsize:
         return max(dtype, other, key=lambda x: x.itemsize)
     return jnp.promote_types(dtype, other)

@@ -1,4 +1,4 @@
-"""The last stage: back to a full-size update, with what the subspace missed."""
+"""The last stage: full-size updates, with the residual outside of the subspace."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Residual = Literal["exact", "published"]
 
 
 class RecoverAndScaleState(NamedTuple):
-    """What the growth limiter remembers.
+    """Norms of the last step, for the growth limiter.
 
     Attributes:
       recovery_norm: Frobenius norm of the last term that was limited, of each matrix,

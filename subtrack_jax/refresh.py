@@ -1,4 +1,4 @@
-"""Moving the bases of a tree: little to compile, and the room of one matrix."""
+"""Refreshes bases in one compiled loop per matrix size, one in memory at a time."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from subtrack_jax.rotation import RankOneRotation
 
 
 class Moved(NamedTuple):
-    """What a refresh gives for one matrix, or with batch axes in front for a leaf."""
+    """Results of a refresh for one matrix, or with batch axes in front for a leaf."""
 
     basis: jax.Array
     rotation: RankOneRotation | None = None
@@ -32,7 +32,7 @@ class Leaf(NamedTuple):
     extras: Any = ()  # what else it reads, batch axes first
 
 
-# Of one matrix: (gradient, basis, memory, extras) -> what has moved.
+# For one matrix: (gradient, basis, memory, extras) -> moved.
 Move = Callable[[jax.Array, jax.Array, Any, Any], Moved]
 
 

@@ -1,4 +1,4 @@
-"""Changes of basis, as what they do to moments held in coordinates.
+"""Changes of basis, applied to moments in coordinates.
 
 When a basis moves from S_{t-1} to S_t, coordinates change by the r x r matrix
 C = S_t^T S_{t-1}. Transporting Adam's moments takes two products: C with the
@@ -15,7 +15,7 @@ from subtrack_jax.linear_algebra import dot
 
 @runtime_checkable
 class Rotation(Protocol):
-    """What a change of basis must offer; x has shape (..., r, n)."""
+    """Interface of a change of basis; x has shape (..., r, n)."""
 
     def rotate(self, x: jax.Array) -> jax.Array:
         """C x."""

@@ -188,7 +188,7 @@ def placed_like(like: Any, function: Callable[..., Any], *trees: Any) -> Any:
 
 
 def local(value: Any) -> Any:
-    """A hyper-parameter as the stage that uses it needs it.
+    """Reshards a hyper-parameter to the mesh of the stage that uses it.
 
     `optax.inject_hyperparams` traces it outside of the stage, where axes may be
     explicit; with the values inside it would not mix.
@@ -218,7 +218,7 @@ def _explicit_mesh(updates: Any) -> Any:
 
 
 def _own_sharding(leaf: Any, mesh: Any) -> NamedSharding:
-    """The one in a leaf's type, or on all devices."""
+    """The sharding in a leaf's type, or replicated."""
     own = placement.explicit_sharding(leaf)
     return NamedSharding(mesh, PartitionSpec()) if own is None else own
 

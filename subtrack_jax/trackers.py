@@ -118,7 +118,7 @@ def svd(init: Init = "svd", align: Align = "none") -> Tracker:
       A `Tracker`.
 
     Raises:
-      ValueError: if an argument is none of its choices.
+      ValueError: if an argument is not one of its choices.
     """
     start = leading_directions(init)
     if align not in ("none", "sign", "procrustes"):

@@ -22,7 +22,7 @@ from subtrack_jax.trackers import Tracker
 
 
 class TrackSubspaceState(NamedTuple):
-    """The subspaces, and when they were last due.
+    """Bases of all low-rank leaves, and the count of steps.
 
     Attributes:
       count: steps taken so far; scalar int32.

@@ -1,4 +1,4 @@
-"""What becomes of a rule's state when the basis moves.
+"""Transport of a rule's state to the coordinates of a moved basis.
 
 A transport is a function of the rule's state and of a tree with a `Rotation` for
 each low-rank leaf; other leaves are masked out of both (`optax.MaskedNode`).

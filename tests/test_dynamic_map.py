@@ -95,7 +95,7 @@ def test_zero_and_next_to_it():
 
 
 @pytest.mark.parametrize("dtype", BITS)
-def test_rounding_by_turns(dtype):
+def test_dithering(dtype):
     """Over steps the mean is the number, and each number is one of two codes."""
     rng = np.random.default_rng(0)
     x = jnp.array(10 ** rng.uniform(-2, 0, size=(8, 128)), jnp.float32)

@@ -34,7 +34,7 @@ EXAMPLES = (
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """Times optimizers beside each other, in one process, by turns.
+    """Times optimizers in one process, interleaved.
 
     Every round runs every optimizer once; ratios are taken within rounds, so that
     what else the machine does cancels. The first optimizer is the measure of the

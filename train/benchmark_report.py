@@ -1,4 +1,4 @@
-"""What the benchmark found: a table, and bars."""
+"""Table and bar chart of a benchmark."""
 
 import dataclasses
 import pathlib

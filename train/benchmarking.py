@@ -22,7 +22,7 @@ from train.presets import PRESETS
 from train.provenance import machine, versions
 from train.subjects import METHODS, Subject
 from train.targets import open_target
-from train.timing import by_turns
+from train.timing import interleaved
 
 
 def run(config: BenchmarkConfig, command: str) -> None:
@@ -59,7 +59,7 @@ def run(config: BenchmarkConfig, command: str) -> None:
 
 
 def measure(config: BenchmarkConfig) -> tuple[dict[str, Cost], int]:
-    """Compiles the programs of all optimizers, and runs them by turns.
+    """Compiles the programs of all optimizers, and times them interleaved.
 
     Returns:
       The costs by name, and the update interval.
@@ -150,7 +150,7 @@ def _compile(
         name: functools.partial(prepare, name, subject)
         for name, subject in found.items()
     }
-    return compiled, by_turns(programs, rounds, warm_up_rounds=0)
+    return compiled, interleaved(programs, rounds, warm_up_rounds=0)
 
 
 def _time(
@@ -175,9 +175,9 @@ def _time(
 
         return {name: functools.partial(prepare, name) for name in found}
 
-    first = by_turns(programs_at(0), config.refresh_rounds)
-    refresh = by_turns(programs_at(interval), config.refresh_rounds)
-    steady = by_turns(programs_at(1), config.rounds)
+    first = interleaved(programs_at(0), config.refresh_rounds)
+    refresh = interleaved(programs_at(interval), config.refresh_rounds)
+    steady = interleaved(programs_at(1), config.rounds)
     return {
         name: dataclasses.replace(
             cost,

@@ -47,7 +47,7 @@ class Checkpoints:
         self._manager = best_checkpoint.Manager(
             directory,
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-            # What a killed process left half-written.
+            # Half-written by a killed process.
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(
                 # Before the checkpoint gets its name, and older ones are deleted.

@@ -142,7 +142,7 @@ def not_read(
 
 
 def check_of(items: dict[str, Any], positions: list[Any]) -> dict[str, Any]:
-    """What a checkpoint says of its arrays and of the positions in the data."""
+    """Checksums and shapes of arrays, and a checksum of positions in the data."""
     sums = {name: checksums.of_arrays(tree) for name, tree in items.items()}
     check = jax.tree.map(int, jax.device_get(sums))
     check["data"] = checksums.digest(positions)
@@ -153,7 +153,7 @@ def check_of(items: dict[str, Any], positions: list[Any]) -> dict[str, Any]:
 def read_check(
     reader: ocp.CheckpointManager, step: int, items: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a checkpoint says of its arrays `items`, and where it was in the data.
+    """Reads the checksums of a checkpoint's arrays, and its positions in the data.
 
     Raises:
       MisfitError: it holds arrays of other names, shapes or dtypes.

@@ -1,4 +1,4 @@
-"""What the programs' command lines share: presets, and errors of one line."""
+"""Command lines of the programs: presets, saved configs, and errors of one line."""
 
 import argparse
 import contextlib
@@ -81,7 +81,7 @@ def parse(
 
 
 def run_of_preset(argv: Sequence[str], presets: Mapping[str, Config]) -> Config:
-    """What `--preset` names on a command line, for programs that read the rest of it.
+    """Finds the run that `--preset` names, for programs that parse the other flags.
 
     Without it, or with a name that is no preset, which tyro reports as it knows the
     choices, it is "tiny".
@@ -151,7 +151,7 @@ def _parse(
 
 
 def _unquoted(argv: Sequence[str]) -> str | None:
-    """What to say about a pattern that the shell has replaced by many files."""
+    """Message about a pattern that the shell has expanded to many files."""
     for index, argument in enumerate(argv, start=1):
         flag = argument.replace("_", "-")
         is_value = lambda following: not following.startswith("-")
@@ -166,7 +166,7 @@ def _unquoted(argv: Sequence[str]) -> str | None:
 
 
 def _misspelt(argv: Sequence[str], groups: Mapping[str, Any]) -> str | None:
-    """What to say about the first flag on the command line that there is not."""
+    """Message about the first unknown flag on the command line."""
     known = {"-h", "--help"}
     for option in itertools.chain(*groups.values()):
         known.add(option.flag)

@@ -1,4 +1,4 @@
-"""What devices send each other in a step, read from a compiled program's text."""
+"""Communication of a step, parsed from a compiled program's text."""
 
 import functools
 import math
@@ -100,7 +100,7 @@ def step_traffic(text: str, devices: int) -> dict[str, Kinds]:
 
 
 def sent_bytes(kind: str, result_bytes: int, group_size: int) -> int:
-    """What each device of a group sends for a result of so many bytes, over a ring.
+    """Bytes that each device of a group sends over a ring for a result of this size.
 
     >>> sent_bytes("all-gather", 64, 4), sent_bytes("all-reduce", 64, 4)
     (48, 96)
@@ -169,7 +169,7 @@ def _instruction(
 
 
 def _array_bytes(types: str) -> int:
-    """Of all arrays in a type but the scalars, which are flags or next to nothing."""
+    """Bytes of all arrays in a type, without scalars, which hardly count."""
     total = 0
     for name, bits, sizes in _ARRAY.findall(types):
         count = math.prod(map(int, sizes.split(","))) if sizes else 0

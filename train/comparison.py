@@ -1,4 +1,4 @@
-"""The trials that a comparison consists of, and what becomes of their records."""
+"""Trials of a comparison, and their records by variant."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from train.variants import (
 
 
 class Plan(NamedTuple):
-    """What a comparison consists of.
+    """Variants and trials of a comparison.
 
     Attributes:
       variants: the methods.
@@ -43,7 +43,7 @@ def make_plan(config: CompareConfig) -> Plan:
     stopped has something to show for each.
 
     Raises:
-      ValueError: a variant or a sweep is none.
+      ValueError: a variant or a sweep cannot be parsed.
     """
     base = OptimizerConfig(
         **{

@@ -22,7 +22,7 @@ from train.rules import (
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all trials share.
+    """Settings that all trials share.
 
     Attributes:
       model: the model's shape and arithmetic.
@@ -147,10 +147,10 @@ class CompareConfig:
 
     @property
     def searched_seeds(self) -> tuple[int, ...]:
-        """On which all rates are tried."""
+        """Seeds on which all rates are tried."""
         return self.seeds[: self.tuning_seeds]
 
     @property
     def later_seeds(self) -> tuple[int, ...]:
-        """On which the best rates alone are tried."""
+        """Seeds on which only the best rates are tried."""
         return self.seeds[len(self.searched_seeds) :]

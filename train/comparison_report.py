@@ -23,7 +23,7 @@ def notes(
     swept: Sequence[Entry] = (),
     tuning_seeds: Sequence[int] = (),
 ) -> str:
-    """What the words and marks of the tables mean, and how rates were chosen.
+    """Legend of the tables: words, marks, and how rates were chosen.
 
     Args:
       entries: those of the first table.

@@ -21,7 +21,7 @@ from train.rules import (
 # A switch with no opposite: off unless it is given.
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
-# Of the parameters of all layers: one array each, or one together.
+# Parameters of all layers: an array for each layer, or one for all.
 Layout = Literal["stacked", "unstacked"]
 
 PresetName = Literal[
@@ -165,7 +165,7 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept to go on from, in the run's directory.
+    """Checkpoints in the run's directory, to continue from.
 
     Attributes:
       checkpoint_every_steps: optimizer steps between two checkpoints; the last step,

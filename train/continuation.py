@@ -91,7 +91,7 @@ class _Unmoved:
 
 
 def describe(config: PretrainConfig, found: Found, state: steps.TrainState) -> str:
-    """What is another setting from a step on, a line each; nothing if none is.
+    """Lists the settings that change from a step on, a line each; empty if none do.
 
     Args:
       config: the run.

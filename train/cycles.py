@@ -1,4 +1,4 @@
-"""How long a TPU takes over a program, by its compiler's own estimate."""
+"""Run time of a program on a TPU, as its compiler estimates it."""
 
 import re
 

@@ -28,7 +28,7 @@ def check(
     """
     directory = config.output_dir / CHECKPOINTS
     sizes = [_bytes_in(path) for path in directory.glob("*") if path.is_dir()]
-    # What there is tells how well the arrays compress.
+    # Earlier checkpoints tell how well the arrays compress.
     one = max(sizes, default=state_bytes) or state_bytes
     needed = _most_at_once(config, first, len(sizes)) * one - sum(sizes)
     free = shutil.disk_usage(config.output_dir).free

@@ -1,4 +1,4 @@
-"""What is known of each method of a comparison: all its tries, and the best of them."""
+"""All tries of each method of a comparison, and the best of them."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ class Try:
 
     @property
     def mean(self) -> float:
-        """Of the losses; infinite if any is."""
+        """Mean of the losses; infinite if any is."""
         return statistics.fmean(self.losses)
 
     @property
@@ -80,7 +80,7 @@ class Entry:
 
     @functools.cached_property
     def best(self) -> Try:
-        """What was chosen, over all seeds there are."""
+        """The chosen try, over all seeds there are."""
         chosen = self.chosen.optimizer
         later = (each for each in self.later if each.trial.optimizer == chosen)
         return Try(chosen, (*self.chosen.records, *later))
@@ -97,7 +97,7 @@ class Entry:
 
     @functools.cached_property
     def step_seconds(self) -> dict[str, float]:
-        """Of each kind of step, the median of the trial that was disturbed least.
+        """Median seconds of each kind of step, in the trial that was disturbed least.
 
         Rates and seeds cost no time; whatever else a machine does, does.
         """
@@ -112,7 +112,7 @@ class Entry:
         }
 
     def seconds(self, step: int) -> float:
-        """What so many steps take; see `elapsed_seconds`."""
+        """Seconds of so many steps; see `elapsed_seconds`."""
         return elapsed_seconds(self.variant.optimizer, self.step_seconds, step)
 
     @property

@@ -1,4 +1,4 @@
-"""What a step takes of each device, found by compiling it."""
+"""Memory and traffic of a step on each device, found by compiling it."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from train.config import PretrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """What one device holds, in bytes, and sends, with one optimizer.
+    """Bytes that one device holds and sends, with one optimizer.
 
     Attributes:
       optimizer: its name.

@@ -44,7 +44,7 @@ _REFUSED = {
 
 @dataclasses.dataclass
 class Notes:
-    """What a user should know about the files: how often, and the first example."""
+    """Remarks on the files: count and first example of each kind."""
 
     counts: dict[str, int] = dataclasses.field(default_factory=dict)
     examples: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -40,7 +40,7 @@ def save(config: DataConfig, directory: pathlib.Path) -> None:
 
 
 def load(directory: pathlib.Path) -> Files:
-    """What `save` wrote; nothing for a run of a version that did not.
+    """Reads what `save` wrote; empty for a run of a version that did not.
 
     Raises:
       ValueError: the file is damaged.

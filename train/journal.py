@@ -1,4 +1,4 @@
-"""What is written down of each step, and when a run has to end."""
+"""Records each step of a run, and ends a run that diverges."""
 
 import time
 from typing import Any

@@ -126,7 +126,7 @@ def pretrain(
         train_step.lower(state, place(next(text.held_out_batches())))
         eval_loss = finish_evaluation()
         print(f"\nBefore training, held-out loss {eval_loss:.3f}:\n{sample()}\n")
-        # Nobody misses the best of random weights.
+        # Random weights are not worth a best checkpoint.
         if config.init_from is not None and checkpoints.is_best(eval_loss):
             checkpoints.save(0, state, batches, eval_loss)
     else:
@@ -237,7 +237,7 @@ def _summary(config: PretrainConfig, text: data.Text, state: steps.TrainState) -
 
 
 def _marks(tokenizer: Tokenizer) -> str:
-    """Which tokens stand around a document."""
+    """Tokens that begin and end a document, in words."""
     marks = [
         f"{verb} {tokenizer.name(i)}"
         for verb, ids in (
@@ -268,7 +268,7 @@ def _outcome(rows: list[dict[str, Any]], saved: list[int]) -> str:
 
 
 def _advice(config: PretrainConfig, rows: list[dict[str, Any]]) -> str | None:
-    """What to say if a run ends with a held-out loss above that of its start."""
+    """Warning if a run ends with a held-out loss above that of its start."""
     losses = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
     before, after = losses.get(0), losses.get(config.steps)
     if before is None or after is None or after <= before:  # NaN is not below

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases, the curve."""
+"""Reports of a run: metrics.jsonl, TensorBoard, Weights & Biases, the curve."""
 
 import contextlib
 import dataclasses
@@ -116,7 +116,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A run there, continued by its id, which is in the directory, when this one is."""
+    """A run of Weights & Biases, continued by the id in the run's directory."""
 
     def __init__(self, config: PretrainConfig, last_step: int):
         import wandb  # only where it is asked for
@@ -142,7 +142,7 @@ class _WeightsAndBiases:
 
 
 def _wandb_id(directory: pathlib.Path, last_step: int) -> str:
-    """The run's id in its directory, where a new one is written if there is none."""
+    """Reads the run's id from its directory, or writes a new one."""
     path = directory / WANDB_ID_FILE
     if not path.exists():
         if last_step > 0:

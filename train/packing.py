@@ -247,7 +247,7 @@ def streamed_batches(
 
 
 class _EncodeDocuments(grain.experimental.FlatMapTransform):
-    """Many documents to the tokens of each."""
+    """Tokenizes many documents at once."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer

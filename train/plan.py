@@ -1,4 +1,4 @@
-"""What a run takes, without the hardware: `python -m train.plan --help`."""
+"""Memory and traffic of a run, without the hardware: `python -m train.plan --help`."""
 
 import dataclasses
 import pathlib
@@ -82,7 +82,7 @@ class PlanConfig:
 
     @property
     def optimizer_names(self) -> list[str]:
-        """Of the columns: the optimizer itself and those to compare it with."""
+        """Optimizers of the columns: the run's own and those to compare it with."""
         others = self.compare.split(",") if self.compare else []
         return list(dict.fromkeys([self.optimizer.name, *map(str.strip, others)]))
 

@@ -1,4 +1,4 @@
-"""What a tokenizer.json puts around texts: its entry `post_processor`."""
+"""Tokens that a tokenizer.json puts around texts: its entry `post_processor`."""
 
 from typing import Any
 

@@ -14,7 +14,7 @@ _PACKAGES = ("jax", "jaxlib", "libtpu", "optax", "flax", "subtrack-jax")
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
+    """Versions of the software that decides the numbers."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Of what decides the seconds."""
+    """The hardware that decides the seconds."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -38,7 +38,7 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Of the checkout, with a + if something in it has changed since."""
+    """Commit of the checkout, with a + if something in it has changed since."""
     git, checkout = shutil.which("git"), pathlib.Path(__file__).parent
     if git is None:
         return "unknown"

@@ -1,4 +1,4 @@
-"""What is written down of a trial, and where."""
+"""Records of trials: results, times, and the files that keep them."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ MAX_CURVE_POINTS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is written down of a finished trial.
+    """Settings, results and times of a finished trial.
 
     Attributes:
       trial: the trial.
@@ -62,7 +62,7 @@ class Record:
 
     @property
     def final_loss(self) -> float:
-        """Of the held-out text after the last step; infinite if it diverged."""
+        """Held-out loss after the last step; infinite if it diverged."""
         last = self.evaluations[-1][1] if self.evaluations else None
         return math.inf if self.diverged or last is None else last
 
@@ -70,7 +70,7 @@ class Record:
 def elapsed_seconds(
     optimizer: OptimizerConfig, step_seconds: dict[str, float], step: int
 ) -> float:
-    """What so many steps take, by the median seconds of each kind of step.
+    """Seconds of so many steps, by the median seconds of each kind of step.
 
     A median of many steps does not see what else the machine was doing at times; one
     for each kind of step keeps what moving subspaces costs.
@@ -171,7 +171,7 @@ def load_finished(
 
 
 def _kind(optimizer: OptimizerConfig, count: int) -> str:
-    """Of the step that follows after `count` others."""
+    """Kind of the step that follows after `count` others."""
     if count == 0:
         return "first"
     if "update_interval" not in settings_of(optimizer):

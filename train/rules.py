@@ -1,4 +1,4 @@
-"""What numbers of a configuration must be, and how to say that one is not."""
+"""Ranges of a configuration's numbers, with errors that name the flag."""
 
 import difflib
 import math
@@ -34,7 +34,7 @@ def flag(field: str) -> str:
 
 
 def check_name(where: str, name: str, known: Collection[str]) -> None:
-    """Raises a ValueError that lists the known names, the nearest first, if it is none.
+    """Raises a ValueError that lists known names, nearest first, if one is unknown.
 
     Args:
       where: the flag and its value.

@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, whether it is in use, what it was told."""
+"""Run directory: lock, saved config, check on resume."""
 
 import contextlib
 import dataclasses

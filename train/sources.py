@@ -17,7 +17,7 @@ from train.tokenizer import Piece, split_documents
 
 EMBEDDED_TEXT = pathlib.Path(__file__).parent / "corpus" / "moby-dick.txt.gz"
 FINGERPRINT_BLOCK_BYTES = 2**16
-# Of a directory, to find out what its files are called.
+# Files looked at in a directory, to find their commonest suffix.
 LISTED_FILES = 1000
 
 

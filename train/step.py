@@ -1,4 +1,4 @@
-"""What is compiled: one optimizer step, and the loss of one held-out batch."""
+"""Compiled functions: one optimizer step, and the loss of one held-out batch."""
 
 import functools
 import math
@@ -88,7 +88,7 @@ def make_train_step(
     gradient_of = jax.grad(weighed, has_aux=True)
 
     def mean_gradient(params, batch):
-        """Of all tokens together, however many each part has."""
+        """Mean over all tokens together, however many each part has."""
         weight = 1 / jnp.maximum(jnp.sum(batch["mask"]), 1)
         parts = gradient_accumulation_steps
         if parts == 1:

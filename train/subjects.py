@@ -1,4 +1,4 @@
-"""What the benchmark measures: an optimizer's update, or a whole training step."""
+"""Subjects of the benchmark: an optimizer's update, or a full training step."""
 
 import functools
 from collections.abc import Callable

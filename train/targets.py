@@ -9,7 +9,7 @@ import jax
 
 
 class Target(NamedTuple):
-    """What a program is compiled for."""
+    """Devices that a program is compiled for."""
 
     devices: Sequence[Any]
     memory_bytes: int | None  # of one device; None: not known
@@ -61,7 +61,7 @@ def open_target(name: str) -> Target:
         return _open_tpu(name, _CHIPS[kind], shape)
     chips = ", ".join(_CHIPS)
     raise ValueError(
-        f"--target {name!r} is none: give a chip and the shape of a slice, e.g. "
+        f"unknown --target {name!r}: give a chip and the shape of a slice, e.g. "
         f"tpu-v5p:4x4x4 (chips: {chips}), or cpu:64 for so many virtual devices"
     )
 

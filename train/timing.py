@@ -1,4 +1,4 @@
-"""Seconds of programs that share a noisy machine: by turns, as ratios."""
+"""Interleaved timing of programs on a noisy machine, as ratios."""
 
 import statistics
 import time
@@ -39,7 +39,7 @@ def ratio(values: Sequence[float], others: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(values, others, strict=True)])
 
 
-def by_turns(
+def interleaved(
     programs: Mapping[str, Callable[[], Callable[[], object]]],
     rounds: int,
     warm_up_rounds: int = 1,

@@ -74,7 +74,7 @@ class TokenCache:
         read: Callable[[pathlib.Path], Value],
         make: Callable[[pathlib.Path | None], tuple[Value, Callable[[], None]]],
     ) -> Value:
-        """What `read` finds, or what `make` makes, which also gives how to keep it."""
+        """Returns what `read` finds, or else what `make` makes, and keeps it."""
         if not self._is_used:
             return make(None)[0]
         data = json.dumps(identity, sort_keys=True).encode()

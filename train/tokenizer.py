@@ -21,7 +21,7 @@ TRAINING_TEXT_CHARACTERS = 100_000_000
 # Longer texts are encoded in pieces: in parallel, and with bounded memory.
 PIECE_CHARACTERS = 2**17
 
-# Of a document, and whether the document ends there.
+# A part of a document, and whether the document ends with it.
 Piece = tuple[str, bool]
 
 _AFTER_NEWLINE = re.compile(r".*\S\n(?=\S)", re.DOTALL)

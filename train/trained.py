@@ -1,4 +1,4 @@
-"""What a run has learned, read back from its directory."""
+"""Trained models, read from the directory of a run."""
 
 import pathlib
 from typing import Any, NamedTuple

@@ -150,7 +150,7 @@ class Runner:
 
 
 def _shared(optimizer: OptimizerConfig) -> OptimizerConfig:
-    """Without what the compiled step is told as numbers."""
+    """The config without the rates that the compiled step takes as arguments."""
     field = methods.matrix_scale_field(optimizer.name)
     return dataclasses.replace(optimizer, learning_rate=1.0, **{field: 1.0})
 

@@ -1,4 +1,4 @@
-"""What is compared: methods with settings of their own, and the trials of each."""
+"""Variants to compare: methods with settings of their own, and their trials."""
 
 import dataclasses
 import itertools

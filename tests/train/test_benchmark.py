@@ -16,13 +16,13 @@ from train.benchmark_report import Cost, table
 MODEL = LlamaConfig(64, 16, 24, num_layers=3, num_heads=2)
 
 
-def test_programs_take_turns():
+def test_programs_are_interleaved():
     calls = []
 
     def program(name):
         return lambda: lambda: calls.append(name)
 
-    seconds = timing.by_turns({name: program(name) for name in "abc"}, rounds=3)
+    seconds = timing.interleaved({name: program(name) for name in "abc"}, rounds=3)
     assert "".join(calls) == "abc" + "bca" + "cab" + "abc"
     assert [len(each) for each in seconds.values()] == [3, 3, 3]
 

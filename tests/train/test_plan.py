@@ -114,9 +114,9 @@ def test_the_table_puts_optimizers_side_by_side(planned):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--target", "tpu-v9:4x4"], "--target 'tpu-v9:4x4' is none: give a chip"),
-        (["--target", "cpu:0"], "--target 'cpu:0' is none"),
-        (["--target", "tpu-v5e:4by4"], "--target 'tpu-v5e:4by4' is none"),
+        (["--target", "tpu-v9:4x4"], "unknown --target 'tpu-v9:4x4': give a chip"),
+        (["--target", "cpu:0"], "unknown --target 'cpu:0'"),
+        (["--target", "tpu-v5e:4by4"], "unknown --target 'tpu-v5e:4by4'"),
         (["--target", "cpu:8", "--mesh", "fsdp=3"], "does not fit 8 devices"),
         (["--target", "cpu:8", "--mesh", "rows=8"], "'rows' is not one of"),
         (
