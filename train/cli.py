@@ -42,8 +42,8 @@ def parse(
 
     `--preset` names the values to start from, `--config` a file with them,
     `--resume` the file in `--output-dir`; `--init-from` replaces some of them, see
-    `given_weights.defaults`. `--help` exits with code 0 and shows
-    these values; a bad one exits with code 2 and one line on stderr.
+    `given_weights.defaults`. `--help` exits with code 0 and shows these values; a bad
+    one exits with code 2 and one line on stderr.
 
     Args:
       presets: a config by each name that `--preset` takes, all of one dataclass

@@ -344,7 +344,7 @@ class PretrainConfig:
       optimizer: the method and its settings. Those of low-rank methods act on
         attention and MLP matrices only, as do muon and adafactor; the other parameters,
         and all of them under adamw, get plain Adam.
-      checkpoint: what is kept to go on from.
+      checkpoint: which checkpoints are kept, to continue from.
       report: where to watch the run.
       sample: the text sampled before and after.
       start: how to begin.

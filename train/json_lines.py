@@ -75,11 +75,6 @@ class JsonLines:
         cli.warn(f"{self._path}: moved {' and '.join(reasons)}, to {target}")
 
 
-def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, without lines that are none; NaN for null."""
-    return [row for _, row in _parsed(path) if row is not None]
-
-
 def _parsed(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Each line that is not blank, and the row in it, if it is one."""
     for line in path.read_bytes().splitlines() if path.exists() else []:

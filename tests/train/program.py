@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import resource
@@ -99,6 +100,14 @@ def stop_after(rows, sent, process, directory):
     process.send_signal(sent)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
+
+
+def read_rows(path):
+    """The rows of a file of JSON lines; NaN for null."""
+    return [
+        {name: math.nan if value is None else value for name, value in row.items()}
+        for row in map(json.loads, path.read_text().splitlines())
+    ]
 
 
 def read_metrics(directory):

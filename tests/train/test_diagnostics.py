@@ -18,6 +18,7 @@ from tests import common
 from tests.train.program import (
     SMALL,
     assert_one_line_error,
+    read_rows,
     read_values,
     run,
     start,
@@ -31,7 +32,7 @@ from train.diagnostics import (
     Diagnostics,
     check_has_subspaces,
 )
-from train.json_lines import JsonLines, read_rows
+from train.json_lines import JsonLines
 from train.metrics import Stopwatch
 from train.presets import PRESETS
 from train.step import TrainState

@@ -47,6 +47,7 @@ def test_an_own_error_stays_what_it_is(other, error):
     with pytest.raises(type(error)) as raised, distributed.together(ValueError):
         raise error
     assert raised.value is error
+    assert told == [str(error)]
 
 
 def test_what_ends_a_program_is_told_to_the_others(monkeypatch, capsys):

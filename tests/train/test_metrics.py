@@ -11,10 +11,9 @@ import types
 import numpy as np
 import pytest
 
-from tests.train.program import limited_file_size
+from tests.train.program import limited_file_size, read_rows
 from train import metrics
 from train.config import ReportConfig
-from train.json_lines import read_rows
 from train.metrics import METRICS_FILE, MetricsWriter
 from train.presets import PRESETS
 

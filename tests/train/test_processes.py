@@ -10,9 +10,15 @@ import time
 import numpy as np
 import pytest
 
-from tests.train.program import ENVIRONMENT, ROOT, SMALL, read_metrics, run
+from tests.train.program import (
+    ENVIRONMENT,
+    ROOT,
+    SMALL,
+    read_metrics,
+    read_rows,
+    run,
+)
 from train.diagnostics import DIAGNOSTICS_FILE
-from train.json_lines import read_rows
 
 pytestmark = pytest.mark.slow
 
