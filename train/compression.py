@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import functools
 import gzip
 import io
 import lzma
@@ -62,8 +63,8 @@ def open_bytes(path: pathlib.Path, compression: str | None) -> Iterator[BinaryIO
     openers: dict[str | None, Callable[..., Any]] = {
         None: open,
         "gzip": gzip.open,
-        "bzip2": bz2.open,
-        "xz": lzma.open,
+        "bzip2": functools.partial(_open_streams, bz2.BZ2Decompressor),
+        "xz": functools.partial(_open_streams, lzma.LZMADecompressor),
         "zstd": _open_zstd,
     }
     try:
@@ -82,6 +83,54 @@ def _open_zstd(path: pathlib.Path, mode: str) -> Iterator[BinaryIO]:
         stream = pyarrow.CompressedInputStream(source, "zstd")
         with io.BufferedReader(_Readable(stream), BLOCK_BYTES) as buffered:
             yield buffered
+
+
+@contextlib.contextmanager
+def _open_streams(
+    new: Callable[[], Any], path: pathlib.Path, mode: str
+) -> Iterator[BinaryIO]:
+    # Python's own take a stream whose beginning is damaged for the end of the file.
+    with (
+        open(path, mode) as file,
+        io.BufferedReader(_Streams(file, new), BLOCK_BYTES) as buffered,
+    ):
+        yield buffered
+
+
+class _Streams(io.RawIOBase):
+    """Decompressed streams that follow each other in a file, with zeros between them.
+
+    Args:
+      file: the file.
+      new: a decompressor of bz2 or lzma for one stream.
+    """
+
+    def __init__(self, file: BinaryIO, new: Callable[[], Any]):
+        self._file, self._new, self._stream = file, new, new()
+        self._waiting = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._stream.eof or self._go_to_next():
+            data, self._waiting = self._waiting, b""
+            if self._stream.needs_input and not data:
+                data = self._file.read(BLOCK_BYTES)
+                if not data:
+                    raise EOFError("it is cut off")
+            if block := self._stream.decompress(data, len(buffer)):
+                buffer[: len(block)] = block
+                return len(block)
+        return 0
+
+    def _go_to_next(self) -> bool:
+        self._waiting = self._stream.unused_data.lstrip(b"\0")
+        while not self._waiting and (block := self._file.read(BLOCK_BYTES)):
+            self._waiting = block.lstrip(b"\0")
+        if self._waiting:
+            self._stream = self._new()
+        return bool(self._waiting)
 
 
 class _Readable(io.RawIOBase):

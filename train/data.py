@@ -6,7 +6,6 @@ tokenized as they stream by.
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +15,7 @@ import grain
 from train import packing, sources, streams
 from train.config import DataConfig
 from train.corpus import Corpus
+from train.formats import Notes
 from train.packing import Batch, Documents, Rows
 from train.rules import flag
 from train.sources import LocalText
@@ -129,6 +129,14 @@ class _Files:
         self._config, self._is_first = config, is_first
         self._cache = TokenCache(config.token_cache_dir, self.report)
 
+    def find(self, pattern: str | None, name: str) -> list[pathlib.Path]:
+        """The files that match, after a report of what is left out."""
+        notes = Notes()
+        paths = sources.find_files(pattern, name, notes)
+        for line in notes.lines():
+            self.report(f"{name} {pattern!r}: {line}")
+        return paths
+
     def corpus(self, paths: list[pathlib.Path], held_out_fraction: float = 0) -> Corpus:
         config = self._config
         text = LocalText(paths, config.text_field, config.skip_bad_documents)
@@ -147,7 +155,7 @@ class _Files:
         """The documents of --eval-glob, if it is given."""
         if self._config.eval_glob is None:
             return None
-        paths = sources.find_files(self._config.eval_glob, "--eval-glob")
+        paths = self.find(self._config.eval_glob, "--eval-glob")
         return self.tokens(self.corpus(paths), tokenizer).train
 
 
@@ -177,7 +185,7 @@ def _open_files(
     part: slice,
     files: _Files,
 ) -> Text:
-    paths = sources.find_files(config.data_glob)
+    paths = files.find(config.data_glob, "--data-glob")
     if config.eval_glob is None:
         corpus = files.corpus(paths, config.held_out_fraction)
     else:
@@ -194,7 +202,7 @@ def _open_files(
             f"the text is too short: with --packing {config.packing} it has "
             f"{len(train)} sequences to train on and {len(held_out)} held out, where a "
             f"batch needs {config.batch_size_sequences} and an evaluation 1; give more "
-            "text, or a smaller --batch-size-sequences"
+            "text, a smaller --batch-size-sequences, or another --held-out-fraction"
         )
     return Text(
         tokenizer,
@@ -308,14 +316,21 @@ def _without_evaluation(
 ) -> list[pathlib.Path]:
     """The files that are not evaluated on."""
     evaluated = sources.find_files(config.eval_glob, "--eval-glob")
-    same = set(map(os.path.realpath, evaluated))
-    kept = [path for path in paths if os.path.realpath(path) not in same]
+    same = _contents(evaluated)
+    contents = zip(paths, _contents(paths), strict=True)
+    kept = [path for path, content in contents if content not in same]
     named = f"--data-glob {config.data_glob!r} and --eval-glob {config.eval_glob!r}"
     if not kept:
         raise ValueError(f"{named} match the same files: there are none to train on")
     if left_out := len(paths) - len(kept):
-        report(f"{named} both match {left_out} files, which are not trained on")
+        files = "a file" if left_out == 1 else f"{left_out:,} files"
+        report(f"{named} both match {files}, or copies, which are not trained on")
     return kept
+
+
+def _contents(paths: list[pathlib.Path]) -> list[tuple[int, int]]:
+    """Size and checksum of each file, which copies and links share."""
+    return [(each["bytes"], each["crc32"]) for each in sources.fingerprint(paths)]
 
 
 class _SkipReport:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from train.compression import BLOCK_BYTES, find_compression, open_bytes, split_name
+from train.config import DataConfig
 
 SNIFFED_BYTES = 2**20
 PARQUET_ROWS = 256
@@ -36,6 +37,8 @@ _REFUSED = {
     "a tar archive": (re.compile(rb".{257}ustar", re.DOTALL), _UNPACK),
     "a 7z archive": (re.compile(rb"7z\xbc\xaf\x27\x1c"), _UNPACK),
     "compressed by lz4": (re.compile(rb"\x04\x22\x4d\x18"), _UNPACK),
+    "compressed by lzma": (re.compile(rb"\x5d\x00\x00.{2}", re.DOTALL), _UNPACK),
+    "compressed by compress": (re.compile(rb"\x1f[\x9d\xa0]"), _UNPACK),
     "a PDF": (re.compile(rb"%PDF-"), "extract its text"),
     "an Arrow file": (re.compile(rb"ARROW1|FEA1"), "convert it to Parquet"),
     "a pointer of Git LFS": (re.compile(rb"version https://git-lfs"), "git lfs pull"),
@@ -143,6 +146,8 @@ def _kind_of(
         return "json"
     row = _first_row(start)
     if row is None:
+        if field != DataConfig.text_field:
+            notes.add(f"files of plain text, without fields such as {field!r}", path)
         return "text"
     if isinstance(row.get(field), str):
         notes.add("files read as JSON, whatever their name", path)

@@ -131,8 +131,11 @@ class Rows:
 
     @property
     def token_count(self) -> int:
-        """Number of tokens up to the end of the last row."""
-        return int(self.stops[-1]) if len(self) else 0
+        """Number of tokens in the rows; one that two of them share counts once."""
+        if isinstance(self.starts, range):  # without gaps
+            return self.stops[-1] if len(self) else 0
+        ends = np.minimum(self.stops, np.append(self.starts[1:], self.stops[-1:]))
+        return int(np.sum(ends - self.starts))
 
     def first(self, count: int) -> "Rows":
         """The first rows."""

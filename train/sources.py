@@ -21,17 +21,26 @@ FINGERPRINT_BLOCK_BYTES = 2**16
 LISTED_FILES = 1000
 
 
-def find_files(pattern: str | None, flag: str = "--data-glob") -> list[pathlib.Path]:
+def find_files(
+    pattern: str | None, flag: str = "--data-glob", notes: Notes | None = None
+) -> list[pathlib.Path]:
     """The files that match, sorted; the text that comes with the project for None.
 
     Directories and files whose names have brackets, ~ and so on are found as they
-    are written. As in a shell, * leaves out names that begin with a dot.
+    are written. As in a shell, * leaves out names that begin with a dot. A file with
+    several names, by links, is found once.
+
+    Args:
+      pattern: as in a shell, ** for directories at any depth.
+      flag: the command line's name for it, for messages.
+      notes: told what matches and is left out.
 
     Raises:
       ValueError: no file matches.
     """
     if pattern is None:
         return [EMBEDDED_TEXT]
+    notes = notes or Notes()
     expanded = os.path.expanduser(pattern)
     if os.path.isdir(expanded):
         raise ValueError(
@@ -43,9 +52,9 @@ def find_files(pattern: str | None, flag: str = "--data-glob") -> list[pathlib.P
             f"{flag} {pattern!r} is a pipe or a device, which can be read only once: "
             "write it to a file"
         )
-    matches = glob.glob(_escape_what_exists(expanded), recursive=True)
-    matches = matches or glob.glob(expanded.replace("[", "[[]"), recursive=True)
-    paths = sorted(path for path in map(pathlib.Path, matches) if path.is_file())
+    matches = list(_match(_escape_what_exists(expanded), notes))
+    matches = matches or list(_match(expanded.replace("[", "[[]"), notes))
+    paths = _read_once(sorted(map(pathlib.Path, set(matches))), pattern, notes)
     if paths:
         return paths
     if directories := sorted(filter(os.path.isdir, matches)):
@@ -53,13 +62,63 @@ def find_files(pattern: str | None, flag: str = "--data-glob") -> list[pathlib.P
             f"no file matches {flag} {pattern!r}, only directories: "
             f"{_pattern_of_files(directories[0])!r} matches the files in one of them"
         )
-    raise ValueError(f"no file matches {flag} {pattern!r}; check it, and quote it")
+    lines = "; ".join(["check it, and quote it", *notes.lines()])
+    raise ValueError(f"no file matches {flag} {pattern!r}; {lines}")
+
+
+def _match(pattern: str, notes: Notes) -> Iterator[str]:
+    """Paths that match; unlike glob, ** terminates where links lead back."""
+    parts = pathlib.PurePath(pattern).parts
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    at = parts.index("**")
+    rest = tuple(itertools.dropwhile("**".__eq__, parts[at:])) or ("*",)
+    tops = glob.iglob(str(pathlib.PurePath(*parts[:at])))
+    for top in filter(os.path.isdir, tops):
+        for directory in _walk(top, notes):
+            inner = pathlib.PurePath(glob.escape(directory), *rest)
+            yield from _match(str(inner), notes)
+
+
+def _walk(top: str, notes: Notes) -> Iterator[str]:
+    """A directory and all in it, those behind links too, each under its first name."""
+
+    def note(error: OSError) -> None:
+        notes.add("directories that cannot be read", f"{error.filename}: {error}")
+
+    seen = {os.path.realpath(top)}
+    for directory, names, _ in os.walk(top, onerror=note, followlinks=True):
+        yield directory
+        found = {
+            os.path.realpath(os.path.join(directory, name)): name
+            for name in sorted(names, reverse=True)
+            if not name.startswith(".")
+        }
+        names[:] = sorted(name for path, name in found.items() if path not in seen)
+        seen |= found.keys()
+
+
+def _read_once(
+    paths: list[pathlib.Path], pattern: str, notes: Notes
+) -> list[pathlib.Path]:
+    """The files among paths, without further names of the same files."""
+    files: dict[str, pathlib.Path] = {}
+    for path in paths:
+        if path.is_dir():
+            if "**" not in pattern:
+                notes.add("directories that match, but not the files in them", path)
+        elif not path.is_file():
+            notes.add("broken links, pipes and devices that are left out", path)
+        elif files.setdefault(os.path.realpath(path), path) != path:
+            notes.add("further names of the same files, left out", path)
+    return list(files.values())
 
 
 def _pattern_of_files(directory: str) -> str:
     """A pattern for the commonest kind of files in a directory."""
-    everything = pathlib.Path(glob.escape(directory), "**", "*.*")
-    names = itertools.islice(glob.iglob(str(everything), recursive=True), LISTED_FILES)
+    everything = str(pathlib.Path(glob.escape(directory), "**", "*.*"))
+    names = itertools.islice(_match(everything, Notes()), LISTED_FILES)
     suffixes = collections.Counter(
         "".join(path.suffixes[-2:] if split_name(path.name)[1] else [path.suffix])
         for path in map(pathlib.PurePath, names)

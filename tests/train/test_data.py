@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import os
+import shutil
 
 import datasets
 import numpy as np
@@ -190,6 +191,16 @@ def test_padded_documents_are_rows_cut_to_length(source, tokenizer_directory):
         assert len(set(rows) - wanted) <= 1
         held_out = set(rows_of(text.held_out_batches()))
         assert len(wanted - set(rows) - held_out) <= 1
+
+
+def test_padded_tokens_that_are_cut_off_are_not_counted(tmp_path, tokenizer_directory):
+    write_rows(tmp_path / "a.jsonl", ["call me ishmael" * 5] * 50)
+    config = describe("padded", data_glob=f"{tmp_path}/a.jsonl")
+    text = open_text(config, tokenizer_directory=tokenizer_directory)
+    assert len(text.tokenizer.encode("call me ishmael" * 5)) > LENGTH + 1
+    rows = rows_of(text.held_out_batches())
+    assert f" {sum(map(len, rows))} held out" in text.description
+    assert text.description.startswith(f"{45 * (LENGTH + 1)} tokens to train on")
 
 
 def test_a_document_that_is_cut_off_has_no_end(tmp_path, tokenizer_directory):
@@ -484,6 +495,7 @@ def test_files_that_are_evaluated_on_are_not_trained_on(tmp_path, tokenizer_dire
     write_rows(tmp_path / "a.jsonl", ["call me"] * 50)
     write_rows(tmp_path / "valid.jsonl", ["never mind"] * 50)
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "valid.jsonl")
+    shutil.copy(tmp_path / "valid.jsonl", tmp_path / "copy.jsonl")
     reports = []
     options = {"tokenizer_directory": tokenizer_directory, "report": reports.append}
     config = DataConfig(data_glob=f"{tmp_path}/*l", eval_glob=f"{tmp_path}/v*")
@@ -496,7 +508,9 @@ def test_files_that_are_evaluated_on_are_not_trained_on(tmp_path, tokenizer_dire
 
     assert "never" not in read(take(text.train_batches(), 9))
     assert "call" not in read(text.held_out_batches())
-    assert len(reports) == 1 and "both match 2 files, which are not tra" in reports[0]
+    assert len(reports) == 2
+    assert "further names of the same files, left out (1)" in reports[0]
+    assert "both match 2 files, or copies, which are not trained on" in reports[1]
     with pytest.raises(ValueError, match="match the same files: there are none to tr"):
         open_text(dataclasses.replace(config, data_glob=config.eval_glob), **options)
     with pytest.raises(ValueError, match="no file matches --eval-glob 'nothing'"):

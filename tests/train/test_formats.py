@@ -59,8 +59,11 @@ def test_compressed_text_is_read(tmp_path, suffix):
     if suffix:
         write(path, data + COMPRESS[suffix](b" Wasser"))  # as pigz and cat write it
         assert read(path) == ["Überall Wasser"]
-        with pytest.raises(OSError, match=rf"cannot read .*a.txt{suffix}: "):
-            read(write(path, data[:-3]))
+        for damaged in (data[:-3], data + b"X" + data[1:], data + data[:-3]):
+            with pytest.raises(OSError, match=rf"cannot read .*a.txt{suffix}: "):
+                read(write(path, damaged))
+        if suffix != ".zst":  # as tapes and block devices return it
+            assert read(write(path, data + bytes(500) + data)) == ["ÜberallÜberall"]
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
@@ -142,6 +145,10 @@ def test_names_that_lie_are_said(tmp_path):
     path = write(tmp_path / "e.txt", '{"body": "x"}\n{"body": "y"}\n')
     assert read(path, notes=notes) == ['{"body": "x"}\n{"body": "y"}\n']
     assert "look like JSON without a field 'text'" in notes.lines()[0]
+    notes = Notes()
+    path = write(tmp_path / "f.txt", "plain")
+    assert read(path, "body", notes=notes) == ["plain"]
+    assert notes.lines()[0].startswith("files of plain text, without fields such as 'b")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +176,8 @@ BAD_FILES = [
     ("a.txt", b"text" + bytes(9), "a.txt is binary, not text"),
     ("a.docx", b"PK\x03\x04...", "a zip archive, not text: unpack it, or leave it out"),
     ("a.tar.gz", gzip.compress(tar(b"text")), "a tar archive, not text: unpack it"),
+    ("a.txt.lzma", lzma.compress(b"text", lzma.FORMAT_ALONE), "compressed by lzma, n"),
+    ("a.txt.Z", b"\x1f\x9d\x90\x74\xca", "compressed by compress, not text: unpack it"),
     ("a.txt", b"%PDF-1.7 ...", "a PDF, not text: extract its text, or leave it out"),
     ("a.arrow", b"ARROW1\0\0", "an Arrow file, not text: convert it to Parquet"),
     ("a.txt", b"version https://git-lfs.github.com/spec/v1", "Git LFS, not .*lfs pull"),

@@ -82,6 +82,41 @@ def test_names_are_taken_as_they_are_written(tmp_path, files, pattern, found):
     assert [path.name for path in paths] == found
 
 
+def test_links_lead_to_each_file_once(tmp_path):
+    for name in ("texts/b/2.txt", "texts/a.txt", "elsewhere/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    texts = tmp_path / "texts"
+    for name, target in (
+        *(("up", ".."), ("self", "."), ("self2", "."), ("b/loop", "..")),
+        *(("away", "../elsewhere"), ("again.txt", "a.txt"), ("lost.txt", "nowhere")),
+    ):
+        (texts / name).symlink_to(target)
+
+    def find(pattern):
+        notes = Notes()
+        paths = sources.find_files(str(texts / pattern), notes=notes)
+        return [str(path.relative_to(texts)) for path in paths], notes.counts
+
+    links = {
+        "broken links, pipes and devices that are left out": 1,
+        "further names of the same files, left out": 1,
+    }
+    for pattern in ("**/*.txt", "**", "**/**/*.t?t"):
+        assert find(pattern) == (["a.txt", "away/c.txt", "b/2.txt"], links)
+    assert find("*/*.txt")[0] == ["away/c.txt", "b/2.txt", "self/a.txt"]
+    directories = {"directories that match, but not the files in them": 5}
+    assert find("*.t*") == (["a.txt"], links)
+    assert find("*") == (["a.txt"], links | directories)
+    for path in texts.rglob("*.txt"):
+        path.unlink()  # nothing to be listed, and no end to it, if links are followed
+    with pytest.raises(ValueError, match=r"is a directory: .*texts/\*\*/\*.txt' mat"):
+        sources.find_files(str(texts))
+    (texts / "lost.txt").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=r"no file matches .*; broken links.*lost.txt"):
+        sources.find_files(str(texts / "*.txt"))
+
+
 def test_home_is_found_and_users_that_do_not_exist_are_no_crash(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("text")
     monkeypatch.setenv("HOME", str(tmp_path))
