@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +22,7 @@ from train import (
     given_weights,
     hosts,
     memory,
-    methods,
+    messages,
     metrics,
     optimizers,
     writing,
@@ -36,15 +35,7 @@ from train.config import PretrainConfig
 from train.diagnostics import Diagnostics, check_has_subspaces
 from train.interruption import Interruption
 from train.journal import DivergedError, Journal
-from train.presets import PRESETS
-from train.run import (
-    CONFIG_FILE,
-    Found,
-    keep_settings,
-    open_directory,
-    save_config,
-)
-from train.tokenizer import Tokenizer
+from train.run import CONFIG_FILE, Found, keep_settings, open_directory, save_config
 
 
 def pretrain(
@@ -118,7 +109,7 @@ def pretrain(
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             disk_space.check(config, first, size, cli.warn)
             keep_settings(config, changes, first, evaluates_other_text=is_other)
-    print(_summary(config, text, state))
+    print(messages.summary(config, text, state))
     eval_loss = None
     if first == 0:
         finish_evaluation = begin_evaluation()
@@ -170,15 +161,15 @@ def pretrain(
     if interruption.received is not None and step < config.steps:
         print(
             f"\nStopped by {interruption.received.name} after step {step:,}, which is "
-            f"saved. To continue: {_resume(config)}"
+            f"saved. To continue: {messages.resume(config)}"
         )
         return interruption.exit_code
     since = evaluation_start(config.output_dir)
     comparable = [row for row in journal.rows if row["step"] > since]
-    print(f"\n{_outcome(comparable, checkpoints.steps)}\n{sample()}\n")
-    if advice := _advice(config, comparable):
+    print(f"\n{messages.outcome(comparable, checkpoints.steps)}\n{sample()}\n")
+    if advice := messages.advice(config, comparable):
         _warn_once(advice)
-    print(_farewell(config))
+    print(messages.farewell(config))
     return 0
 
 
@@ -212,88 +203,6 @@ def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
         positions=config.positions,
     )
     return prompt + "".join(piece for _, piece in pieces)
-
-
-def _summary(config: PretrainConfig, text: data.Text, state: steps.TrainState) -> str:
-    def size(tree: Any) -> str:
-        return f"{sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6:.1f} MB"
-
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    base = PRESETS[config.preset].optimizer
-    unused = ", ".join(methods.unused(config.optimizer, base))
-    note = f"; it does not use {unused}" if unused else ""
-    name = config.preset
-    if config.init_from is not None:
-        name = f"weights of {config.init_from}"
-    return (
-        f"Model      {name}: {count / 1e6:.1f} M parameters, "
-        f"{size(state.params)}\n"
-        f"Optimizer  {config.optimizer.name}: state of {size(state.opt_state)}{note}\n"
-        f"Text       {text.description}\n"
-        f"Documents  {_marks(text.tokenizer)}\n"
-        f"Steps      {config.steps:,} of {config.data.batch_size_tokens:,} tokens\n"
-        f"Output     {config.output_dir}"
-    )
-
-
-def _marks(tokenizer: Tokenizer) -> str:
-    """Tokens that begin and end a document, in words."""
-    marks = [
-        f"{verb} {tokenizer.name(i)}"
-        for verb, ids in (
-            ("begin with", tokenizer.document_start),
-            ("end with", tokenizer.document_end),
-        )
-        for i in ids
-    ]
-    return ", ".join(marks)
-
-
-def _outcome(rows: list[dict[str, Any]], saved: list[int]) -> str:
-    """The last and the best held-out loss of a run, and whether the best is saved."""
-    # The rows of a run may be lost.
-    known = [(row["eval_loss"], row["step"]) for row in rows if "eval_loss" in row]
-    finite = [(loss, step) for loss, step in known if math.isfinite(loss)]
-    if not finite:
-        return "After training:"
-    loss = known[-1][0]
-    best, step = min(finite)
-    perplexity = math.exp(min(loss, 700))  # of more it would overflow
-    text = f"After training, held-out loss {loss:.3f}, perplexity {perplexity:.2f}; "
-    if step == known[-1][1]:
-        return f"{text}it was never lower:"
-    where = f"at step {step:,}" if step else "before training"
-    kept = ", which is saved" if step in saved else ""
-    return f"{text}the best was {best:.3f} {where}{kept}:"
-
-
-def _advice(config: PretrainConfig, rows: list[dict[str, Any]]) -> str | None:
-    """Warning if a run ends with a held-out loss above that of its start."""
-    losses = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
-    before, after = losses.get(0), losses.get(config.steps)
-    if before is None or after is None or after <= before:  # NaN is not below
-        return None
-    rate = config.optimizer.learning_rate
-    return (
-        f"held-out loss rose from {before:.3f} before training to {after:.3f}: try a "
-        f"--learning-rate below {rate:g}, or more text"
-    )
-
-
-def _resume(config: PretrainConfig) -> str:
-    return f"{cli.PRETRAIN} --resume --output-dir {config.output_dir}"
-
-
-def _farewell(config: PretrainConfig) -> str:
-    directory = config.output_dir
-    saved = directory / CONFIG_FILE
-    return (
-        f"Metrics, curve, tokenizer, config and checkpoints are in {directory}\n"
-        f"Resume     {_resume(config)}\n"
-        f"Repeat     {cli.PRETRAIN} --config {saved} --output-dir ANOTHER\n"
-        f"Sample     python -m train.generate --checkpoint {directory}\n"
-        f"Export     python -m train.export --checkpoint {directory} --to hf"
-    )
 
 
 def _warn_once(message: str) -> None:
