@@ -14,10 +14,11 @@ import tqdm
 
 from train import packing
 from train.formats import Notes
+from train.pieces import Piece
 from train.sources import LocalText, fingerprint
 from train.token_cache import TokenCache
 from train.token_files import Parts, Tokens
-from train.tokenizer import Piece, Tokenizer
+from train.tokenizer import Tokenizer
 
 # Changed whenever the same files and tokenizer give other tokens.
 CACHE_VERSION = 1

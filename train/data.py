@@ -17,11 +17,12 @@ from train.config import DataConfig
 from train.corpus import Corpus
 from train.formats import Notes
 from train.packing import Batch, Documents, Rows
+from train.pieces import split_documents
 from train.rules import flag
 from train.sources import LocalText
 from train.token_cache import TokenCache
 from train.token_files import Tokens
-from train.tokenizer import Tokenizer, split_documents
+from train.tokenizer import Tokenizer
 
 # Given what trains one of a vocabulary, should there be none yet.
 OpenTokenizer = Callable[[Callable[[int], Tokenizer]], Tokenizer]

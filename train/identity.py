@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from train import files
+from train import files, sources
 from train.config import DataConfig
 
 IDENTITY_FILE = "data-files.json"
@@ -30,8 +30,6 @@ def save(config: DataConfig, directory: pathlib.Path) -> None:
       ValueError: the text cannot be found.
       OSError: a file cannot be read or written.
     """
-    from train import sources  # slow to import
-
     found = text_files(config)
     found[_TOKENIZER] = sources.fingerprint(_tokenizer_files(directory))
     files.write_whole(
@@ -62,8 +60,6 @@ def load(directory: pathlib.Path) -> Files:
 
 def check_tokenizer(directory: pathlib.Path) -> None:
     """Raises a ValueError if the run's own tokenizer is lost or another one."""
-    from train import sources  # slow to import
-
     known = load(directory).get(_TOKENIZER, [])
     present = {path.name: path for path in _tokenizer_files(directory)}
     lost = [each["name"] for each in known if each["name"] not in present]
@@ -129,8 +125,6 @@ def compare_text(
 
 def text_files(config: DataConfig) -> Files:
     """The files of each setting that names some; none of a dataset on the hub."""
-    from train import sources  # slow to import
-
     found = {}
     if config.dataset is None:
         found["data.data_glob"] = sources.find_files(config.data_glob)

@@ -17,7 +17,8 @@ import grain
 import numpy as np
 
 from train.config import DataConfig
-from train.tokenizer import Piece, Tokenizer, split_documents
+from train.pieces import Piece, split_documents
+from train.tokenizer import Tokenizer
 
 # Read ahead, so that a window of documents can be read while devices compute.
 PREFETCH_BATCHES = 16

@@ -13,7 +13,7 @@ from typing import Any
 
 from train.compression import split_name
 from train.formats import Notes, read_file
-from train.tokenizer import Piece, split_documents
+from train.pieces import Piece, split_documents
 
 EMBEDDED_TEXT = pathlib.Path(__file__).parent / "corpus" / "moby-dick.txt.gz"
 FINGERPRINT_BLOCK_BYTES = 2**16

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from train import compression, formats
 from train.formats import Notes
-from train.tokenizer import PIECE_CHARACTERS, split_documents
+from train.pieces import PIECE_CHARACTERS, split_documents
 
 TEXTS = ["one\ntwo", "Überall Wasser 🐋", 'a "quoted" {text}, [and], more\\']
 LINES = "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS)

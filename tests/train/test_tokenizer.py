@@ -12,10 +12,12 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
+from train import pieces as pieces_module
 from train import special_tokens
 from train import tokenizer as tokenizer_module
+from train.pieces import split_documents
 from train.sources import EMBEDDED_TEXT
-from train.tokenizer import END_OF_TEXT, Tokenizer, split_documents
+from train.tokenizer import END_OF_TEXT, Tokenizer
 
 BOOK = gzip.decompress(EMBEDDED_TEXT.read_bytes()).decode()
 TEXT = BOOK[:20_000]
@@ -128,7 +130,7 @@ def test_end_of_text_by_name_where_a_model_has_no_role_for_it(tmp_path):
 def test_pieces_are_encoded_as_the_whole_is(wide, monkeypatch):
     text = BOOK[:60_000].replace("\n", wide)
     whole = Tokenizer.train([text], 1000)
-    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 500)
+    monkeypatch.setattr(pieces_module, "PIECE_CHARACTERS", 500)
     pieces = list(split_documents([text, "short"]))
     assert len(pieces) > 100
     assert "".join(piece for piece, _ in pieces[:-1]) == text
@@ -141,7 +143,7 @@ def test_pieces_are_encoded_as_the_whole_is(wide, monkeypatch):
 
 
 def test_text_without_spaces_is_cut_all_the_same(monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "PIECE_CHARACTERS", 10)
+    monkeypatch.setattr(pieces_module, "PIECE_CHARACTERS", 10)
     assert [p for p, _ in split_documents(["鯨" * 25])] == ["鯨" * 10] * 2 + ["鯨" * 5]
     assert [p for p, _ in split_documents(["鯨鯨鯨\n" * 4])] == ["鯨鯨鯨\n" * 2] * 2
 
