@@ -622,7 +622,7 @@ def test_what_is_skipped_is_told(tmp_path, tokenizer_directory):
     [
         ("", "no text in .*text.txt"),
         (" \n ", "no text in .*text.txt"),
-        ("a few words", "too short: .* 0 seq.* give more text, or a smaller --batch-s"),
+        ("a few words", "too short: .* 0 seq.* give more text, a smaller --batch-siz"),
     ],
 )
 def test_useless_texts_are_refused(tmp_path, content, message):
