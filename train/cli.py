@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import errno
 import inspect
 import io
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 
-from train import options
+from train import mistakes, options
 from train.run import CONFIG_FILE, load_config
 
 Config = TypeVar("Config")
@@ -58,7 +57,8 @@ def parse(
     for name in ("--preset", "--config", "--output-dir", "--init-from"):
         # tyro takes underscores, too.
         chooser.add_argument(name, name[:3] + name[3:].replace("-", "_"), nargs="?")
-    chooser.add_argument("--resume", action="store_true")
+    # A value of it is refused later, in one line.
+    chooser.add_argument("--resume", nargs="?", const=True)
     given = chooser.parse_known_args(argv)[0]
     # A name that is no preset is reported by tyro, which knows the choices.
     base = presets.get(given.preset, presets[default])
@@ -73,7 +73,7 @@ def parse(
             saved = pathlib.Path(given.output_dir or base.output_dir) / CONFIG_FILE
             # No such file: whoever opens the directory says so.
             base = load_config(type(base), saved) if saved.exists() else base
-        if given.init_from not in (None, "None") and not given.resume:
+        if given.init_from not in (None, "None", "") and not given.resume:
             from train import given_weights  # slow to import, for tokenizers
 
             base = given_weights.defaults(base, pathlib.Path(given.init_from))
@@ -112,18 +112,24 @@ def read(
     """
     found = options.options(kind, default)
     groups = options.arrange(found, common)
+    shown = [option for option in found if not option.is_hidden]
+    if message := mistakes.empty(argv, shown):
+        fail(message)
     errors = io.StringIO()
     try:
         with reader_may_leave(), contextlib.redirect_stderr(errors):
             parsed = _parse(options.command_line(groups), kind, program, argv, examples)
     except SystemExit as stop:
         if stop.code:
-            known = _unquoted(argv) or _misspelt(argv, groups)
-            fail(known or _unboxed(errors.getvalue()))
+            known = mistakes.explain(argv, shown)
+            fail(known or mistakes.in_plain_words(_unboxed(errors.getvalue())))
         raise
     given = {option.path: option.default for option in found}
     with user_errors(ValueError):
-        return options.assemble(kind, given | options.values(parsed, groups))
+        config = options.assemble(kind, given | options.values(parsed, groups))
+    for message in mistakes.repeated(argv, shown):
+        warn(message)
+    return config
 
 
 def _parse(
@@ -148,38 +154,6 @@ def _parse(
                 print(f"  {example.purpose}:")
                 print(f"      {program} {example.arguments}".rstrip())
         raise
-
-
-def _unquoted(argv: Sequence[str]) -> str | None:
-    """Message about a pattern that the shell has expanded to many files."""
-    for index, argument in enumerate(argv, start=1):
-        flag = argument.replace("_", "-")
-        is_value = lambda following: not following.startswith("-")
-        files = list(itertools.takewhile(is_value, argv[index:]))
-        if flag in ("--data-glob", "--eval-glob") and len(files) > 1:
-            return (
-                f"{flag} takes one pattern, and got {len(files)} files, {files[0]}, "
-                f"{files[1]}{', ...' * (len(files) > 2)}: put the pattern in quotes, "
-                "or the shell replaces it by the files that match"
-            )
-    return None
-
-
-def _misspelt(argv: Sequence[str], groups: Mapping[str, Any]) -> str | None:
-    """Message about the first unknown flag on the command line."""
-    known = {"-h", "--help"}
-    for option in itertools.chain(*groups.values()):
-        known.add(option.flag)
-        if option.hint is bool:  # not a Switch
-            known.add(f"--no-{option.flag[2:]}")
-    for argument in argv:
-        name = argument.partition("=")[0]
-        flag = name.replace("_", "-")
-        if re.match(r"--?[a-zA-Z]", flag) and flag not in known:
-            near = difflib.get_close_matches(f"--{flag.lstrip('-')}", known, n=1)
-            advice = f"did you mean {near[0]}?" if near else "see --help"
-            return f"unknown option {name}: {advice}"
-    return None
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def connected(start: StartConfig) -> Iterator[None]:
         jax.distributed.initialize(*flags)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"cannot connect to the other processes: {error}. Check "
+            f"cannot connect to the other processes: {str(error).rstrip('.')}. Check "
             "--coordinator-address, and that all processes are started"
         ) from error
     try:

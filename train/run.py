@@ -294,7 +294,7 @@ def load_config(kind: type[Config], path: pathlib.Path) -> Config:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "all of it"
         raise ValueError(f"{path}: {where}: {first['msg']}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a saved config: {error}") from error
     known = changes.flat_values(dataclasses.asdict(config))
     given = changes.flat_values(values)

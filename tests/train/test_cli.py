@@ -127,6 +127,8 @@ def test_a_config_with_a_bad_value_is_named(capsys, saved):
     path = saved.output_dir / CONFIG_FILE
     path.write_text(path.read_text().replace('"steps": 77', '"steps": -77'))
     assert_error(capsys, ["--config", path], str(path), "--steps must be at least 1")
+    path.write_text("[" * 100_000)  # deeper than Python's stack
+    assert_error(capsys, ["--config", path], f"{path} is not a saved config")
 
 
 def flags_of(kind, default=None):

@@ -11,7 +11,7 @@ import typing
 import pytest
 
 from tests.train.program import ROOT, assert_refuses
-from train import benchmark, options, pretrain, subjects
+from train import benchmark, generate, options, pretrain, subjects
 from train.comparison_config import CompareConfig
 from train.config import PretrainConfig
 from train.methods import settings_of
@@ -143,12 +143,39 @@ def test_help_ends_with_examples_that_can_be_read(capsys, monkeypatch, tmp_path,
         (["--no-error-feedbak"], "did you mean --no-error-feedback?"),
         (["--no-wandb"], "unknown option --no-wandb: did you mean --wandb?"),
         (["--steps", "3", "--frobnicate"], "unknown option --frobnicate: see --help"),
-        (["--steps", "many"], "--steps"),
+        (["--STEPS", "3"], "unknown option --STEPS: did you mean --steps?"),
+        (["\N{EM DASH}steps", "3"], "did you mean --steps?"),
+        (["--lr", "3"], "unknown option --lr: did you mean --learning-rate?"),
+        (["--version"], "unknown option --version: see --help"),
         (["--preset", "llama"], "llama-60m"),
+        (["--steps", "1e3"], "--steps takes a whole number, got '1e3'"),
+        (["--rank", "8.0"], "--rank takes a whole number or None, got '8.0'"),
+        (["--learning-rate", "0,1"], "--learning-rate takes a number, got '0,1'"),
+        (["--resume=true"], "--resume takes no value, got true"),
+        (["--resume", "true", "--seed", "1"], "for a no leave it out"),
+        (["--keep-best", "False"], "for a no give --no-keep-best"),
+        (["--output-dir", ""], "--output-dir must not be empty"),
+        (["--data_glob="], "--data-glob must not be empty"),
+        (["--init-from", ""], "--init-from must not be empty"),
     ],
 )
-def test_a_misspelt_flag_gets_the_nearest(capsys, argv, message):
+def test_a_mistake_on_the_command_line_is_told(capsys, argv, message):
     assert_refuses(pretrain.read, capsys, argv, message)
+
+
+def test_an_option_given_twice_is_told(capsys):
+    argv = "--steps 3 --keep-best --seed 1 --seed=1 --no_keep_best --steps=4"
+    config = pretrain.read(argv.split())
+    assert (config.steps, config.checkpoint.keep_best) == (4, False)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: --steps is given as 3, 4: the last one counts",
+        "warning: --keep-best is given as --keep-best, --no-keep-best: the last one "
+        "counts",
+    ]
+
+
+def test_a_prompt_may_be_empty():
+    assert generate.read(["--checkpoint", "x", "--prompt", ""]).prompt == ""
 
 
 def test_the_names_of_the_benchmark_are_those_of_its_methods():
