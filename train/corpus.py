@@ -127,10 +127,13 @@ class Corpus:
 
     def _identity_of_files(self) -> list[Any]:
         files = zip(self._text.paths, fingerprint(self._text.paths), strict=True)
-        return [
-            [str(path.absolute()), path.stat().st_mtime_ns, found]
-            for path, found in files
-        ]
+        return [[str(path.absolute()), *_times(path), found] for path, found in files]
+
+
+def _times(path: pathlib.Path) -> tuple[int, int]:
+    """When a file was written last, also by programs that set back its time."""
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
 def _identity_of_tokenizer(tokenizer: Tokenizer) -> list[Any]:
