@@ -57,7 +57,7 @@ _STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
 class _Rope(pydantic.BaseModel):
     """Types of the entries of `rope_scaling` and `rope_parameters`."""
 
-    model_config = _STRICT
+    model_config = _STRICT | pydantic.ConfigDict(extra="allow")
     rope_type: str | None = None
     type: str | None = None
     rope_theta: _Number | None = None
@@ -195,6 +195,8 @@ def _check_types(entries: Mapping[str, Any], place: str) -> _Entries:
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
         raise ValueError(_missing(name, place))
+    if first["type"] == "model_type":
+        first["msg"] = "input should be a dictionary"
     raise ValueError(
         f"{place}: {name}={_short(first['input'])} cannot be read: "
         f"{first['msg'][0].lower()}{first['msg'][1:]}"
@@ -223,6 +225,12 @@ def _short(value: Any) -> str:
 def _import_rotary(typed: _Entries) -> dict[str, Any]:
     # Where both are given transformers reads rope_scaling, too.
     rope = typed.rope_scaling or typed.rope_parameters or _Rope()
+    for name, value in (rope.model_extra or {}).items():
+        if isinstance(value, Mapping):
+            raise ValueError(
+                f"rotary positions of their own for {name} are not supported: all "
+                "layers of a LLaMA have the same"
+            )
     parts = (rope.partial_rotary_factor, typed.partial_rotary_factor)
     part = next((part for part in parts if part is not None), 1)
     if part != 1:

@@ -81,10 +81,10 @@ def _tensors(directory: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 def _files(directory: pathlib.Path) -> list[str]:
-    if (directory / SINGLE_FILE).exists():
+    if (directory / SINGLE_FILE).is_file():
         return [SINGLE_FILE]
     path = directory / INDEX_FILE
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(
             f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}: save the model "
             "with safetensors, other formats are not read"

@@ -7,7 +7,6 @@ import inspect
 import io
 import itertools
 import os
-import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,15 +67,15 @@ def parse(
                 "--config has the values of --preset and --resume: give one of them"
             )
         if given.config:
-            base = load_config(type(base), pathlib.Path(given.config))
+            base = load_config(type(base), options.expanded(given.config))
         elif given.resume:
-            saved = pathlib.Path(given.output_dir or base.output_dir) / CONFIG_FILE
+            saved = options.expanded(given.output_dir or base.output_dir) / CONFIG_FILE
             # No such file: whoever opens the directory says so.
             base = load_config(type(base), saved) if saved.exists() else base
         if given.init_from not in (None, "None", "") and not given.resume:
             from train import given_weights  # slow to import, for tokenizers
 
-            base = given_weights.defaults(base, pathlib.Path(given.init_from))
+            base = given_weights.defaults(base, options.expanded(given.init_from))
     return read(type(base), program, argv, base, **help_layout)
 
 

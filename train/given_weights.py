@@ -97,6 +97,12 @@ def settle(config: PretrainConfig, report: Callable[[str], None]) -> PretrainCon
         )
     size = max(needed, theirs.vocabulary_size)
     _note_tokens(config, tokenizer, report)
+    length, longest = config.data.sequence_length_tokens, theirs.max_length_tokens
+    if longest is not None and length > longest:
+        report(
+            f"--sequence-length-tokens {length} is more than the {longest} tokens that "
+            "the weights were trained to read"
+        )
     return dataclasses.replace(
         config,
         model=dataclasses.replace(theirs, vocabulary_size=size),
@@ -201,7 +207,14 @@ def _read_config(directory: pathlib.Path, model: LlamaConfig) -> LlamaConfig:
             f"--init-from {directory} is not a directory: give the one that holds "
             "config.json and model.safetensors"
         )
-    entries = special_tokens.read_json(directory / hugging_face_config.CONFIG_FILE)
+    path = directory / hugging_face_config.CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--init-from {directory} has no {path.name}: give a model in Hugging "
+            "Face's layout, that is config.json and model.safetensors; other formats "
+            "(GGUF, adapters) have to be converted"
+        )
+    entries = special_tokens.read_json(path)
     if "model_type" not in entries and "output_dir" in entries:
         raise ValueError(
             f"--init-from {directory} is the directory of a run: export that "

@@ -9,6 +9,8 @@ options`.
 """
 
 import dataclasses
+import os
+import pathlib
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -118,13 +120,22 @@ def command_line(groups: Mapping[str, Sequence[Option]]) -> type:
 
 def values(parsed: Any, groups: Mapping[str, Sequence[Option]]) -> dict[Path, Any]:
     """The values of options, by path, of an instance of their `command_line`."""
-    return {
+    found = {
         option.path: getattr(
             getattr(parsed, _attribute(name)) if name else parsed, _field(option)[0]
         )
         for name, members in groups.items()
         for option in members
     }
+    return {
+        path: expanded(value) if isinstance(value, pathlib.Path) else value
+        for path, value in found.items()
+    }
+
+
+def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path with its `~` replaced, which shells leave as it is in `--flag=~/path`."""
+    return pathlib.Path(os.path.expanduser(path))
 
 
 def assemble(kind: type[Config], given: Mapping[Path, Any], path: Path = ()) -> Config:

@@ -173,7 +173,7 @@ def read_kept(directories: Sequence[pathlib.Path]) -> Kept:
         generation |= read_json(directory / GENERATION_FILE)
         template = directory / TEMPLATE_FILE
         if template.is_file():
-            kept["chat_template"] = template.read_text(encoding="utf-8")
+            kept["chat_template"] = _read_text(template)
     adds_begin = settings.get("add_bos_token")
     if not isinstance(adds_begin, bool | None):
         raise ValueError(
@@ -226,6 +226,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       OSError: it cannot be read.
     """
     return safetensors_files.read_json(path) if path.is_file() else {}
+
+
+def _read_text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: fetch it anew") from error
 
 
 def _ids(

@@ -347,6 +347,9 @@ def _without_tokenizer(weights: pathlib.Path | None) -> list[pathlib.Path]:
 def _open_json(path: pathlib.Path) -> tokenizers.Tokenizer:
     text = path.read_bytes()
     try:
-        return tokenizers.Tokenizer.from_buffer(text)
+        tokenizer = tokenizers.Tokenizer.from_buffer(text)
     except Exception as error:  # the library raises nothing more precise
         raise ValueError(f"{path} is no tokenizer.json: {error}") from error
+    if not tokenizer.get_vocab_size():
+        raise ValueError(f"{path} has no tokens: give a trained tokenizer")
+    return tokenizer

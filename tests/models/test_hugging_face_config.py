@@ -140,10 +140,14 @@ NAN = float("nan")
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 .*as a whole"),
         ({"num_key_value_heads": 5}, "num_key_value_heads=5"),
         # Other types than those of transformers.
-        ({"rope_scaling": "linear"}, "rope_scaling='linear' cannot .* dictionary"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear' cannot .* dictionary$"),
         ({"rope_scaling": [8.0]}, r"rope_scaling=\[8.0\] cannot .* dictionary"),
         ({"rope_scaling": True}, "rope_scaling=True cannot .* dictionary"),
         ({"rope_parameters": 3, "rope_scaling": None}, "rope_parameters=3 cannot"),
+        (
+            {"rope_scaling": {"full_attention": {"rope_theta": 1e6}}},
+            "positions of their own for full_attention are not supported",
+        ),
         ({"rope_scaling": {"factor": 8.0}}, "by factor=8 has no rope_type: add it"),
         ({"rope_scaling": {"rope_type": 3}}, "rope_scaling.rope_type=3 cannot"),
         ({"rope_scaling": {"factor": "8"}}, "rope_scaling.factor='8' cannot"),

@@ -229,7 +229,7 @@ def test_what_holds_no_weights_is_one_line(copy, tmp_path, capsys):
     argv = ["--init-from", copy / "model.safetensors"]
     assert_refuses(pretrain.main, capsys, argv, "safetensors is not a directory")
     argv = ["--init-from", tmp_path]
-    assert_refuses(pretrain.main, capsys, argv, str(tmp_path / "config.json"))
+    assert_refuses(pretrain.main, capsys, argv, f"{tmp_path} has no config.json: give")
     make_run(tmp_path / "run", Tokenizer.train([TEXT], 300))
     argv = ["--init-from", tmp_path / "run"]
     assert_refuses(pretrain.main, capsys, argv, "is the directory of a run: export")
@@ -238,6 +238,13 @@ def test_what_holds_no_weights_is_one_line(copy, tmp_path, capsys):
     assert_refuses(
         pretrain.main, capsys, argv, "holds neither tokenizer.json", "--token"
     )
+
+
+def test_a_home_is_found_and_longer_sequences_are_told(weights, monkeypatch):
+    monkeypatch.setenv("HOME", str(weights.parent))
+    config = read(f"--init-from=~/{weights.name}", "--sequence-length-tokens", 201)
+    assert config.init_from == weights
+    settle(config, ["--sequence-length-tokens 201 is more than the 200 tokens that"])
 
 
 def test_a_tokenizer_from_elsewhere_has_the_weights_special_tokens(copy, tmp_path):

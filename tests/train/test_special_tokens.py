@@ -314,6 +314,9 @@ def test_a_chat_template_in_a_file_of_its_own_is_kept(tmp_path):
     tokenizer.save(tmp_path / "saved")
     settings = json.loads((tmp_path / "saved" / TOKENIZER).read_text())
     assert settings["chat_template"] == "{{ of the file }}"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is not UTF-8 text"):
+        Tokenizer.open(str(tmp_path))
 
 
 def test_no_beginning_is_invented(tmp_path):

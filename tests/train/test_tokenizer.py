@@ -197,6 +197,9 @@ def test_wrong_files_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": 3}))
     with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer.json"):
         Tokenizer.open(str(tmp_path))
+    tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match=r"tokenizer.json has no tokens"):
+        Tokenizer.open(str(tmp_path))
     for content, message in [(b"abc", "is no SentencePiece model"), (b"", "is empty")]:
         (tmp_path / "a.model").write_bytes(content)
         with pytest.raises(ValueError, match=message):
