@@ -56,9 +56,11 @@ def outcome(rows: list[dict[str, Any]], saved: list[int]) -> str:
     # The rows of a run may be lost.
     known = [(row["eval_loss"], row["step"]) for row in rows if "eval_loss" in row]
     finite = [(loss, step) for loss, step in known if math.isfinite(loss)]
-    if not finite:
+    if not known:
         return "After training:"
     loss = known[-1][0]
+    if not finite:
+        return f"After training, held-out loss {loss:.3f}; it was never finite:"
     best, step = min(finite)
     perplexity = math.exp(min(loss, 700))  # larger exponents overflow
     text = f"After training, held-out loss {loss:.3f}, perplexity {perplexity:.2f}; "

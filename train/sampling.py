@@ -13,6 +13,7 @@ from models.generation import Sampling
 from train import cli, compilation_cache, language_model, writing
 from train.checkpoint import CheckpointError, quiet_orbax
 from train.generate import DEFAULT_PROMPT, GenerateConfig
+from train.tokenizer import Tokenizer
 
 # More of them would need more memory.
 SAMPLES_AT_ONCE = 16
@@ -28,6 +29,7 @@ def run(config: GenerateConfig) -> None:
     ):
         prompt = read_prompt(config)
         model = language_model.load(config.checkpoint, config.choice)
+        _warn_of_special_tokens(prompt, model.tokenizer)
         last = None
         for sample, text in generate(config, model, prompt):
             if last is None:  # not before an error
@@ -67,6 +69,15 @@ def generate(
             yield first + row, text
 
 
+def _warn_of_special_tokens(prompt: str, tokenizer: Tokenizer) -> None:
+    names = [tokenizer.name(index) for index in tokenizer.special.all]
+    if spelled := [name for name in names if name and name in prompt]:
+        cli.warn(
+            f"{', '.join(spelled)} in the prompt is read as text, not as a special "
+            "token"
+        )
+
+
 def read_prompt(config: GenerateConfig) -> str:
     """The prompt, wherever it is; a file's last line break does not belong to it.
 
@@ -79,6 +90,8 @@ def read_prompt(config: GenerateConfig) -> str:
     name = config.prompt_file
     try:
         if name == pathlib.Path("-"):
+            if sys.stdin is None:
+                raise ValueError("--prompt-file -: the standard input is closed")
             content = sys.stdin.buffer.read()
         else:
             content = name.read_bytes()

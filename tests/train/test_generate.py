@@ -54,6 +54,14 @@ def test_an_empty_prompt_begins_a_text(finished_run, capsys):
     assert len(out) > 6
 
 
+def test_special_tokens_in_a_prompt_are_text_and_it_is_told(finished_run, capsys):
+    argv = ["--prompt", "a<|endoftext|>b", "--length-tokens", "2"]
+    generate.main(["--checkpoint", str(finished_run), *argv])
+    out, err = capsys.readouterr()
+    assert out.startswith("a<|endoftext|>b")
+    assert "warning: <|endoftext|> in the prompt is read as text, not as a" in err
+
+
 @pytest.mark.parametrize("content", [b"Call me", b"\xef\xbb\xbfCall me\r\n"])
 def test_a_prompt_is_read_from_a_file(
     finished_run, tmp_path, capsys, monkeypatch, content
@@ -232,13 +240,17 @@ def test_choices_without_effect_are_refused(finished_run, capsys):
     assert_error(capsys, argv + flags, "--prompt and --prompt-file exclude each other")
 
 
-def test_a_prompt_that_cannot_be_read_is_one_line(finished_run, tmp_path, capsys):
+def test_a_prompt_that_cannot_be_read_is_one_line(
+    finished_run, tmp_path, capsys, monkeypatch
+):
     path = tmp_path / "prompt.txt"
     argv = ["--checkpoint", finished_run, "--prompt-file", path]
     assert_error(capsys, argv, f"--prompt-file {path}: No such file")
     assert_error(capsys, [*argv[:3], tmp_path], f"--prompt-file {tmp_path}: Is a dir")
     path.write_bytes(b"caf\xe9")
     assert_error(capsys, argv, f"--prompt-file {path} is not UTF-8 text")
+    monkeypatch.setattr("sys.stdin", None)  # as with `<&-`
+    assert_error(capsys, [*argv[:3], "-"], "--prompt-file -: the standard input is clo")
 
 
 def test_a_prompt_longer_than_the_model_reads_is_one_line(finished_run, capsys):

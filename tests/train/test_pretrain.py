@@ -13,7 +13,7 @@ from tests.train.program import (
     read_values,
     run,
 )
-from train import cli, export, exporting
+from train import cli, export, exporting, messages
 from train.presets import PRESETS
 
 
@@ -106,6 +106,24 @@ def test_a_loss_that_is_not_finite_is_skipped_then_the_end(tmp_path):
 )
 def test_bad_values_end_in_one_line_and_code_2(tmp_path, flags, message):
     assert_one_line_error(run("--output-dir", tmp_path, *flags), message)
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ([], "After training:"),
+        ([3, 2], "loss 2.000, perplexity 7.39; it was never lower:"),
+        ([2, 3], "loss 3.000, perplexity 20.09; the best was 2.000 at step 10, which"),
+        ([2, 2], "loss 2.000, perplexity 7.39; the best was 2.000 at step 10, which"),
+        ([2, math.nan], "loss nan, perplexity nan; the best was 2.000 at step 10, wh"),
+        ([math.nan, math.inf], "held-out loss inf; it was never finite:"),
+    ],
+)
+def test_the_end_tells_the_last_and_the_best_held_out_loss(losses, message):
+    rows = [
+        {"step": step, "eval_loss": loss} for step, loss in enumerate(losses, start=10)
+    ]
+    assert message in messages.outcome([{"step": 1}, *rows], [10, 11])
 
 
 def test_starts_from_weights_of_another_program(tmp_path):
