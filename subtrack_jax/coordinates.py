@@ -65,8 +65,8 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
 # Jitted, as other functions of one record: traced once for leaves that are alike.
 @jax.jit
 def _coordinates(record: LowRankLeaf) -> jax.Array:
-    basis = placement.whole_basis(record.basis, record.view)
-    return placement.whole_rank(record.view.project(basis, record.gradient))
+    basis = placement.replicated_basis(record.basis, record.view)
+    return placement.unsplit_rank(record.view.project(basis, record.gradient))
 
 
 def on_coordinates(

@@ -24,7 +24,7 @@ import optax
 
 from subtrack_jax import grassmann, sharding
 from subtrack_jax.leaves import content, is_masked, path_name, state_dtype
-from subtrack_jax.linear_algebra import power_of_two, unit_scale, whole
+from subtrack_jax.linear_algebra import power_of_two, replicated, unit_scale
 from subtrack_jax.low_rank import LowRank
 
 
@@ -301,9 +301,9 @@ def _map_matrices(
 # for each other's threads for ever (see `linear_algebra`).
 @jax.custom_batching.sequential_vmap
 def _angles(basis: jax.Array, other: jax.Array) -> jax.Array:
-    return grassmann.principal_angles(whole(basis), whole(other))
+    return grassmann.principal_angles(replicated(basis), replicated(other))
 
 
 @jax.custom_batching.sequential_vmap
 def _singular_values(matrix: jax.Array) -> jax.Array:
-    return jnp.linalg.svd(whole(matrix), compute_uv=False)
+    return jnp.linalg.svd(replicated(matrix), compute_uv=False)

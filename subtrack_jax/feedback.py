@@ -124,8 +124,8 @@ def feed_back(
         if not error_feedback:
             records, inner = stages.update(updates, state.inner, params, **extra_args)
             return records, FeedBackState(inner, state.error)
-        whole = jax.tree.map(_with_error, updates, state.error, is_leaf=is_box)
-        records, inner = stages.update(whole, state.inner, params, **extra_args)
+        summed = jax.tree.map(_with_error, updates, state.error, is_leaf=is_box)
+        records, inner = stages.update(summed, state.inner, params, **extra_args)
         _, error = keep_error.update(records, state.error, mu=mu)
         records = map_records(
             lambda record, g: record.replace(

@@ -86,7 +86,7 @@ def with_signs_of(columns: jax.Array, others: jax.Array) -> jax.Array:
     return jnp.where(cosines < 0, -columns, columns)
 
 
-def whole(matrix: jax.Array, axes: Sequence[int] = (-2, -1)) -> jax.Array:
+def replicated(matrix: jax.Array, axes: Sequence[int] = (-2, -1)) -> jax.Array:
     """Constrains a matrix to be replicated on a mesh with automatic axes.
 
     Devices that share the rows of a matrix would exchange numbers for every one of

@@ -67,9 +67,9 @@ class LowRank:
 
     def __post_init__(self):
         rank = self.rank
-        whole = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
-        fraction = isinstance(rank, float)
-        if not ((whole and rank >= 1) or (fraction and 0 < rank <= 1)):
+        is_int = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
+        is_fraction = isinstance(rank, float)
+        if not ((is_int and rank >= 1) or (is_fraction and 0 < rank <= 1)):
             raise ValueError(
                 f"rank={rank!r}: use an int of at least 1, or a float in (0, 1]"
                 " for a fraction of the smaller side. It decides shapes: under"

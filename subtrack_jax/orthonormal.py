@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from subtrack_jax.linear_algebra import dot, safe_norm, whole
+from subtrack_jax.linear_algebra import dot, replicated, safe_norm
 from subtrack_jax.loops import fori_loop, while_loop
 
 # Columns that are made orthonormal at a time.
@@ -16,8 +16,10 @@ _PASSES = 8
 def orthonormal_columns(matrix: jax.Array) -> jax.Array:
     """The Q of a QR factorisation: orthonormal for rank-deficient matrices too."""
     # The TPU compiler unrolls its own QR: half a minute for 2736 x 512.
-    q = jax.lax.platform_dependent(whole(matrix), tpu=blocked_q, default=_library_q)
-    return whole(q)
+    q = jax.lax.platform_dependent(
+        replicated(matrix), tpu=blocked_q, default=_library_q
+    )
+    return replicated(q)
 
 
 @orthonormal_columns.defjvp

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from subtrack_jax.leaves import map_leaves, state_dtype
-from subtrack_jax.linear_algebra import whole
+from subtrack_jax.linear_algebra import replicated
 from subtrack_jax.matrix_view import MatrixView
 
 
@@ -55,26 +55,26 @@ def place(value: jax.Array, leaf: Any, spec_of: Callable) -> jax.Array:
     return put(value, NamedSharding(sharding.mesh, spec))
 
 
-def whole_basis(basis: jax.Array, view: MatrixView) -> jax.Array:
+def replicated_basis(basis: jax.Array, view: MatrixView) -> jax.Array:
     """Constrains a basis to be replicated, where that saves communication.
 
     A basis is split further than the rows of the gradient it meets in a product, so
     one of them has to move. The compiler by itself exchanges the gradient, m n / D
-    numbers on each of D devices; a whole basis, of m r, lets it add up coordinates,
-    of r n, in place. Where r D > m, on large meshes, the former is less.
+    numbers on each of D devices; a replicated basis, of m r, lets it add up
+    coordinates, of r n, in place. Where r D > m, on large meshes, the former is less.
     """
     m, rank = view.basis_shape[-2:]
     is_less = rank * jax.typeof(basis).sharding.mesh.size <= m
-    return whole(basis) if is_less else basis
+    return replicated(basis) if is_less else basis
 
 
-def whole_rank(coordinates: jax.Array) -> jax.Array:
+def unsplit_rank(coordinates: jax.Array) -> jax.Array:
     """Constrains coordinates not to be split along their rank, for products.
 
     Moments are where no mesh axis divides their columns. A product with them would
     have the compiler gather a gradient of m n numbers; coordinates have r n.
     """
-    return whole(coordinates, axes=(-2,))
+    return replicated(coordinates, axes=(-2,))
 
 
 def explicit_sharding(leaf: Any) -> NamedSharding | None:

@@ -80,8 +80,8 @@ class LowRankLeaf:
     def map(self, function: Callable[..., Any], *stacks: Any) -> Any:
         """Calls a function of records; on meshes, for large matrices sequentially.
 
-        A product with a basis has whole coordinates on every device of a mesh, for a
-        moment, however many devices there are: of a stack of 32 layers of 7B, 1.3 GiB.
+        A product with a basis replicates its coordinates over a mesh for a moment,
+        however many devices there are: of a stack of 32 layers of 7B, 1.3 GiB.
         Here they are those of one matrix at a time, or of as many as the mesh could
         have split the stack into (`MatrixView.map`).
 

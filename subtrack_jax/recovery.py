@@ -85,13 +85,13 @@ def recover_and_scale(
 
     @jax.jit
     def lift(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
-        inside = sharding.local(scale) * placement.whole_rank(record.direction)
+        inside = sharding.local(scale) * placement.unsplit_rank(record.direction)
         return _finished(record, record.view.lift(record.basis, inside), last_norm)
 
     @jax.jit
     def recover(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
-        view, coordinates = record.view, placement.whole_rank(record.coordinates)
-        direction = placement.whole_rank(record.direction)
+        view, coordinates = record.view, placement.unsplit_rank(record.coordinates)
+        direction = placement.unsplit_rank(record.direction)
         gradient = record.gradient.astype(coordinates.dtype)
         energy, phi = _energy_and_ratio(coordinates, direction, axis=-2)
         alpha = sharding.local(scale)
@@ -147,8 +147,8 @@ def scale_gradient(
 
     @jax.jit
     def finish(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
-        coordinates = placement.whole_rank(record.coordinates)
-        direction = placement.whole_rank(record.direction)
+        coordinates = placement.unsplit_rank(record.coordinates)
+        direction = placement.unsplit_rank(record.direction)
         gradient = record.gradient.astype(coordinates.dtype)
         axes = -2 if per == "columns" else (-2, -1)
         _, phi = _energy_and_ratio(coordinates, direction, axes)

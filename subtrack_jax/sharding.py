@@ -1,4 +1,4 @@
-"""Stages on meshes whose axes are explicit, and the sharding of whole states.
+"""Stages on meshes whose axes are explicit, and the sharding of states.
 
 On automatic meshes the compiler places everything. On explicit ones ("sharding in
 types") a product over a sharded axis has no type of its own; stages therefore
@@ -40,7 +40,8 @@ def state_sharding(
     would split. State of the parameter's own shape is placed like it, scalars are on
     all devices. Names of axes that parameters carry as metadata (Flax's `Param` and
     `Partitioned`) are of no consequence, and low-rank state carries none: what Flax
-    reads from metadata, `nnx.get_partition_spec`, calls it whole. Use this instead.
+    reads from metadata, `nnx.get_partition_spec`, calls it replicated. Use this
+    instead.
 
     Args:
       optimizer: any transformation of this library or of optax, in any wrapper.
@@ -169,7 +170,7 @@ def report(function: Callable[..., Any], *trees: Any) -> Any:
     """Calls a function whose results are few numbers, on meshes of either kind.
 
     On explicit axes it computes with automatic ones inside, like a `stage`, and its
-    results are whole on every device.
+    results are replicated.
     """
     mesh = _explicit_mesh(trees)
     if mesh is None:

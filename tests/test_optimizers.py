@@ -188,6 +188,7 @@ SHARED = {
     "dimension_numbers": None,
     "seed": 0,
     "mu_dtype": None,
+    "moments_dtype": None,
     "monitor": False,
 }
 RECOVERY = {"recovery_scale": 1.0, "growth_limit": 1.01}
