@@ -179,8 +179,8 @@ def evaluation_start(directory: pathlib.Path) -> int:
     """The step after which held-out losses are of today's text; -1: all are."""
     path = directory / HISTORY_FILE
     starts = [-1]
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             row = json.loads(line)
             if row["evaluates_other_text"]:
                 starts.append(int(row["step"]))

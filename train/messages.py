@@ -1,6 +1,7 @@
 """Messages of a run: summary, outcome, and commands to go on."""
 
 import math
+import shlex
 from typing import Any
 
 import jax
@@ -86,15 +87,16 @@ def advice(config: PretrainConfig, rows: list[dict[str, Any]]) -> str | None:
 
 def resume(config: PretrainConfig) -> str:
     """The command that continues a run."""
-    return f"{cli.PRETRAIN} --resume --output-dir {config.output_dir}"
+    directory = shlex.quote(str(config.output_dir))
+    return f"{cli.PRETRAIN} --resume --output-dir {directory}"
 
 
 def farewell(config: PretrainConfig) -> str:
     """Commands for a run that has ended."""
-    directory = config.output_dir
-    saved = directory / CONFIG_FILE
+    place = config.output_dir
+    directory, saved = (shlex.quote(str(path)) for path in (place, place / CONFIG_FILE))
     return (
-        f"Metrics, curve, tokenizer, config and checkpoints are in {directory}\n"
+        f"Metrics, curve, tokenizer, config and checkpoints are in {place}\n"
         f"Resume     {resume(config)}\n"
         f"Repeat     {cli.PRETRAIN} --config {saved} --output-dir ANOTHER\n"
         f"Sample     python -m train.generate --checkpoint {directory}\n"

@@ -33,7 +33,7 @@ class MetricsWriter:
         # A new run keeps nothing, not even what was measured before its first step.
         self._file = JsonLines(path, last_step or -1, _is_row)
         is_first = distributed.is_first()
-        missing = last_step - sum(row["step"] > 0 for row in self.rows)
+        missing = last_step - len({row["step"] for row in self.rows} - {0})
         if missing > 0 and is_first:
             cli.warn(
                 f"{path} lacks the rows of {missing:,} of the first {last_step:,} steps"

@@ -6,12 +6,13 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import sys
 
 import pytest
 
 from tests.train.program import assert_refuses
-from train import cli, rules
+from train import cli, messages, rules
 from train.config import PretrainConfig
 from train.export import ExportConfig
 from train.export import main as export_main
@@ -249,3 +250,10 @@ def test_an_error_of_the_disk_says_what_cannot_be_written(capsys, error, message
     assert err.startswith(f"error: {message}")
     advice = ": free some space and run the same command again\n"
     assert err.endswith(advice) == (error.errno == errno.ENOSPC)
+
+
+def test_commands_to_copy_keep_a_path_together():
+    config = dataclasses.replace(PRESETS["tiny"], output_dir=pathlib.Path("a b/it's"))
+    _, *lines = messages.farewell(config).splitlines()
+    for line in lines:
+        assert {"a b/it's", f"a b/it's/{CONFIG_FILE}"} & set(shlex.split(line))

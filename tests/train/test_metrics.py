@@ -120,9 +120,10 @@ def test_rows_that_are_lost_are_told(config, tmp_path, capsys):
     write_steps(config, 0, range(1, 9))
     path = tmp_path / METRICS_FILE
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([lines[7], *lines[:3]]))  # and one is out of order
+    # And one is out of order, one there twice.
+    path.write_bytes(b"".join([lines[7], *lines[:3], lines[2]]))
     rows = write_steps(config, 8, [9])
-    assert [row["step"] for row in rows] == [1, 2, 3, 8, 9]
+    assert [row["step"] for row in rows] == [1, 2, 3, 3, 8, 9]
     assert read_rows(path) == rows
     assert f"{path} lacks the rows of 4 of the first 8 steps" in capsys.readouterr().err
 

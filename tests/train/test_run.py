@@ -348,6 +348,9 @@ def test_what_a_run_is_from_a_step_on_is_written_down(tmp_path):
     keep_settings(config, tokens, 40, evaluates_other_text=True)
     keep_settings(config, {"seed": (30, 31)}, 50)
     assert changes.evaluation_start(tmp_path) == 40
+    with (tmp_path / changes.HISTORY_FILE).open("ab") as file:
+        file.write(b"\xff\nnull\n" + b"[" * 100_000)
+    assert changes.evaluation_start(tmp_path) == 40
 
 
 def test_a_run_of_another_config_is_told_apart(tmp_path):
