@@ -12,7 +12,6 @@ from train.rules import (
     at_least_1,
     between_0_and_1,
     check,
-    check_directory,
     fits_32_bits,
     not_negative,
     positive,
@@ -106,7 +105,6 @@ class DataConfig:
         check(self, between_0_and_1, "held_out_fraction")
         check(self, at_least_1, "sequence_length_tokens", "batch_size_sequences")
         check(self, at_least_1, "shuffle_buffer_documents", "eval_tokens")
-        check_directory(self, "token_cache_dir")
         if self.bos and self.bos_and_eos:
             raise ValueError(
                 "--bos and --bos-and-eos exclude each other: the first has no EOS "
@@ -269,9 +267,6 @@ class CompilationConfig:
 
     compilation_cache_dir: str = "auto"
 
-    def __post_init__(self):
-        check_directory(self, "compilation_cache_dir")
-
 
 @dataclasses.dataclass(frozen=True)
 class StartConfig(CompilationConfig):
@@ -305,7 +300,6 @@ class StartConfig(CompilationConfig):
     distributed: Switch = False
 
     def __post_init__(self):
-        super().__post_init__()
         if self.num_processes is not None:
             check(self, at_least_1, "num_processes")
         if self.process_id is not None:

@@ -198,6 +198,13 @@ def _open_files(
     held_out = packing.first_rows(
         tokens.held_out if evaluation is None else evaluation, config
     )
+    all_tokens = len(tokens.train.tokens)
+    if config.packing == "padded" and train.token_count < all_tokens:
+        files.report(
+            f"--packing padded leaves out {all_tokens - train.token_count:,} of "
+            f"{all_tokens:,} tokens to train on: what documents have beyond "
+            f"{config.sequence_length_tokens + 1}"
+        )
     if len(train) < config.batch_size_sequences or not len(held_out):
         raise ValueError(
             f"the text is too short: with --packing {config.packing} it has "

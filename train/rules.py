@@ -33,12 +33,6 @@ def flag(field: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_directory(config: Any, name: str) -> None:
-    """Raises a ValueError if a directory's name is empty, i.e. the current one."""
-    if not getattr(config, name):
-        raise ValueError(f"{flag(name)} is empty: give a directory, auto or none")
-
-
 def check_name(where: str, name: str, known: Collection[str]) -> None:
     """Raises a ValueError that lists known names, nearest first, if one is unknown.
 

@@ -118,8 +118,6 @@ def test_names_that_can_be_typed_are_the_names_there_are():
         ("--sample-length-tokens", "0"),
         ("--sample-temperature", "-1"),
         ("--sample-prompt", ""),
-        ("--token-cache-dir", ""),
-        ("--compilation-cache-dir", ""),
     ],
 )
 def test_bad_values_end_in_one_line_that_names_the_flag(capsys, flag, value):

@@ -196,8 +196,15 @@ def test_padded_documents_are_rows_cut_to_length(source, tokenizer_directory):
 def test_padded_tokens_that_are_cut_off_are_not_counted(tmp_path, tokenizer_directory):
     write_rows(tmp_path / "a.jsonl", ["call me ishmael" * 5] * 50)
     config = describe("padded", data_glob=f"{tmp_path}/a.jsonl")
-    text = open_text(config, tokenizer_directory=tokenizer_directory)
-    assert len(text.tokenizer.encode("call me ishmael" * 5)) > LENGTH + 1
+    reports = []
+    options = {"tokenizer_directory": tokenizer_directory, "report": reports.append}
+    text = open_text(config, **options)
+    size = len(text.tokenizer.encode("call me ishmael" * 5)) + 1
+    left_out = size - LENGTH - 1
+    assert reports == [
+        f"--packing padded leaves out {45 * left_out} of {45 * size} tokens to train "
+        f"on: what documents have beyond {LENGTH + 1}"
+    ]
     rows = rows_of(text.held_out_batches())
     assert f" {sum(map(len, rows))} held out" in text.description
     assert text.description.startswith(f"{45 * (LENGTH + 1)} tokens to train on")
