@@ -53,7 +53,7 @@ def log_probabilities(logits: jax.Array, sampling: Sampling) -> jax.Array:
     [0.0, 0.67, 0.33]
     """
     logits = logits.astype(jnp.float32)
-    # Of low temperatures all but the highest would overflow, or be NaN.
+    # At low temperatures all but the highest would overflow, or be NaN.
     temperature = jnp.maximum(sampling.temperature, jnp.finfo(jnp.float32).tiny)
     scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
     if sampling.top_k is None and sampling.top_p is None:

@@ -34,7 +34,7 @@ _ROTARY_NAMES = {
     "high_freq_factor": "rotary_high_frequency_factor",
     "original_max_position_embeddings": "rotary_original_length_tokens",
 }
-# What the model does whether an entry says so or not; another value is refused.
+# Fixed properties of the model; entries with other values are refused.
 _FIXED = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -42,7 +42,7 @@ _FIXED = {
     "quantization_config": None,
 }
 
-# What transformers takes where a Mistral's config.json does not have the entry.
+# Defaults of transformers for entries that a Mistral's config.json lacks.
 _MISTRAL_DEFAULTS = {
     "num_key_value_heads": 8,
     "sliding_window": 4096,

@@ -105,7 +105,7 @@ class Llama(nnx.Module):
         )
 
     def empty_cache(self, batch_size: int, length: int) -> KeyValueCache:
-        """A cache for `decode` with room for `length` positions."""
+        """An empty cache for `decode`, of `length` positions."""
         config = self.config
         heads = (config.key_value_heads, config.head_size)
         shape = (config.num_layers, batch_size, length, *heads)

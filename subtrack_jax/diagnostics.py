@@ -259,7 +259,7 @@ def _map_matrices(
     """Calls a function of each matrix' (G, S, entries of others) on wide forms."""
 
     def run(gradients, bases, *others):
-        # What a wrapper hides from the optimizer is hidden from its `LowRank`.
+        # Leaves that a wrapper hides from the optimizer are hidden from its `LowRank`.
         chosen = jax.tree.map(
             lambda basis, leaf: basis if is_masked(basis) else leaf,
             bases,

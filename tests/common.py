@@ -1,4 +1,4 @@
-"""What several test files need: the methods, leaves of every kind, and runs."""
+"""Shared by several test files: the methods, leaves of every kind, and runs."""
 
 import dataclasses
 import functools
@@ -122,7 +122,7 @@ def at(tree: Any, step: int) -> Any:
 
 
 class Run(NamedTuple):
-    """What came out of a run, stacked over its steps."""
+    """Results of a run, stacked over its steps."""
 
     updates: Any
     bases: Any

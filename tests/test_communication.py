@@ -1,4 +1,4 @@
-"""What devices send each other in a step: never a matrix of a gradient's size."""
+"""Communication of a step: devices never send a matrix of a gradient's size."""
 
 import contextlib
 import re
@@ -121,7 +121,7 @@ def test_no_gradient_is_sent(name, kind):
 
 @pytest.mark.parametrize("kind", ["wide", "stacked", "attention", "odd"])
 def test_no_gradient_is_sent_at_a_larger_rank(kind):
-    """Where a basis takes a quarter of the gradient's room."""
+    """Where a basis takes a quarter of the gradient's memory."""
     _assert_little_is_sent("subtrack", kind, rank=64)
 
 

@@ -35,7 +35,7 @@ def _subtrack(mu_dtype="int8", **arguments):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes(dtype):
-    """Moments in 27 % of float32's room; the basis is another matter."""
+    """Moments take 27 % of float32's bytes, without the basis."""
     params = {"kernel": jax.ShapeDtypeStruct((512, 1376), dtype)}
     eight, full = (
         stj.state_bytes(

@@ -1,4 +1,4 @@
-"""What the monitor reports, and that it changes nothing else."""
+"""The monitor reports energies and changes nothing else."""
 
 import jax
 import jax.numpy as jnp

@@ -111,7 +111,7 @@ def _check_against_one_device(name):
 
 
 def test_large_matrices_take_the_room_of_one(monkeypatch):
-    """Of whole coordinates, which devices have for a moment; here of 21 layers."""
+    """Memory of replicated coordinates, held for a moment; here of 21 layers."""
     splits = {
         "layers": sharded.Split(
             common.Leaf((21, 64, 128), (1,), (2,)), P(None, ("fsdp", "tensor"), None)

@@ -1,4 +1,4 @@
-"""What a step computes and copies, read from its program."""
+"""Operations and copies of a step, counted in its program."""
 
 import collections
 import re

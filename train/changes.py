@@ -60,7 +60,8 @@ _OTHER_ROWS = re.compile(
     r"|shuffle_buffer_documents|held_out_fraction|packing|sequence_length_tokens)"
 )
 
-# What is evaluated on, and what of it is where it is a part of the training text.
+# Settings of the held-out text; the second group where it is a part of the training
+# text.
 _EVALUATION = re.compile(
     r"data\.(eval_glob|eval_tokens|packing|sequence_length_tokens)"
 )
@@ -82,7 +83,7 @@ def find(config: Any, saved: Any) -> Changes:
     return {
         name: (meant[name], meant_now[name])
         for name in meant_now
-        # Of another method the meaning of what is written differs anyway.
+        # Another method gives other meanings to values that are written alike.
         if before[name] != now[name] and meant[name] != meant_now[name]
     }
 

@@ -280,7 +280,7 @@ def _own_position(positions: list[Any]) -> Any:
     """Where this process goes on, of as many as there were when it was saved."""
     if len(positions) == jax.process_count():
         return positions[jax.process_index()]
-    # Of files all processes read the same rows, each its share of a batch.
+    # From files all processes read the same rows, each its share of a batch.
     if all(position == positions[0] for position in positions):
         return positions[0]
     raise CheckpointError(

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from train.config import StartConfig
 
-# What JAX says on a host when the process of another one is gone.
+# Messages of JAX when the process of another host is gone.
 _LOST = re.compile(r"(closed|reset) by peer|broken pipe|heartbeat", re.IGNORECASE)
 
 

@@ -11,7 +11,7 @@ from train.config import DataConfig
 
 IDENTITY_FILE = "data-files.json"
 
-# What `Tokenizer.save` writes; of the first two one.
+# Files that `Tokenizer.save` writes; one of the first two.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model"),
     *("tokenizer_config.json", "generation_config.json"),

@@ -14,7 +14,7 @@ from train.config import BEST_OR_NEWEST, CheckpointChoice
 from train.step import model_definition
 from train.tokenizer import Tokenizer
 
-# What transformers takes where config.json does not say.
+# Default of transformers where config.json does not say.
 _POSITIONS = 2048
 
 

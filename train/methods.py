@@ -100,7 +100,7 @@ LOW_RANK = {
     "apollo": Method(stj.apollo, None, False),
     "apollo-mini": Method(stj.apollo_mini, None, False, fixed=("rank",)),
 }
-# What a run calls an argument of an alias, where it has another name for it.
+# Settings of a run by the argument of an alias, where names differ.
 _RENAMED = {
     "random_after_steps": "random_after_fraction",
     "projection_optimizer": "projection_learning_rate",

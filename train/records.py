@@ -18,7 +18,7 @@ from train.methods import canonical, resolved, settings_of
 from train.optimizer_config import OptimizerConfig, migrated
 from train.variants import Trial
 
-# Of the training curve, which is averaged in between.
+# Points of the training curve, which is averaged in between.
 MAX_CURVE_POINTS = 200
 
 

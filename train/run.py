@@ -23,7 +23,7 @@ METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = ".lock"
 CHECKPOINT_NOTE = ".has-checkpoints"
-# What a run writes into its directory, apart from its config.
+# Files that a run writes into its directory, apart from its config.
 OWN_FILES = (
     *(*identity.TOKENIZER_FILES, identity.IDENTITY_FILE, changes.HISTORY_FILE),
     *(METRICS_FILE, "curve.png", "diagnostics.jsonl", "subspace.png"),
@@ -303,7 +303,7 @@ def load_config(kind: type[Config], path: pathlib.Path) -> Config:
             f"{path} is of a newer version of this program: {', '.join(unknown)} "
             "means nothing to this one; update the program"
         )
-    # What is newer has a default that changes nothing.
+    # Newer settings have defaults that change nothing.
     if lost := sorted(ALWAYS_SAVED & known.keys() - given.keys()):
         raise ValueError(
             f"{path} is damaged: it has no {', '.join(lost)}; put back the file that "

@@ -45,7 +45,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 ADDED_FILE = "added_tokens.json"
 # All that is read beside a tokenizer's own file.
 BESIDE = (*FILES, TEMPLATE_FILE, ADDED_FILE)
-# Of these transformers says so unless the file says otherwise.
+# Classes that put BOS before texts unless their file says otherwise.
 _CLASSES_WITH_BEGIN = ("LlamaTokenizer", "LlamaTokenizerFast")
 # An id that transformers takes for "there is none".
 _NO_ID = -1

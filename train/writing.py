@@ -8,7 +8,7 @@ import numpy as np
 from models import generation, llama
 from train.tokenizer import Tokenizer
 
-# What decoders make of bytes that are not, or not yet, a character.
+# Decoders put it for bytes that are not, or not yet, a character.
 _INCOMPLETE = "\ufffd"
 
 

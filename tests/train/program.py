@@ -116,7 +116,7 @@ def read_metrics(directory):
 
 
 def read_values(directory):
-    """What does not depend on how fast the machine is."""
+    """Rows without the values that depend on how fast the machine is."""
     return [
         {name: value for name, value in row.items() if name not in TIMINGS}
         for row in read_metrics(directory)

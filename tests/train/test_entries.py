@@ -1,4 +1,4 @@
-"""What is chosen of made-up tries, and what counts of it."""
+"""The best of made-up tries, and the seconds that count."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What the pictures show, read from the figures before they become PNGs."""
+"""Content of the figures, before they become PNGs."""
 
 import math
 

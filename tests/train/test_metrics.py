@@ -1,4 +1,4 @@
-"""What is written of each step, and to whom."""
+"""Metrics of each step, and where they are written."""
 
 import dataclasses
 import json

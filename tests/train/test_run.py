@@ -1,4 +1,4 @@
-"""A directory is taken by one run at a time, and says what it was told."""
+"""Run directories: lock, saved config, checks on resume."""
 
 import dataclasses
 import datetime
