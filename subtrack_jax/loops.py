@@ -261,6 +261,10 @@ def _same_type(value: Any, other: Any) -> bool:
 
 
 def _varying_axes(value: Any) -> frozenset[str]:
-    kind = jax.typeof(value)
+    # Shapes do not know their mesh, without which `typeof` refuses manual axes.
+    is_shape = isinstance(value, jax.ShapeDtypeStruct)
+    kind = value if is_shape else jax.typeof(value)
     manual = getattr(kind, "manual_axis_type", None)  # jax 0.10.2; `vma` before
-    return kind.vma if manual is None else manual.varying
+    if manual is None:
+        return getattr(kind, "vma", None) or frozenset()
+    return manual.varying

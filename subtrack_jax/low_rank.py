@@ -68,8 +68,7 @@ class LowRank:
     def __post_init__(self):
         rank = self.rank
         is_int = isinstance(rank, numbers.Integral) and not isinstance(rank, bool)
-        is_fraction = isinstance(rank, float)
-        if not ((is_int and rank >= 1) or (is_fraction and 0 < rank <= 1)):
+        if not ((is_int and rank >= 1) or (_is_fraction(rank) and 0 < rank <= 1)):
             raise ValueError(
                 f"rank={rank!r}: use an int of at least 1, or a float in (0, 1]"
                 " for a fraction of the smaller side. It decides shapes: under"
@@ -164,13 +163,13 @@ class LowRank:
     def _why_nothing(self, choices: list[Choice]) -> str:
         if chosen := [choice for choice in choices if choice.spec is not None]:
             too_large = "not below the smaller side of any of"
-            if isinstance(self.rank, float):
+            if _is_fraction(self.rank):
                 too_large = "the full rank of all of"
             largest = max(choice.short_side or 0 for choice in chosen)
+            use = f"a rank below {largest}, or " if largest > 1 else ""
             return (
                 f"rank={self.rank!r} is {too_large}"
-                f" {_names(choice.leaf for choice in chosen)}. Use a rank below"
-                f" {largest}, or plain Adam."
+                f" {_names(choice.leaf for choice in chosen)}. Use {use}plain Adam."
             )
         asked = self.dimension_numbers
         how = "leaves of two axes" if asked is None else f"dimension_numbers={asked}"
@@ -205,7 +204,7 @@ class LowRank:
         columns = math.prod(shape[axis] for axis in column_axes)
         short_side = min(rows, columns)
         rank = self.rank
-        if isinstance(rank, float):
+        if _is_fraction(rank):
             rank = max(1, round(rank * short_side))
         if rank >= short_side or 0 in shape:
             return Choice(leaf, spec, short_side)
@@ -219,6 +218,10 @@ class LowRank:
             rank=int(rank),
         )
         return Choice(leaf, spec, short_side, view)
+
+
+def _is_fraction(rank: Any) -> bool:
+    return isinstance(rank, numbers.Real) and not isinstance(rank, numbers.Integral)
 
 
 def _check_real(leaf: NamedLeaf) -> None:

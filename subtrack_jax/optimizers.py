@@ -160,7 +160,10 @@ def subtrack(
       static arguments, and any of `mask` and `dimension_numbers` that is a
       function; with parameters in 16 bits, in which b2 = 0.999 would be 1, also
       pass it `hyperparam_dtype=jnp.float32`. Updates leave in the wider dtype of
-      gradient and parameter, if `update` is given the parameters.
+      gradient and parameter, if `update` is given the parameters. `update` has
+      derivatives in forward and reverse mode; second ones in forward mode over
+      reverse mode (`jax.jvp` of `jax.grad`), as not all of its parts can be
+      reversed twice.
 
     Raises:
       ValueError: if an argument is out of its range, or, on `init`, if no leaf

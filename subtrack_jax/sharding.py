@@ -161,7 +161,7 @@ def stage(
         arguments = updates, state, taken
         shapes = jax.eval_shape(run, *_without_sharding(arguments))
         out_sharding = _result_shardings(*shapes, updates, state, mesh)
-        return jax.sharding.auto_axes(run, out_sharding=out_sharding)(*arguments)
+        return _with_automatic_axes(run, mesh, out_sharding)(*arguments)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -176,7 +176,7 @@ def report(function: Callable[..., Any], *trees: Any) -> Any:
     if mesh is None:
         return function(*trees)
     on_all = NamedSharding(mesh, PartitionSpec())
-    return jax.sharding.auto_axes(function, out_sharding=on_all)(*trees)
+    return _with_automatic_axes(function, mesh, on_all)(*trees)
 
 
 def placed_like(like: Any, function: Callable[..., Any], *trees: Any) -> Any:
@@ -185,7 +185,7 @@ def placed_like(like: Any, function: Callable[..., Any], *trees: Any) -> Any:
     if mesh is None:
         return function(*trees)
     out_sharding = jax.tree.map(lambda leaf: _own_sharding(leaf, mesh), like)
-    return jax.sharding.auto_axes(function, out_sharding=out_sharding)(*trees)
+    return _with_automatic_axes(function, mesh, out_sharding)(*trees)
 
 
 def local(value: Any) -> Any:
@@ -216,6 +216,16 @@ def _explicit_mesh(updates: Any) -> Any:
         if sharding is not None:
             return sharding.mesh
     return None
+
+
+def _with_automatic_axes(function: Callable, mesh: Any, out_sharding: Any) -> Callable:
+    """A function in which the explicit axes of a mesh are automatic.
+
+    Inside of `shard_map` over some of the axes, these are manual and stay so.
+    """
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(name for name, kind in kinds if kind == AxisType.Explicit)
+    return jax.sharding.auto_axes(function, axes=explicit, out_sharding=out_sharding)
 
 
 def _own_sharding(leaf: Any, mesh: Any) -> NamedSharding:

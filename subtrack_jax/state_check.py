@@ -55,6 +55,8 @@ def expect_shapes(
     nodes, structure = jax.tree.flatten_with_path(updates, is_leaf=is_leaf)
     try:
         entries = structure.flatten_up_to(found)
+        if not all(map(_is_one_leaf, entries)):
+            raise ValueError("it has trees in place of leaves")
     except ValueError as error:
         expect_gradients(updates, found)
         raise ValueError(
@@ -97,6 +99,10 @@ def expect_rule_state(stage: str, found: Any, expected: Any) -> None:
                 f" {jnp.shape(leaf)}, where {wanted[name].shape} is expected:"
                 f" {_ADVICE}."
             )
+
+
+def _is_one_leaf(entry: Any) -> bool:
+    return is_masked(entry) or is_box(entry) or jax.tree_util.all_leaves([entry])
 
 
 def _named(tree: Any) -> dict[str, Any]:

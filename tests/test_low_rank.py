@@ -132,6 +132,7 @@ def test_callable_and_by_path():
         (0.5, (6, 3)),
         (0.01, (6, 1)),
         (np.int64(2), (6, 2)),
+        (np.float32(0.5), (6, 3)),
     ],
 )
 def test_rank(rank, want):
@@ -161,6 +162,11 @@ def test_a_rank_too_large_for_all_leaves_is_refused(name, shape, numbers, rank):
         jax.eval_shape(optimizer.init, params)
     for words in (f"rank={rank}", f"kernel {shape}", "below 6"):
         assert words in str(error.value)
+
+
+def test_no_rank_is_below_one():
+    with pytest.raises(ValueError, match=r"any of kernel \(1, 5\)\. Use plain Adam"):
+        _basis_shapes({"kernel": jnp.zeros((1, 5))}, rank=1)
 
 
 class TestStackedLeavesByDefault:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import subtrack_jax as stj
 from tests import common
@@ -115,3 +115,33 @@ def test_one_model_on_all_devices(name):
         updates,
         wanted,
     )
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_some_axes_of_the_mesh_are_manual(kind):
+    """A model for each group of devices, which the compiler shards inside of it."""
+    mesh = jax.make_mesh((2, 4), ("group", "fsdp"), axis_types=(kind, kind))
+    optimizer, own = (
+        stj.subtrack(1e-2, rank=2, update_interval=1),
+        PartitionSpec("group"),
+    )
+
+    def train(grads):
+        one = jax.tree.map(lambda x: x[0], grads)
+        state = optimizer.init(one)
+        for _ in range(2):
+            updates, state = optimizer.update(one, state, one)
+        return jax.tree.map(lambda x: x[None], updates)
+
+    grads = _grads({"wide": (2, 6, 8), "bias": (2, 3)}, 1)
+    grads = jax.tree.map(jnp.float32, grads)
+    in_groups = jax.shard_map(
+        train, mesh=mesh, in_specs=own, out_specs=own, axis_names={"group"}
+    )
+    updates, alone = common.quick_jit(in_groups)(grads), common.quick_jit(train)
+    for group in range(2):
+        wanted = alone(jax.tree.map(lambda x: x[group : group + 1], grads))  # noqa: B023
+        for leaf, update_of in wanted.items():
+            np.testing.assert_allclose(
+                np.asarray(updates[leaf])[group], update_of[0], rtol=1e-3, atol=1e-6
+            )

@@ -95,6 +95,14 @@ def test_a_state_that_lost_its_types_is_refused():
     assert "was given dict in place of TrackSubspaceState" in message
 
 
+@BY_NAME
+def test_a_tree_of_states_for_one_array_is_refused(name):
+    array, optimizer = jnp.zeros((8, 16)), make(name)
+    state = optimizer.init({"kernel": array})
+    with pytest.raises(ValueError, match="of another optimizer, rank, side or tree"):
+        jax.eval_shape(optimizer.update, array, state, array)
+
+
 def test_the_monitored_and_the_plain_are_told_apart():
     with pytest.raises(ValueError, match="same in chain"):
         state = make("subtrack", monitor=True).init(zeros())
