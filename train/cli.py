@@ -115,9 +115,16 @@ def read(
     if message := mistakes.empty(argv, shown):
         fail(message)
     errors = io.StringIO()
+    flags = options.command_line(groups)
     try:
-        with reader_may_leave(), contextlib.redirect_stderr(errors):
-            parsed = _parse(options.command_line(groups), kind, program, argv, examples)
+        with (
+            user_errors(OSError),  # a full disk behind the standard output
+            reader_may_leave(),
+            contextlib.redirect_stderr(errors),
+        ):
+            parsed = _parse(flags, kind, program, argv, examples)
+    except Failure:
+        raise
     except SystemExit as stop:
         if stop.code:
             known = mistakes.explain(argv, shown)

@@ -30,7 +30,10 @@ def export(config: ExportConfig) -> pathlib.Path:
             f"--output-dir {target} is not empty: give a directory of its own"
         )
     model = trained.load(config.checkpoint, config.choice)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--output-dir {target}: {error.strerror}") from error
     with files.replacing(target) as directory:
         directory.mkdir()
         _write_hugging_face(model, directory)

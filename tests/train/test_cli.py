@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import pathlib
@@ -257,3 +258,12 @@ def test_commands_to_copy_keep_a_path_together():
     _, *lines = messages.farewell(config).splitlines()
     for line in lines:
         assert {"a b/it's", f"a b/it's/{CONFIG_FILE}"} & set(shlex.split(line))
+
+
+def test_help_that_cannot_be_written_is_one_line(capsys, monkeypatch):
+    class FullDisk(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", FullDisk())
+    assert_refuses(export_main, capsys, ["--help"], "cannot write what is printed: No")

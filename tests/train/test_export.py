@@ -264,6 +264,9 @@ def test_a_target_that_holds_something_is_left_as_it_is(finished_run, tmp_path, 
     for target in (file.parent, file):
         argv = ["--checkpoint", finished_run, "--output-dir", target]
         assert_error(capsys, argv, f"--output-dir {target} is not empty")
+    target = file / "hf"
+    argv = ["--checkpoint", finished_run, "--output-dir", target]
+    assert_error(capsys, argv, f"--output-dir {target}: ")
     assert list(tmp_path.iterdir()) == [file.parent]
     assert list(file.parent.iterdir()) == [file]
     assert file.read_text() == "mine"
