@@ -176,7 +176,9 @@ def plot(entries: Sequence[Entry], title: str) -> figure.Figure:
     panels[1].set(xlabel="seconds in steps")
     for axes in panels:
         axes.grid(alpha=0.3)
-    panels[1].legend(fontsize="small", title="final loss, best rates")
+    panels[1].legend(
+        loc="upper right", fontsize="small", title="final loss, best rates"
+    )
     fig.suptitle(title)
     return fig
 
