@@ -237,6 +237,11 @@ def _open_stream(
     if config.eval_glob is None:
         split = config.dataset_eval_split
         other = streams.open_stream(config, split, "--dataset-eval-split")
+        if split == config.dataset_split:
+            files.report(
+                f"--dataset-eval-split {split} is trained on, too: held-out losses are "
+                "of text that the model has seen"
+            )
 
     def train_tokenizer(vocabulary_size: int) -> Tokenizer:
         pieces = split_documents(streams.read_stream(train, field, skip))

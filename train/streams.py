@@ -53,7 +53,9 @@ def open_stream(
         else:
             with contextlib.closing(iter(stream)) as rows:
                 first = next(rows, None)
-    except (ValueError, RuntimeError, OSError) as error:
+    except StopIteration:  # of the library, for files without a row
+        first = None
+    except Exception as error:  # of any of the libraries that read the formats
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"cannot open {named}: {' '.join(str(error).split())}") from error
     if first is None:

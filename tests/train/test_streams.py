@@ -211,6 +211,24 @@ def test_empty_and_broken_datasets_are_refused(tmp_path):
     assert len(reasons) == 1 and "row 1 of the dataset: it has no field" in reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("train.jsonl", b"", "is empty"),
+        (
+            "train.jsonl.gz",
+            gzip.compress(b'{"text": "a"}')[:-9],
+            "ended before the end",
+        ),
+    ],
+)
+def test_files_that_cannot_be_opened_are_refused(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    config = DataConfig(dataset=str(tmp_path))
+    with pytest.raises(ValueError, match=f"--dataset-split train.*{message}"):
+        streams.open_stream(config, "train", "--dataset-split")
+
+
 def write_damaged(directory):
     """Three files, of which one has a line that is no JSON."""
     write_lines(directory / "train-0.jsonl", [{"text": "a"}, {"text": "b"}])
