@@ -103,7 +103,7 @@ class DataConfig:
 
     def __post_init__(self):
         check(self, between_0_and_1, "held_out_fraction")
-        check(self, at_least_1, "sequence_length_tokens", "batch_size_sequences")
+        check(self, steps_of_32_bits, "sequence_length_tokens", "batch_size_sequences")
         check(self, at_least_1, "shuffle_buffer_documents", "eval_tokens")
         if self.bos and self.bos_and_eos:
             raise ValueError(

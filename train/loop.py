@@ -62,6 +62,7 @@ def pretrain(
     Raises:
       CheckpointError: a checkpoint cannot be written, or none can be read.
       DivergedError: the loss stays infinite.
+      MemoryError: the model is too large for the devices.
       OSError: the metrics cannot be written.
     """
     schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
@@ -70,6 +71,7 @@ def pretrain(
     )
     definition = steps.model_definition(config.model)
     placed = meshes.abstract_state(config.model, optimizer, mesh)
+    memory.check(placed)
     train_step = steps.make_train_step(
         definition,
         optimizer,
@@ -282,7 +284,8 @@ def run(config: PretrainConfig) -> int:
         stack.enter_context(meshes.rules())
         # From here on a ValueError is a fault of the program, not of its user.
         with (
-            cli.user_errors(OSError, CheckpointError, DivergedError),
+            cli.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
+            memory.shortage(),
             Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
         ):
             return pretrain(config, found, text, checkpoints, mesh, read_weights)

@@ -1,7 +1,11 @@
-"""Memory of the host that compilers have freed, given back to the system."""
+"""Memory: a lack of it told in one line, and what compilers freed given back."""
 
+import contextlib
 import ctypes
 import functools
+import math
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,6 +13,49 @@ import jax
 COMPILED = "/jax/core/compile/backend_compile_duration"
 # Little programs leave little, and there are many of them.
 SHORTEST_SECONDS = 0.5
+_ADVICE = (
+    "make the model smaller, share it among more devices (--mesh), or take a smaller "
+    "--rank"
+)
+
+
+def check(state: Any) -> None:
+    """Raises a MemoryError if a state alone is larger than the devices' memory.
+
+    Args:
+      state: shapes, dtypes and shardings of its arrays.
+    """
+    leaves = jax.tree.leaves(state)
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in leaves
+    )
+    device, where = jax.local_devices()[0], "a device"
+    present = (device.memory_stats() or {}).get("bytes_limit")
+    if device.platform == "cpu":  # devices that share the memory of the host
+        needed, where = needed * jax.local_device_count(), "this host"
+        present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if present is not None and needed > present:
+        raise MemoryError(
+            f"parameters and optimizer state take {needed / 1e9:,.1f} GB on {where}, "
+            f"which has {present / 1e9:,.1f}: {_ADVICE}"
+        )
+
+
+@contextlib.contextmanager
+def shortage() -> Iterator[None]:
+    """Raises a MemoryError of one line where a device runs out of memory."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
+        raise MemoryError(
+            f"a device has too little memory ({reason}): compute a step in more parts "
+            "(--gradient-accumulation-steps), less at once (--remat full, "
+            f"--batch-size-sequences), or {_ADVICE}"
+        ) from error
 
 
 def return_what_compilers_free() -> None:

@@ -34,3 +34,28 @@ def test_other_c_libraries_do_without(monkeypatch):
     )
     memory.return_what_compilers_free()
     assert not registered
+
+
+def test_a_state_larger_than_the_memory_is_refused():
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    small, large = (
+        jax.ShapeDtypeStruct((size, 2**20), "float32", sharding=sharding)
+        for size in (1, 2**30)
+    )
+    memory.check([small])
+    with pytest.raises(MemoryError, match=r"optimizer state take [\d,.]+ GB on this"):
+        memory.check([small, large])
+
+
+def test_a_lack_of_memory_is_told_in_one_line():
+    text = "RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\nBuffer 1: ..."
+    with (
+        pytest.raises(
+            MemoryError, match=r"Out of memory allocating 7.*--remat"
+        ) as told,
+        memory.shortage(),
+    ):
+        raise jax.errors.JaxRuntimeError(text)
+    assert "\n" not in str(told.value)
+    with pytest.raises(jax.errors.JaxRuntimeError), memory.shortage():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
