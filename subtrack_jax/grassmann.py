@@ -92,7 +92,8 @@ def leading_eigenvector(gram: jax.Array) -> jax.Array:
         # The bound on the count is for an exact tie.
         lambda carry: (carry[1] < _MOST_SQUARINGS) & (carry[2] < 3),
         squared,
-        (unit_trace(gram), jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)),
+        # Scaled, as a derivative divides by the square of the trace.
+        (unit_trace(unit_scale(gram)), *[jnp.zeros([], jnp.int32)] * 2),
         _MOST_SQUARINGS,
     )
     column = power[:, jnp.argmax(jnp.diagonal(power))]
@@ -118,7 +119,8 @@ def leading_triple(
     image = dot(tangent, v)
     for _ in range(2):  # X is orthogonal to S up to rounding, u has to be
         image -= dot(basis, dot(basis.T, image))
-    return norm(image), image / safe_norm(image), v
+    u = unit_scale(image)
+    return norm(image), u / safe_norm(u), v
 
 
 @real_only

@@ -62,7 +62,7 @@ def test_map_is_a_loop_over_the_matrices(stack, on_mesh):
 def test_a_leaf_comes_back_from_its_matrices(stack):
     shape, reduction, output, _, _ = STACKS[stack]
     numbers = optax.contrib.MuonDimensionNumbers(reduction, output)
-    leaf = jnp.arange(np.prod(shape)).reshape(shape)
+    leaf = jnp.arange(np.prod(shape), dtype=float).reshape(shape)
     view = stj.LowRank(2, numbers).views(leaf)
     np.testing.assert_array_equal(view.leaf(view.matrix(leaf)), leaf)
 

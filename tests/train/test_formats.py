@@ -134,7 +134,7 @@ def test_line_ends_are_made_one_and_it_is_said(tmp_path, monkeypatch):
 def test_names_that_lie_are_said(tmp_path):
     for name, data, text in (
         ("a.txt.gz", b"plain", "plain"),
-        ("b.txt", gzip.compress(b"packed"), "packed"),
+        ("b.txt", gzip.compress(b"packed", mtime=0), "packed"),
         ("c.txt.gz", zstd(b"otherwise"), "otherwise"),
         ("d.json.gz", b'{"text": "rows"}', "rows"),
     ):
@@ -175,14 +175,18 @@ BAD_FILES = [
     ("a.txt", b"\x00\x01\x02", "a.txt is binary, not text: leave it out"),
     ("a.txt", b"text" + bytes(9), "a.txt is binary, not text"),
     ("a.docx", b"PK\x03\x04...", "a zip archive, not text: unpack it, or leave it out"),
-    ("a.tar.gz", gzip.compress(tar(b"text")), "a tar archive, not text: unpack it"),
+    (
+        "a.tar.gz",
+        gzip.compress(tar(b"text"), mtime=0),
+        "a tar archive, not text: unpack it",
+    ),
     ("a.txt.lzma", lzma.compress(b"text", lzma.FORMAT_ALONE), "compressed by lzma, n"),
     ("a.txt.Z", b"\x1f\x9d\x90\x74\xca", "compressed by compress, not text: unpack it"),
     ("a.txt", b"%PDF-1.7 ...", "a PDF, not text: extract its text, or leave it out"),
     ("a.arrow", b"ARROW1\0\0", "an Arrow file, not text: convert it to Parquet"),
     ("a.txt", b"version https://git-lfs.github.com/spec/v1", "Git LFS, not .*lfs pull"),
     ("a.csv", b"id,text\n1,x\n", "a.csv is a table, which only --dataset reads"),
-    ("a.tsv.gz", gzip.compress(b"id\ttext\n"), "a.tsv.gz is a table"),
+    ("a.tsv.gz", gzip.compress(b"id\ttext\n", mtime=0), "a.tsv.gz is a table"),
     ("a.parquet", b"text", "a.parquet is not Parquet, though its name says so"),
     ("a.json", b"[1]", r"a.json, item 1 is no JSON object: 1"),
     ("a.json", b"text", r"a.json:1 is not JSON: Expecting value"),

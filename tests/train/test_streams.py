@@ -217,7 +217,7 @@ def test_empty_and_broken_datasets_are_refused(tmp_path):
         ("train.jsonl", b"", "is empty"),
         (
             "train.jsonl.gz",
-            gzip.compress(b'{"text": "a"}')[:-9],
+            gzip.compress(b'{"text": "a"}', mtime=0)[:-9],
             "ended before the end",
         ),
     ],
