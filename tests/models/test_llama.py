@@ -12,7 +12,7 @@ import optax.contrib
 import pytest
 from flax import nnx
 
-from models import generation, llama
+from models import llama
 from tests.models.common import CONFIG, logits_of, make_model, make_tokens, parameters
 
 
@@ -366,27 +366,6 @@ def test_decoding_step_by_step_equals_reading_at_once():
         token = tokens[:, position : position + 1]
         decoded, cache = decode(model, token, position, cache)
         np.testing.assert_allclose(decoded, logits[:, position], rtol=1e-4, atol=1e-4)
-
-
-def test_generation_follows_the_model_and_the_key():
-    model = make_model()
-    prompt = make_tokens((2, 3))
-
-    def generate(seed, temperature):
-        key = jax.random.key(seed)
-        return generation.generate(
-            model, prompt, key, length=6, temperature=temperature
-        )
-
-    # Nearly at temperature zero, each token is the likeliest after those before it.
-    greedy = generate(0, 1e-4)
-    text = jnp.concatenate([prompt, greedy], axis=1)
-    likeliest = jnp.argmax(logits_of(model, text), axis=-1)
-    np.testing.assert_array_equal(greedy, likeliest[:, 2:-1])
-    np.testing.assert_array_equal(generate(1, 1.0), generate(1, 1.0))
-    assert not np.array_equal(generate(1, 1.0), generate(2, 1.0))
-    # Nearly uniform: each token is drawn anew.
-    assert len(np.unique(generate(1, 1e4))) > 4
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,18 @@ import pytest
 
 from tests.train import program
 from tests.train.program import assert_refuses
-from train import compare, comparing, comparison, data, optimizers, records, trials
+from train import (
+    compare,
+    comparing,
+    comparison,
+    data,
+    methods,
+    optimizers,
+    records,
+    trials,
+)
 from train import step as steps
+from train.optimizer_config import OptimizerConfig
 from train.run import save_config
 
 SMALL = [
@@ -124,6 +134,10 @@ def test_divergence_is_told_and_not_chosen(finished):
         assert [t["mean"] for t in lost] == [None]
 
 
+def _resolved(settings):
+    return dataclasses.asdict(methods.resolved(OptimizerConfig(**settings)))
+
+
 def test_the_table_has_means_and_deviations_of_the_records(finished):
     directory, _ = finished
     results = json.loads((directory / "results.json").read_text())
@@ -135,7 +149,7 @@ def test_the_table_has_means_and_deviations_of_the_records(finished):
         losses = [
             record["evaluations"][-1][1]
             for record in read_records(directory).values()
-            if record["trial"]["optimizer"] == each["settings"]
+            if _resolved(record["trial"]["optimizer"]) == each["settings"]
         ]
         assert sorted(each["best"]["losses"]) == sorted(losses)
         mean, deviation = np.mean(losses), np.std(losses, ddof=1)
