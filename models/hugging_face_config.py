@@ -166,7 +166,7 @@ def import_config(
     for name, field in _OPTIONAL_NAMES.items():
         if (value := getattr(typed, name)) is not None:
             values[field] = value
-    stored = typed.dtype or typed.torch_dtype
+    stored = (typed.dtype or typed.torch_dtype or "").removeprefix("torch.")
     stored = "bfloat16" if stored == "bfloat16" else "float32"
     try:
         config = LlamaConfig(

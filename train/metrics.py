@@ -217,6 +217,8 @@ def plot_curve(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> No
         [row["loss"] for row in trained],
         color="tab:gray",
         linewidth=0.8,
+        # A line through one point shows nothing.
+        marker="." if len(trained) < 3 else None,
         label="training batch",
     )
     evaluations = [row for row in rows if "eval_loss" in row]

@@ -15,6 +15,8 @@ from train.special_tokens import SpecialTokens
 END_OF_TEXT = "<|endoftext|>"
 # All bytes, so that any text can be written, and END_OF_TEXT.
 SMALLEST_VOCABULARY = 257
+# Far more than any tokenizer has; the trainer takes memory for all of them at once.
+LARGEST_VOCABULARY = 10_000_000
 # Learning from more text than this takes long and hardly changes the vocabulary.
 TRAINING_TEXT_CHARACTERS = 100_000_000
 
@@ -87,12 +89,14 @@ class Tokenizer(abc.ABC):
           vocabulary_size: most tokens to learn; a small text may yield fewer.
 
         Raises:
-          ValueError: the vocabulary is too small for the bytes.
+          ValueError: the vocabulary is too small for the bytes, or too large.
         """
-        if vocabulary_size < SMALLEST_VOCABULARY:
+        if not SMALLEST_VOCABULARY <= vocabulary_size <= LARGEST_VOCABULARY:
+            is_small = vocabulary_size < SMALLEST_VOCABULARY
+            bound = SMALLEST_VOCABULARY if is_small else LARGEST_VOCABULARY
             raise ValueError(
-                f"--vocabulary-size must be at least {SMALLEST_VOCABULARY}, "
-                f"got {vocabulary_size}"
+                f"--vocabulary-size must be at {'least' if is_small else 'most'} "
+                f"{bound}, got {vocabulary_size}"
             )
         tokenizer = tokenizers.Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -62,7 +62,7 @@ def test_llama_3_2_in_both_forms():
     entries = dict(LLAMA_3_2_1B)
     scaling = entries.pop("rope_scaling")
     entries["rope_parameters"] = scaling | {"rope_theta": entries.pop("rope_theta")}
-    entries["dtype"] = entries.pop("torch_dtype")
+    entries["dtype"] = "torch." + entries.pop("torch_dtype")
     assert hugging_face_config.import_config(entries) == config
 
 

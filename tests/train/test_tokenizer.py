@@ -206,6 +206,8 @@ def test_wrong_files_are_refused(tmp_path):
             Tokenizer.open(str(tmp_path / "a.model"))
     with pytest.raises(ValueError, match="--vocabulary-size must be at least 257, got"):
         Tokenizer.train([TEXT], 256)
+    with pytest.raises(ValueError, match="--vocabulary-size must be at most 10000000"):
+        Tokenizer.train([TEXT], 2 * 10**9)
 
 
 def test_a_missing_package_is_named(sentencepiece_path, monkeypatch):
