@@ -132,10 +132,7 @@ def read(
         raise
     given = {option.path: option.default for option in found}
     with user_errors(ValueError):
-        config = options.assemble(kind, given | options.values(parsed, groups))
-    for message in mistakes.repeated(argv, shown):
-        warn(message)
-    return config
+        return options.assemble(kind, given | options.values(parsed, groups))
 
 
 def _parse(

@@ -1,9 +1,9 @@
-"""Messages about mistakes on a command line: misspelt, empty, repeated options."""
+"""Messages about mistakes on a command line: misspelt and empty options."""
 
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from train.options import Option
 
@@ -27,21 +27,15 @@ def empty(argv: Sequence[str], options: Sequence[Option]) -> str | None:
 
     An option whose description has '' takes one.
     """
-    takes = {option.flag for option in options if "''" in option.description}
-    for flag, value in _given(argv, options):
-        if value == "" and flag not in takes:
-            return f"{flag} must not be empty"
+    flags = _flags(options)
+    for argument, following in itertools.pairwise([*argv, "-"]):
+        name, equals, value = argument.partition("=")
+        option = flags.get(name.replace("_", "-"))
+        if option is None or "''" in option.description:
+            continue
+        if (value if equals else following) == "":
+            return f"{option.flag} must not be empty"
     return None
-
-
-def repeated(argv: Sequence[str], options: Sequence[Option]) -> Iterator[str]:
-    """Messages about options that are given several times with several values."""
-    values: dict[str, list[str]] = {}
-    for flag, value in _given(argv, options):
-        values.setdefault(flag, []).append(value)
-    for flag, found in values.items():
-        if len(set(found)) > 1:
-            yield f"{flag} is given as {', '.join(found)}: the last one counts"
 
 
 def in_plain_words(message: str) -> str:
@@ -66,21 +60,6 @@ def _flags(options: Sequence[Option]) -> dict[str, Option]:
         if option.hint is bool:  # not a Switch
             flags[f"--no-{option.flag[2:]}"] = option
     return flags
-
-
-def _given(argv: Sequence[str], options: Sequence[Option]) -> Iterator[tuple[str, str]]:
-    """Each option on a command line and its value; of switches the flag itself."""
-    flags = _flags(options)
-    for argument, following in itertools.pairwise([*argv, ""]):
-        name, equals, value = argument.partition("=")
-        flag = name.replace("_", "-")
-        if flag in flags:
-            option = flags[flag]
-            if _is_switch(option):
-                value = flag
-            elif not equals:
-                value = following
-            yield option.flag, value
 
 
 def _is_switch(option: Option) -> bool:
