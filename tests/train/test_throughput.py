@@ -1,6 +1,9 @@
 """Counts of operations against the compiler's, and what devices can do."""
 
 import dataclasses
+import os
+import pathlib
+import re
 import types
 
 import jax
@@ -117,11 +120,10 @@ def test_memory_is_the_device_s_where_it_counts(monkeypatch):
 
 @pytest.mark.parametrize("statistics", [None, {}, {"bytes_in_use": 3}])
 def test_memory_is_the_process_s_elsewhere(monkeypatch, statistics):
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("only Linux tells it a second way")
     use_devices(monkeypatch, "cpu", statistics=statistics)
-    before = throughput.peak_memory_bytes()
-    assert 50 * 2**20 < before < 2**40
-    block = np.ones(max(2**26, before // 2), np.uint8)
-    while throughput.peak_memory_bytes() == before and block.nbytes < 4 * before:
-        block = np.ones(2 * block.nbytes, np.uint8)
-    grown = throughput.peak_memory_bytes()
-    assert before < grown < before + 2 * block.nbytes
+    kibibytes = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert int(kibibytes) * 1024 <= throughput.peak_memory_bytes() < machine
