@@ -14,34 +14,39 @@ transformations. Start with `subtrack`; build your own from the four stages:
 """
 
 from subtrack_jax import diagnostics, grassmann
+from subtrack_jax._internal.dimension_numbers import by_path
+from subtrack_jax._internal.eight_bit import EightBitAdamState
+from subtrack_jax._internal.matrix_view import MatrixView
+from subtrack_jax._internal.record import LowRankLeaf
+from subtrack_jax._internal.state_bytes import state_bytes
 from subtrack_jax._version import __version__
-from subtrack_jax.coordinates import (
+from subtrack_jax.low_rank import LowRank
+from subtrack_jax.optimizers.galore import fira, galore, golore
+from subtrack_jax.optimizers.iterative import ldadam, online_subspace_descent
+from subtrack_jax.optimizers.iterative_trackers import online_pca, power_iteration
+from subtrack_jax.optimizers.random import apollo, apollo_mini, grass_jump, grass_walk
+from subtrack_jax.optimizers.subtrack import subtrack, subtrack_grad
+from subtrack_jax.sharding import state_sharding
+from subtrack_jax.stages.coordinates import (
     on_coordinates,
     project,
     scale_by_projection_aware_adam,
 )
-from subtrack_jax.dimension_numbers import by_path
-from subtrack_jax.drawing import DrawProjectionState, draw_projection, gaussian
-from subtrack_jax.eight_bit import EightBitAdamState
-from subtrack_jax.feedback import FeedBackState, feed_back
-from subtrack_jax.iterative_optimizers import ldadam, online_subspace_descent
-from subtrack_jax.iterative_trackers import online_pca, power_iteration
-from subtrack_jax.low_rank import LowRank
-from subtrack_jax.matrix_view import MatrixView
-from subtrack_jax.memory import state_bytes
-from subtrack_jax.monitoring import MonitorEnergyState, monitor_energy
-from subtrack_jax.optimizers import subtrack, subtrack_grad
-from subtrack_jax.random_optimizers import apollo, apollo_mini, grass_jump, grass_walk
-from subtrack_jax.record import LowRankLeaf
-from subtrack_jax.recovery import (
+from subtrack_jax.stages.draw_projection import (
+    DrawProjectionState,
+    draw_projection,
+    gaussian,
+)
+from subtrack_jax.stages.feed_back import FeedBackState, feed_back
+from subtrack_jax.stages.monitor import MonitorEnergyState, monitor_energy
+from subtrack_jax.stages.recover import (
     RecoverAndScaleState,
     recover_and_scale,
     scale_gradient,
 )
-from subtrack_jax.rotation import DenseRotation, RankOneRotation, Rotation
-from subtrack_jax.sharding import state_sharding
-from subtrack_jax.svd_optimizers import fira, galore, golore
-from subtrack_jax.trackers import (
+from subtrack_jax.stages.rotation import DenseRotation, RankOneRotation, Rotation
+from subtrack_jax.stages.track import TrackSubspaceState, track_subspace
+from subtrack_jax.stages.trackers import (
     Tracker,
     geodesic,
     random_jump,
@@ -49,8 +54,7 @@ from subtrack_jax.trackers import (
     svd,
     switch,
 )
-from subtrack_jax.tracking import TrackSubspaceState, track_subspace
-from subtrack_jax.transport import transport_adam, transport_momentum
+from subtrack_jax.stages.transport import transport_adam, transport_momentum
 
 __all__ = [
     "DenseRotation",

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import grassmann, sharding
-from subtrack_jax.leaves import content, is_masked, path_name, state_dtype
-from subtrack_jax.linear_algebra import power_of_two, replicated, unit_scale
+from subtrack_jax._internal.leaves import content, is_masked, path_name, state_dtype
+from subtrack_jax._internal.products import power_of_two, replicated, unit_scale
 from subtrack_jax.low_rank import LowRank
 
 

@@ -21,7 +21,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from subtrack_jax.linear_algebra import (
+from subtrack_jax._internal.loops import fori_loop, while_loop
+from subtrack_jax._internal.orthonormal import orthonormal_columns
+from subtrack_jax._internal.products import (
     dot,
     norm,
     power_of_two,
@@ -30,8 +32,6 @@ from subtrack_jax.linear_algebra import (
     unit_scale,
     with_signs_of,
 )
-from subtrack_jax.loops import fori_loop, while_loop
-from subtrack_jax.orthonormal import orthonormal_columns
 
 _MOST_SQUARINGS = 27
 # Doublings of an angle: enough for the largest number of float32.

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax.description import Choice, table
-from subtrack_jax.dimension_numbers import SPECS, axes_of, resolve, suggestion
-from subtrack_jax.leaves import NamedLeaf, is_box, named_leaves
-from subtrack_jax.matrix_view import MatrixView
+from subtrack_jax._internal.description import Choice, table
+from subtrack_jax._internal.dimension_numbers import SPECS, axes_of, resolve, suggestion
+from subtrack_jax._internal.leaves import NamedLeaf, is_box, named_leaves
+from subtrack_jax._internal.matrix_view import MatrixView
 
 _MOST_NAMES = 20
 

@@ -14,8 +14,8 @@ import jax
 import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from subtrack_jax import placement
-from subtrack_jax.leaves import (
+from subtrack_jax._internal import placement
+from subtrack_jax._internal.leaves import (
     as_arrays,
     content,
     is_box,
@@ -23,7 +23,7 @@ from subtrack_jax.leaves import (
     is_traceable,
     path_name,
 )
-from subtrack_jax.record import LowRankLeaf, is_record, map_records
+from subtrack_jax._internal.record import LowRankLeaf, is_record, map_records
 
 
 def state_sharding(

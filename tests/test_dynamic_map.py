@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subtrack_jax.dynamic_map import block_size, decode, encode
+from subtrack_jax._internal.dynamic_map import block_size, decode, encode
 from tests import common
 
 BITS = {"int8": 7, "uint8": 8}

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import subtrack_jax as stj
-from subtrack_jax import eight_bit
+from subtrack_jax._internal import eight_bit
 from tests import common
 
 LEAVES = {

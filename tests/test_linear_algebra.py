@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from subtrack_jax import linear_algebra
+from subtrack_jax._internal import products as linear_algebra
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

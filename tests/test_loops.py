@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import subtrack_jax as stj
-from subtrack_jax import loops
+from subtrack_jax._internal import loops
 
 
 def _power(x, count):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subtrack_jax import orthonormal
+from subtrack_jax._internal import orthonormal
 from tests import common
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")

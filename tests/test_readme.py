@@ -7,8 +7,9 @@ import shutil
 
 import jax
 
-from train import cli, compare, export, generate
-from train.presets import PRESETS
+from train import compare, export, generate
+from train.cli import command_line as cli
+from train.config.presets import PRESETS
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 

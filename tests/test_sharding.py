@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import subtrack_jax as stj
-from subtrack_jax import matrix_view
+from subtrack_jax._internal import matrix_view
 from tests import common, sharded
 
 STEPS = 5  # a start and two refreshes

@@ -4,6 +4,6 @@ import sys
 
 # While Python looks for `python -m train.X`: answer signals before slow imports.
 if sys.argv[0] == "-m":
-    from train.interruption import Interruption
+    from train.system.interruption import Interruption
 
     Interruption().__enter__()

@@ -8,10 +8,10 @@ import typing
 from collections.abc import Sequence
 from typing import Literal
 
-from train import cli
-from train.config import Layout, PresetName, Switch
-from train.optimizer_config import OptimizerName
-from train.rules import at_least_1, check, check_name
+from train.cli import command_line as cli
+from train.config.optimizer_config import OptimizerName
+from train.config.rules import at_least_1, check, check_name
+from train.config.run_config import Layout, PresetName, Switch
 
 PROGRAM = "python -m train.benchmark"
 # Ours have the names that they have in train.pretrain.
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
     argv = sys.argv[1:] if argv is None else argv
     config = read(argv)
-    from train import benchmarking  # slow to import: JAX, which help does without
+    from train.timing import benchmarking
 
     benchmarking.run(config, shlex.join([*PROGRAM.split(), *argv]))
 

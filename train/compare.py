@@ -12,10 +12,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from train import cli
-from train.comparison_config import CompareConfig, Settings, Task
-from train.config import PretrainConfig
-from train.presets import PRESETS
+from train.cli import command_line as cli
+from train.comparison.comparison_config import CompareConfig, Settings, Task
+from train.config.presets import PRESETS
+from train.config.run_config import PretrainConfig
 
 PROGRAM = "python -m train.compare"
 COMMON = (
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     command = shlex.join([*PROGRAM.split(), *argv])
     config = read(argv)
-    from train import comparing  # slow to import: JAX, which help does without
+    from train.comparison import comparing
 
     sys.exit(comparing.run(config, command))
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from train import cli
-from train.config import BEST_OR_NEWEST, CheckpointChoice, CompilationConfig
+from train.cli import command_line as cli
+from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, CompilationConfig
 
 PROGRAM = "python -m train.export"
 EXAMPLES = (
@@ -47,7 +47,7 @@ def read(argv: Sequence[str]) -> ExportConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
     config = read(sys.argv[1:] if argv is None else argv)
-    from train import exporting  # slow to import: JAX, which help does without
+    from train.generation import exporting
 
     exporting.run(config)
 

@@ -6,15 +6,15 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from train import cli
-from train.config import BEST_OR_NEWEST, CheckpointChoice, CompilationConfig
-from train.rules import (
+from train.cli import command_line as cli
+from train.config.rules import (
     above_0_to_1,
     at_least_1,
     check,
     fits_32_bits,
     not_negative,
 )
+from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, CompilationConfig
 
 PROGRAM = "python -m train.generate"
 DEFAULT_PROMPT = "The whale"
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     config = read(sys.argv[1:] if argv is None else argv)
-    from train import sampling  # slow to import: JAX, which help does without
+    from train.generation import sampling
 
     sampling.run(config)
 

@@ -7,11 +7,11 @@ import typing
 from collections.abc import Sequence
 
 from models.config import LlamaConfig
-from train import cli
-from train.config import PresetName, PretrainConfig
-from train.optimizer_config import OptimizerConfig, OptimizerName
-from train.presets import PRESETS
-from train.rules import at_least_1, check, check_name, positive
+from train.cli import command_line as cli
+from train.config.optimizer_config import OptimizerConfig, OptimizerName
+from train.config.presets import PRESETS
+from train.config.rules import at_least_1, check, check_name, positive
+from train.config.run_config import PresetName, PretrainConfig
 
 PROGRAM = "python -m train.plan"
 COMMON = (
@@ -107,7 +107,7 @@ def _of_run(run: PretrainConfig) -> PlanConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
     config = read(sys.argv[1:] if argv is None else argv)
-    from train import planning  # slow to import: JAX, which help does without
+    from train.planning import plan_report as planning
 
     planning.run(config)
 

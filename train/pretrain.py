@@ -4,9 +4,10 @@ import io
 import sys
 from collections.abc import Sequence
 
-from train import cli, cluster
-from train.config import PretrainConfig
-from train.presets import PRESETS
+from train.cli import command_line as cli
+from train.config.presets import PRESETS
+from train.config.run_config import PretrainConfig
+from train.system import cluster
 
 COMMON = (
     *("--preset", "--config", "--resume", "--output-dir"),
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes = cluster.asked_for(argv)
     if processes is None:
         sys.exit(_run(read(argv)))
-    from train import distributed
+    from train.system import processes as distributed
 
     # First of all: what goes wrong in one process is told to the others.
     with cli.user_errors(ValueError), distributed.connected(processes):
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(config: PretrainConfig) -> int:
-    from train import loop  # slow to import: JAX, which help does without
+    from train.loop import training_loop as loop
 
     return loop.run(config)
 

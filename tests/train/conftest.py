@@ -9,7 +9,7 @@ from tests.models.conftest import quick_compilation
 from tests.train.finished import make_run
 from tests.train.program import CACHE
 from tests.train.test_tokenizer import TEXT
-from train.tokenizer import Tokenizer
+from train.tokenization.tokenizer import Tokenizer
 
 __all__ = ["quick_compilation"]
 

@@ -7,12 +7,13 @@ import grain
 import jax
 
 from models.llama import LlamaConfig
-from train import optimizers, step
-from train.checkpoint import CHECKPOINTS, Checkpoints
-from train.config import CheckpointConfig
-from train.presets import PRESETS
-from train.run import CONFIG_FILE, save_config
-from train.tokenizer import Tokenizer
+from train.config.presets import PRESETS
+from train.config.run_config import CheckpointConfig
+from train.rundir.checkpoints import CHECKPOINTS, Checkpoints
+from train.rundir.directory import CONFIG_FILE, save_config
+from train.step import optimizers
+from train.step import train_step as step
+from train.tokenization.tokenizer import Tokenizer
 
 # Large enough for every part of the model to show in the logits.
 MODEL = LlamaConfig(

@@ -10,8 +10,11 @@ import pytest
 
 from models.llama import LlamaConfig
 from tests.train.program import assert_refuses, run
-from train import benchmark, benchmarking, subjects, timing
-from train.benchmark_report import Cost, table
+from train import benchmark
+from train.timing import benchmarking
+from train.timing import interleaved as timing
+from train.timing import timed_programs as subjects
+from train.timing.benchmark_report import Cost, table
 
 MODEL = LlamaConfig(64, 16, 24, num_layers=3, num_heads=2)
 

@@ -12,10 +12,10 @@ from tests.train.test_checkpoint import (
     steps_in,
     truncate,
 )
-from train.best_checkpoint import METRICS
-from train.checkpoint import CHECKPOINTS, Checkpoints
-from train.checkpoint_reading import restore_params
-from train.config import CheckpointChoice, CheckpointConfig
+from train.config.run_config import CheckpointChoice, CheckpointConfig
+from train.rundir.best_checkpoint import METRICS
+from train.rundir.checkpoint_reading import restore_params
+from train.rundir.checkpoints import CHECKPOINTS, Checkpoints
 
 # Lowest at step 20; step 40 is saved without an evaluation.
 LOSSES = {10: 3.0, 20: 2.0, 30: 2.5, 40: None, 50: 2.0, 60: math.nan}

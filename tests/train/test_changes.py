@@ -6,9 +6,9 @@ import re
 import pytest
 
 from tests.train.test_run import TINY, changed
-from train import changes
-from train.presets import PRESETS
-from train.trials import Task
+from train.comparison.trial_training import Task
+from train.config.presets import PRESETS
+from train.rundir import changes
 
 NAMES = list(changes.flat_values(dataclasses.asdict(TINY)))
 

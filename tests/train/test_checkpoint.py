@@ -14,16 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train import checkpoint, checkpoint_reading, checksums, damage, distributed
-from train.checkpoint import (
+from train.config.run_config import CheckpointChoice, CheckpointConfig
+from train.rundir import checkpoint_reading, checksums, damage
+from train.rundir import checkpoints as checkpoint
+from train.rundir.checkpoint_reading import restore_params
+from train.rundir.checkpoints import (
     CHECKPOINTS,
     DAMAGED_DIRECTORY,
     CheckpointError,
     Checkpoints,
 )
-from train.checkpoint_reading import restore_params
-from train.config import CheckpointChoice, CheckpointConfig
-from train.step import TrainState
+from train.step.train_step import TrainState
+from train.system import processes as distributed
 
 # Coroutines that Orbax drops when a file is damaged.
 pytestmark = pytest.mark.filterwarnings(

@@ -13,15 +13,17 @@ import sys
 import pytest
 
 from tests.train.program import assert_refuses
-from train import cli, messages, rules
-from train.config import PretrainConfig
+from train.cli import command_line as cli
+from train.config import rules
+from train.config.presets import PRESETS
+from train.config.run_config import PretrainConfig
 from train.export import ExportConfig
 from train.export import main as export_main
-from train.files import WriteError
 from train.generate import GenerateConfig
 from train.generate import main as generate_main
-from train.presets import PRESETS
-from train.run import CONFIG_FILE, save_config
+from train.loop import messages
+from train.rundir.directory import CONFIG_FILE, save_config
+from train.system.files import WriteError
 
 
 def parse(*argv):

@@ -14,19 +14,17 @@ import pytest
 
 from tests.train import program
 from tests.train.program import assert_refuses
-from train import (
-    compare,
-    comparing,
-    comparison,
-    data,
-    methods,
-    optimizers,
-    records,
-    trials,
-)
-from train import step as steps
-from train.optimizer_config import OptimizerConfig
-from train.run import save_config
+from train import compare
+from train.comparison import comparing
+from train.comparison import trial_list as comparison
+from train.comparison import trial_records as records
+from train.comparison import trial_training as trials
+from train.config import methods
+from train.config.optimizer_config import OptimizerConfig
+from train.data import dataset as data
+from train.rundir.directory import save_config
+from train.step import optimizers
+from train.step import train_step as steps
 
 SMALL = [
     *["--hidden-size", "32", "--mlp-size", "64", "--num-layers", "2"],

@@ -8,8 +8,10 @@ import types
 import pytest
 
 from tests.train.test_comparison_report import cells, record
-from train import compare, comparing, data
-from train.comparison import later_trials, make_plan
+from train import compare
+from train.comparison import comparing
+from train.comparison.trial_list import later_trials, make_plan
+from train.data import dataset as data
 
 STEPS = 10
 ASKED = [

@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from train import comparison_report as report
-from train.entries import Entry, Try
-from train.optimizer_config import OptimizerConfig
-from train.records import Record
-from train.variants import Trial, parse_sweep, parse_variant
+from train.comparison import comparison_report as report
+from train.comparison.best_tries import Entry, Try
+from train.comparison.trial_records import Record
+from train.comparison.variants import Trial, parse_sweep, parse_variant
+from train.config.optimizer_config import OptimizerConfig
 
 STEPS = 10
 BASE = OptimizerConfig(rank=4, update_interval=5)

@@ -11,8 +11,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from tests.train.program import limited_file_size
-from train import compilation_cache, files
-from train.config import CompilationConfig
+from train.config.run_config import CompilationConfig
+from train.system import compilation_cache, files
 
 SETTINGS = ["compilation_cache_dir", "persistent_cache_min_compile_time_secs"]
 SETTINGS += ["enable_compilation_cache"]  # which plan and benchmark turn off

@@ -6,11 +6,12 @@ import typing
 import pytest
 
 from models.llama import PRESETS as MODELS
-from train import cli, optimizers
-from train.config import PresetName
-from train.methods import resolved
-from train.optimizer_config import OptimizerName, schedule_phases
-from train.presets import PRESETS
+from train.cli import command_line as cli
+from train.config.methods import resolved
+from train.config.optimizer_config import OptimizerName, schedule_phases
+from train.config.presets import PRESETS
+from train.config.run_config import PresetName
+from train.step import optimizers
 
 
 def parse(*argv):

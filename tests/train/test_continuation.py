@@ -9,9 +9,9 @@ import pytest
 from models.llama import LlamaConfig
 from tests.train.test_data import describe, lines, open_text, tokenizer_directory
 from tests.train.test_run import TINY, changed
-from train import continuation
-from train.run import Found
-from train.step import TrainState
+from train.loop import continuation
+from train.rundir.directory import Found
+from train.step.train_step import TrainState
 
 __all__ = ["lines", "tokenizer_directory"]
 

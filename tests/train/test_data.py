@@ -11,9 +11,10 @@ import datasets
 import numpy as np
 import pytest
 
-from train import data, packing, sources
-from train.config import DataConfig
-from train.tokenizer import Tokenizer
+from train.config.run_config import DataConfig
+from train.data import dataset as data
+from train.data import packing, sources
+from train.tokenization.tokenizer import Tokenizer
 
 LENGTH, ROWS = 8, 4
 VOCABULARY = 300

@@ -24,18 +24,20 @@ from tests.train.program import (
     start,
     stop_after,
 )
-from train import cli, mesh, optimizers, subspace_plot
-from train.config import ReportConfig
-from train.diagnostics import (
+from train.cli import command_line as cli
+from train.config.presets import PRESETS
+from train.config.run_config import ReportConfig
+from train.loop.subspace_report import (
     DIAGNOSTICS_FILE,
     PLOT_FILE,
     Diagnostics,
     check_has_subspaces,
 )
-from train.json_lines import JsonLines
-from train.metrics import Stopwatch
-from train.presets import PRESETS
-from train.step import TrainState
+from train.reports import subspace_plot
+from train.rundir.metrics import Stopwatch
+from train.step import mesh, optimizers
+from train.step.train_step import TrainState
+from train.system.json_lines import JsonLines
 
 FLAGS = [*SMALL, "--steps", 43, "--eval-tokens", 300, "--checkpoint-every-steps", 4]
 FLAGS += ["--diagnostics"]

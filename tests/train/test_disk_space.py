@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from train import disk_space
-from train.config import CheckpointConfig
-from train.presets import PRESETS
+from train.config.presets import PRESETS
+from train.config.run_config import CheckpointConfig
+from train.rundir import disk_space
 
 STATE_BYTES = 10_000_000
 

@@ -15,9 +15,11 @@ from models import hugging_face, llama
 from tests.train.finished import MODEL, damage, make_run
 from tests.train.program import assert_refuses, limited_file_size
 from tests.train.test_tokenizer import BOOK, TEXT
-from train import export, exporting, trained
-from train.checkpoint import CHECKPOINTS
-from train.tokenizer import END_OF_TEXT, Tokenizer
+from train import export
+from train.generation import exporting
+from train.rundir import trained_model as trained
+from train.rundir.checkpoints import CHECKPOINTS
+from train.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 WORDS = BOOK[1000:1500] + " – 鯨 ∘\n\n  Ahab"  # noqa: RUF001
 

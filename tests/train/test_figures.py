@@ -5,7 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from train import benchmark_report, files, metrics, subspace_plot
+from train.reports import subspace_plot
+from train.rundir import metrics
+from train.system import files
+from train.timing import benchmark_report
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ from matplotlib import figure
 
 from tests.train.program import limited_file_size
 from tests.train.test_tokenizer import TEXT
-from train import files, json_lines, metrics, subspace_plot
-from train.presets import PRESETS
-from train.run import save_config
-from train.tokenizer import Tokenizer
+from train.config.presets import PRESETS
+from train.reports import subspace_plot
+from train.rundir import metrics
+from train.rundir.directory import save_config
+from train.system import files, json_lines
+from train.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture

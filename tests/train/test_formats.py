@@ -12,9 +12,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from train import compression, formats
-from train.formats import Notes
-from train.pieces import PIECE_CHARACTERS, split_documents
+from train.data import formats
+from train.data.formats import Notes
+from train.data.pieces import PIECE_CHARACTERS, split_documents
+from train.system import compression
 
 TEXTS = ["one\ntwo", "Überall Wasser 🐋", 'a "quoted" {text}, [and], more\\']
 LINES = "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS)

@@ -11,10 +11,11 @@ import pytest
 from tests.train.finished import damage, make_run
 from tests.train.program import assert_refuses
 from tests.train.test_tokenizer import TEXT, train_sentencepiece
-from train import export, exporting, generate, language_model, sampling
-from train.checkpoint import CHECKPOINTS
-from train.run import CONFIG_FILE
-from train.tokenizer import Tokenizer
+from train import export, generate
+from train.generation import exporting, language_model, sampling
+from train.rundir.checkpoints import CHECKPOINTS
+from train.rundir.directory import CONFIG_FILE
+from train.tokenization.tokenizer import Tokenizer
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from tests.models.common import make_params
 from tests.train.finished import make_run
 from tests.train.program import assert_refuses
 from tests.train.test_tokenizer import TEXT
-from train import given_weights, pretrain
-from train.tokenizer import Tokenizer
+from train import pretrain
+from train.step import given_weights
+from train.tokenization.tokenizer import Tokenizer
 
 SHAPE = LlamaConfig(
     300, 32, 48, num_layers=2, num_heads=4, max_length_tokens=200, norm_epsilon=1e-5

@@ -5,9 +5,12 @@ import json
 
 import pytest
 
-from train import cli, cluster, distributed, hosts
-from train.config import DataConfig
-from train.presets import PRESETS
+from train.cli import command_line as cli
+from train.config.presets import PRESETS
+from train.config.run_config import DataConfig
+from train.loop import hosts
+from train.system import cluster
+from train.system import processes as distributed
 
 TINY = PRESETS["tiny"]
 

@@ -9,9 +9,10 @@ import time
 import pytest
 
 from tests.train.program import ROOT
-from train import checkpoint, files, interruption
-from train.config import CheckpointConfig
-from train.interruption import Interruption
+from train.config.run_config import CheckpointConfig
+from train.rundir import checkpoints as checkpoint
+from train.system import files, interruption
+from train.system.interruption import Interruption
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 ANSWER = "saving after this step"

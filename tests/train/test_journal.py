@@ -9,10 +9,11 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from train import metrics, throughput
-from train.journal import DivergedError, Journal
-from train.metrics import CURVE_FILE, METRICS_FILE
-from train.presets import PRESETS
+from train.config.presets import PRESETS
+from train.rundir import metrics
+from train.rundir.journal import DivergedError, Journal
+from train.rundir.metrics import CURVE_FILE, METRICS_FILE
+from train.step import throughput
 
 
 @pytest.fixture

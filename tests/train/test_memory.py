@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from train import memory
+from train.system import out_of_memory as memory
 
 
 @pytest.fixture

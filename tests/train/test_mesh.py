@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from models.llama import LlamaConfig
-from train import mesh, optimizers, step
-from train.optimizer_config import OptimizerConfig
+from train.config.optimizer_config import OptimizerConfig
+from train.step import mesh, optimizers
+from train.step import train_step as step
 
 MODEL = LlamaConfig(64, 16, 30, num_layers=2, num_heads=2)
 

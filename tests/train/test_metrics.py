@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.train.program import limited_file_size, read_rows
-from train import metrics
-from train.config import ReportConfig
-from train.metrics import METRICS_FILE, MetricsWriter
-from train.presets import PRESETS
+from train.config.presets import PRESETS
+from train.config.run_config import ReportConfig
+from train.rundir import metrics
+from train.rundir.metrics import METRICS_FILE, MetricsWriter
 
 
 @pytest.fixture

@@ -14,9 +14,14 @@ import pytest
 
 import subtrack_jax as stj
 from models import llama
-from train import methods, optimizers
-from train.optimizer_config import OptimizerConfig, OptimizerName, schedule_phases
-from train.presets import PRESETS
+from train.config import methods
+from train.config.optimizer_config import (
+    OptimizerConfig,
+    OptimizerName,
+    schedule_phases,
+)
+from train.config.presets import PRESETS
+from train.step import optimizers
 
 NAMES = typing.get_args(OptimizerName)
 FULL_RANK = ("adamw", "muon", "adafactor")

@@ -11,12 +11,14 @@ import typing
 import pytest
 
 from tests.train.program import ROOT, assert_refuses
-from train import benchmark, generate, options, pretrain, subjects
-from train.comparison_config import CompareConfig
-from train.config import PretrainConfig
-from train.methods import settings_of
-from train.optimizer_config import OptimizerConfig, OptimizerName
-from train.presets import PRESETS
+from train import benchmark, generate, pretrain
+from train.cli import options
+from train.comparison.comparison_config import CompareConfig
+from train.config.methods import settings_of
+from train.config.optimizer_config import OptimizerConfig, OptimizerName
+from train.config.presets import PRESETS
+from train.config.run_config import PretrainConfig
+from train.timing import timed_programs as subjects
 
 WEIGHTS = ROOT / "tests/data/hugging_face/tied"
 PROGRAMS = ["pretrain", "compare", "generate", "export", "plan", "benchmark"]

@@ -10,10 +10,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.train.program import ROOT, assert_one_line_error, assert_refuses, run
-from train import footprint, optimizers, plan, planning, targets
-from train import mesh as meshes
-from train import step as steps
-from train.collectives import Traffic, step_traffic
+from train import plan
+from train.planning import footprint, targets
+from train.planning import plan_report as planning
+from train.planning.collectives import Traffic, step_traffic
+from train.step import mesh as meshes
+from train.step import optimizers
+from train.step import train_step as steps
 
 SMALL = [
     *["--hidden-size", "32", "--mlp-size", "64", "--num-layers", "2"],

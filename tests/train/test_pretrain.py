@@ -13,8 +13,11 @@ from tests.train.program import (
     read_values,
     run,
 )
-from train import cli, export, exporting, messages
-from train.presets import PRESETS
+from train import export
+from train.cli import command_line as cli
+from train.config.presets import PRESETS
+from train.generation import exporting
+from train.loop import messages
 
 
 @pytest.mark.parametrize("optimizer", ["subtrack", "adamw"])

@@ -18,7 +18,7 @@ from tests.train.program import (
     read_rows,
     run,
 )
-from train.diagnostics import DIAGNOSTICS_FILE
+from train.loop.subspace_report import DIAGNOSTICS_FILE
 
 pytestmark = pytest.mark.slow
 

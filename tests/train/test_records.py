@@ -7,9 +7,9 @@ import math
 import pytest
 
 from tests.train.test_comparison_report import record
-from train import records
-from train.optimizer_config import OptimizerConfig
-from train.variants import Trial
+from train.comparison import trial_records as records
+from train.comparison.variants import Trial
+from train.config.optimizer_config import OptimizerConfig
 
 
 @pytest.mark.parametrize("growth_limit", [1.01, math.inf])

@@ -12,10 +12,10 @@ import filelock
 import pytest
 
 from tests.train.test_tokenizer import TEXT
-from train import changes, identity
-from train.config import PretrainConfig
-from train.presets import PRESETS
-from train.run import (
+from train.config.presets import PRESETS
+from train.config.run_config import PretrainConfig
+from train.rundir import changes, identity
+from train.rundir.directory import (
     ALWAYS_SAVED,
     CHECKPOINTS,
     CONFIG_FILE,
@@ -28,7 +28,7 @@ from train.run import (
     open_directory,
     save_config,
 )
-from train.tokenizer import Tokenizer
+from train.tokenization.tokenizer import Tokenizer
 
 TINY = PRESETS["tiny"]
 

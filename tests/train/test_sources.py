@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
-from train import sources
-from train.formats import Notes
-from train.sources import LocalText
+from train.data import sources
+from train.data.formats import Notes
+from train.data.sources import LocalText
 
 
 def read(pattern, field="text", skip_bad=False, notes=None):

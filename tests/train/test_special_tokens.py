@@ -10,10 +10,11 @@ from tokenizers import models, pre_tokenizers, processors
 
 from tests.train.program import assert_refuses
 from tests.train.test_tokenizer import train_sentencepiece
-from train import cli, data
-from train.presets import PRESETS
-from train.special_tokens import SpecialTokens
-from train.tokenizer import Tokenizer
+from train.cli import command_line as cli
+from train.config.presets import PRESETS
+from train.data import dataset as data
+from train.tokenization.special_tokens import SpecialTokens
+from train.tokenization.tokenizer import Tokenizer
 
 WORDS = ["<unk>", "<s>", "</s>", "<|im_end|>", "<pad>", "call", "me"]
 UNK, BEGIN, END, CHAT_END, PAD, CALL, ME = range(len(WORDS))

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from models.llama import LlamaConfig
-from train import optimizers, step
-from train.optimizer_config import OptimizerConfig
+from train.config.optimizer_config import OptimizerConfig
+from train.step import optimizers
+from train.step import train_step as step
 
 MODEL = LlamaConfig(64, 16, 32, num_layers=2, num_heads=2, init_std=0.2)
 OPTIMIZER = optax.sgd(0.1)

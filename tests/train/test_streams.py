@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import pytest
 
-from train import streams
-from train.config import DataConfig
+from train.config.run_config import DataConfig
+from train.data import streams
 
 DOCUMENTS = [f"document {i}" for i in range(60)]
 

@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 
 from models import llama
-from train import step, throughput
+from train.step import throughput
+from train.step import train_step as step
 
 MODEL = llama.LlamaConfig(512, 128, 256, num_layers=1, num_heads=4)
 LENGTH = 128

@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from train import token_files
-from train.token_cache import TokenCache
-from train.tokenizer import Tokenizer
+from train.data import token_files
+from train.data.token_cache import TokenCache
+from train.tokenization.tokenizer import Tokenizer
 
 PARTS = [
     (False, [1, 2, 3], True),

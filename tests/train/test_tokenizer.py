@@ -12,12 +12,12 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
-from train import pieces as pieces_module
-from train import special_tokens
-from train import tokenizer as tokenizer_module
-from train.pieces import split_documents
-from train.sources import EMBEDDED_TEXT
-from train.tokenizer import END_OF_TEXT, Tokenizer
+from train.data import pieces as pieces_module
+from train.data.pieces import split_documents
+from train.data.sources import EMBEDDED_TEXT
+from train.tokenization import special_tokens
+from train.tokenization import tokenizer as tokenizer_module
+from train.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 
 BOOK = gzip.decompress(EMBEDDED_TEXT.read_bytes()).decode()
 TEXT = BOOK[:20_000]

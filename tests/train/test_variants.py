@@ -2,9 +2,9 @@
 
 import pytest
 
-from train.methods import resolved
-from train.optimizer_config import OptimizerConfig
-from train.variants import all_variants, parse_sweep, parse_variant
+from train.comparison.variants import all_variants, parse_sweep, parse_variant
+from train.config.methods import resolved
+from train.config.optimizer_config import OptimizerConfig
 
 BASE = OptimizerConfig(rank=8, update_interval=5)
 

@@ -7,8 +7,8 @@ import pytest
 
 from models import generation
 from tests.train.test_tokenizer import TEXT, train_sentencepiece
-from train import writing
-from train.tokenizer import Tokenizer
+from train.generation import writing
+from train.tokenization.tokenizer import Tokenizer
 
 WORDS = "Café naïve ∘∘ 🐋 鯨が来た! \n\n  two  spaces\tand a tab"
 

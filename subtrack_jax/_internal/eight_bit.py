@@ -1,0 +1,153 @@
+"""Adam's moments in eight bits.
+
+Dettmers et al. 2022, arXiv 2110.02861, with the codes of `dynamic_map`. Ours: the
+second moment is coded as its root, which is what the update divides by.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+from subtrack_jax._internal import placement
+from subtrack_jax._internal.dynamic_map import SMALLEST_ROW, block_size, decode, encode
+from subtrack_jax._internal.leaves import content, is_box, is_masked
+from subtrack_jax._internal.record import Pair, unzip
+
+_SMALLEST_LEAF = 4096
+
+
+class EightBitAdamState(NamedTuple):
+    """Adam's moments as codes with a scale for each block.
+
+    Attributes:
+      count: updates taken so far.
+      mu: codes of the first moment, int8 in the moment's shape; the moment itself
+        where a leaf is too small to be coded.
+      nu: codes of the root of the second moment, uint8, likewise.
+      mu_scale: of each block along the last axis; `optax.MaskedNode` where nothing
+        is coded.
+      nu_scale: likewise.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # also a method of tuples
+    mu: optax.Updates
+    nu: optax.Updates
+    mu_scale: optax.Updates
+    nu_scale: optax.Updates
+
+
+def in_eight_bits(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keeps the moments of a rule with Adam's state in eight bits between steps.
+
+    Leaves of at least 4096 numbers are coded, if their last axis has 32 at least.
+    The rule computes with what the codes stand for, in the dtype of the scales; its
+    direction is that of moments not yet coded.
+
+    Args:
+      adam: with a state of type `optax.ScaleByAdamState`.
+
+    Returns:
+      The same rule with an `EightBitAdamState`.
+    """
+
+    def init_fn(params):
+        def codes(dtype):
+            return jax.tree.map(
+                lambda x: jnp.zeros_like(x, dtype=dtype if _is_coded(x) else None),
+                params,
+            )
+
+        def scales():
+            # Blocks are no axis that metadata could name: their scales go without.
+            return jax.tree.map(
+                lambda leaf: _scales_like(content(leaf)), params, is_leaf=is_box
+            )
+
+        return EightBitAdamState(
+            count=jnp.zeros([], jnp.int32),
+            mu=codes(jnp.int8),
+            nu=codes(jnp.uint8),
+            mu_scale=scales(),
+            nu_scale=scales(),
+        )
+
+    def update_fn(updates, state, params=None):
+        updates, moments = adam.update(updates, decode_moments(state), params)
+        return updates, encode_moments(moments)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def transported(transport: Callable[..., Any]) -> Callable[..., Any]:
+    """A transport of Adam's moments as one of codes."""
+
+    def transport_codes(state, rotations):
+        moments = transport(decode_moments(state), rotations)
+        return encode_moments(moments)
+
+    return transport_codes
+
+
+def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
+    """Decodes the moments of a state."""
+
+    def moments(decoded: Callable[[jax.Array], jax.Array], codes, scales):
+        def moment(leaf, scale):
+            if is_masked(scale):
+                return leaf
+            return jax.tree.map(lambda x: decoded(decode(x, scale)), leaf)
+
+        return jax.tree.map(moment, codes, scales, is_leaf=_is_node)
+
+    return optax.ScaleByAdamState(
+        state.count,
+        moments(lambda mu: mu, state.mu, state.mu_scale),
+        moments(jnp.square, state.nu, state.nu_scale),
+    )
+
+
+def encode_moments(state: optax.ScaleByAdamState) -> EightBitAdamState:
+    """Encodes the moments of a state, dithered; see `encode`."""
+
+    def coded(function: Callable[[jax.Array], jax.Array], dtype, moments):
+        def code(leaf):
+            if is_masked(leaf) or not _is_coded(content(leaf)):
+                return Pair(leaf, optax.MaskedNode())
+            codes, scale = encode(function(content(leaf)), dtype, state.count)
+            return Pair(jax.tree.map(lambda _: codes, leaf), scale)
+
+        return unzip(jax.tree.map(code, moments, is_leaf=_is_node))
+
+    mu, mu_scale = coded(lambda mu: mu, jnp.int8, state.mu)
+    nu, nu_scale = coded(jnp.sqrt, jnp.uint8, state.nu)
+    return EightBitAdamState(state.count, mu, nu, mu_scale, nu_scale)
+
+
+def _is_coded(x: Any) -> bool:
+    is_real = jnp.issubdtype(x.dtype, jnp.floating)
+    return is_real and x.size >= _SMALLEST_LEAF and x.shape[-1] >= SMALLEST_ROW
+
+
+def _scales_like(leaf: Any) -> Any:
+    """Zeros for the scale of each block of a leaf, split as the leaf is."""
+    if not _is_coded(leaf):
+        return optax.MaskedNode()
+    blocks = -(-leaf.shape[-1] // block_size(leaf.shape[-1]))
+    zeros = jnp.zeros((*leaf.shape[:-1], blocks), leaf.dtype)
+
+    def spec_of(spec, mesh):
+        names = (spec[-1],) if isinstance(spec[-1], str) else tuple(spec[-1] or ())
+        while blocks % math.prod(mesh.shape[name] for name in names):
+            names = names[:-1]
+        return PartitionSpec(*spec[:-1], names)
+
+    return placement.place(zeros, leaf, spec_of)
+
+
+def _is_node(node: Any) -> bool:
+    return is_box(node) or is_masked(node)

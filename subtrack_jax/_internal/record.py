@@ -1,0 +1,246 @@
+"""The record that travels between stages in place of a low-rank gradient."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from subtrack_jax._internal.leaves import content, is_box, path_name
+from subtrack_jax._internal.matrix_view import MatrixView
+from subtrack_jax.low_rank import LowRank
+from subtrack_jax.stages.rotation import DenseRotation, RankOneRotation, Rotation
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRankLeaf:
+    """One low-rank leaf of the updates, between `track_subspace` and recovery.
+
+    Stages fill it from left to right; a field that is None has not been reached.
+    Batch axes come first in every array.
+
+    Attributes:
+      gradient: G as it arrived, in the shape and dtype of the leaf.
+      basis: S_t, of shape (..., m, r).
+      previous_basis: S_{t-1}, of the same shape.
+      rank_one: the change of basis as a rank-one rotation, if the tracker knows
+        one, else None.
+      moved: scalar bool, the same for all leaves of a tree: whether this step
+        moved the basis, so that moments have to follow.
+      coordinates: A = S_t^T G, of shape (..., r, n); set by `project`.
+      direction: N, the inner rule's answer to A, of the same shape; set by
+        `on_coordinates` and `scale_by_projection_aware_adam`.
+      view: how the leaf is seen as a matrix; static.
+      box: structure of the metadata that the gradient came in, if any; static.
+    """
+
+    gradient: jax.Array
+    basis: jax.Array
+    previous_basis: jax.Array
+    rank_one: RankOneRotation | None
+    moved: jax.Array
+    coordinates: Any
+    direction: Any
+    view: MatrixView = dataclasses.field(metadata={"static": True})
+    box: Any = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def start(
+        cls,
+        leaf: Any,
+        view: MatrixView,
+        basis: jax.Array,
+        previous_basis: jax.Array,
+        moved: jax.Array,
+        rank_one: RankOneRotation | None = None,
+    ) -> Self:
+        """The record of a gradient, as it came, that has been given a basis."""
+        return cls(
+            gradient=content(leaf),
+            basis=basis,
+            previous_basis=previous_basis,
+            rank_one=rank_one,
+            moved=moved,
+            coordinates=None,
+            direction=None,
+            view=view,
+            box=jax.tree.structure(leaf),
+        )
+
+    @property
+    def rotation(self) -> Rotation:
+        """The change from the previous coordinates to these."""
+        if self.rank_one is None:
+            return DenseRotation(self.basis, self.previous_basis)
+        return self.rank_one
+
+    def map(self, function: Callable[..., Any], *stacks: Any) -> Any:
+        """Calls a function of records; on meshes, for large matrices sequentially.
+
+        A product with a basis replicates its coordinates over a mesh for a moment,
+        however many devices there are: of a stack of 32 layers of 7B, 1.3 GiB.
+        Here they are those of one matrix at a time, or of as many as the mesh could
+        have split the stack into (`MatrixView.map`).
+
+        Args:
+          function: of a record and one entry of each of `stacks`, whose results have
+            the batch axes of the record in front.
+          *stacks: trees of arrays whose leading axes are the batch axes.
+
+        Returns:
+          What the function returns.
+        """
+        on_mesh = jax.typeof(self.gradient).sharding.mesh.size > 1
+        if not (on_mesh and self.view.is_large):
+            return function(self, *stacks)
+
+        def of_one(view, gradient, fields, *stacks):
+            return function(
+                self.replace(view=view, gradient=gradient, **fields), *stacks
+            )
+
+        shared = "gradient", "moved", "view", "box"
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in shared
+        }
+        return self.view.map(of_one, self.gradient, fields, *stacks)
+
+    def boxed(self, update: Any) -> Any:
+        """An update as the gradient came: with the metadata it had, if any."""
+        return jax.tree.unflatten(self.box, [update])
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def is_record(leaf: Any) -> TypeGuard[LowRankLeaf]:
+    """Whether a leaf of the updates is a record, for `is_leaf` too."""
+    return isinstance(leaf, LowRankLeaf)
+
+
+def map_records(
+    low_rank: Callable[..., Any],
+    plain: Callable[..., Any],
+    updates: optax.Updates,
+    *rest: Any,
+) -> Any:
+    """Maps one function over the records of a tree and another over the rest.
+
+    The rest are arrays, or boxes (`leaves.is_box`) around them.
+    """
+    return jax.tree.map(
+        lambda leaf, *others: (low_rank if is_record(leaf) else plain)(leaf, *others),
+        updates,
+        *rest,
+        is_leaf=lambda node: is_record(node) or is_box(node),
+    )
+
+
+def widened(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+    """Gradients in the wider of their own dtype and their parameter's.
+
+    A learning rate times an update in bfloat16 has 8 bits, too few for a float32
+    parameter.
+
+    Args:
+      updates: arrays, boxes around them, or records.
+      params: the parameters, which are found by path; None leaves the updates alone.
+
+    Returns:
+      The updates; those that are wide enough as they are, integers too.
+    """
+    if params is None:
+        return updates
+    dtypes = {
+        path: getattr(content(leaf), "dtype", None)
+        for path, leaf in jax.tree.leaves_with_path(params, is_leaf=is_box)
+    }
+
+    def in_wider(path, node):
+        widen = lambda g: g.astype(_wider(g.dtype, dtypes.get(path)))
+        if is_record(node):
+            return node.replace(gradient=widen(node.gradient))
+        return jax.tree.map(widen, node)
+
+    return jax.tree.map_with_path(
+        in_wider, updates, is_leaf=lambda node: is_record(node) or is_box(node)
+    )
+
+
+def _wider(dtype: Any, other: Any) -> Any:
+    if other is None or dtype == other:
+        return dtype
+    if not all(jnp.issubdtype(kind, jnp.inexact) for kind in (dtype, other)):
+        return dtype
+    # float8 dtypes have no implicit promotions.
+    if dtype.itemsize != other.itemsize:
+        return max(dtype, other, key=lambda x: x.itemsize)
+    return jnp.promote_types(dtype, other)
+
+
+class Pair(NamedTuple):
+    """Two results for one leaf, until `unzip` parts them."""
+
+    first: Any
+    second: Any
+
+
+def unzip(pairs: Any) -> tuple[Any, Any]:
+    """Turns a tree of `Pair`s into two trees."""
+    is_pair = lambda leaf: isinstance(leaf, Pair)
+    return (
+        jax.tree.map(lambda pair: pair.first, pairs, is_leaf=is_pair),
+        jax.tree.map(lambda pair: pair.second, pairs, is_leaf=is_pair),
+    )
+
+
+def expect_records(
+    stage: str, low_rank: LowRank, needs: str
+) -> Callable[[optax.Updates], None]:
+    """Builds the check that a stage is chained after the stages it needs.
+
+    Args:
+      stage: name of the stage that asks.
+      low_rank: which leaves must be records.
+      needs: field of the record that the stage works from.
+
+    Returns:
+      A function of the stage's updates that raises a TypeError naming the first
+      leaf at fault and the stage it has missed.
+    """
+    before = {
+        "basis": "track_subspace",
+        "coordinates": "project",
+        "direction": "scale_by_projection_aware_adam or on_coordinates",
+    }[needs]
+
+    if not isinstance(low_rank, LowRank):
+        raise TypeError(f"{stage} takes a LowRank first, was given {low_rank!r}.")
+
+    def check(path, leaf, view):
+        if is_record(leaf) and leaf.view != view:
+            raise TypeError(
+                f"{stage} was given {path_name(path)} tracked as {leaf.view}, which"
+                f" its own LowRank sees as {view}: give all stages the same one."
+            )
+        reached = is_record(leaf) and getattr(leaf, needs) is not None
+        if view is not None and not reached:
+            raise TypeError(
+                f"{stage} was given {path_name(path)} without its {needs}: chain"
+                f" {before} before it, with the same LowRank."
+            )
+
+    def check_updates(updates):
+        gradients = map_records(lambda record: record.gradient, lambda g: g, updates)
+        views = low_rank.views(gradients)
+        jax.tree.map_with_path(
+            check, updates, views, is_leaf=lambda node: is_record(node) or is_box(node)
+        )
+
+    return check_updates

@@ -1,0 +1,115 @@
+"""Whether a state belongs to the stage, the parameters and the LowRank it meets.
+
+A checkpoint of another rank, side or optimizer can have the structure that is
+expected, and `flax.serialization` restores it without a look at shapes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from subtrack_jax._internal.leaves import (
+    content,
+    expect_gradients,
+    is_box,
+    is_masked,
+    path_name,
+)
+from subtrack_jax._internal.matrix_view import MatrixView
+from subtrack_jax._internal.record import is_record
+
+_ADVICE = (
+    "the state is of another optimizer, rank, side or tree of parameters; restore the"
+    " one that belongs to these, or begin with init"
+)
+
+
+def expect_state(stage: str, kind: type, state: Any) -> None:
+    """Raises a TypeError unless a stage is given a state of its own kind."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"{stage} was given {type(state).__name__} in place of {kind.__name__}:"
+            f" {_ADVICE}."
+        )
+
+
+def expect_shapes(
+    stage: str,
+    field: str,
+    found: Any,
+    updates: Any,
+    views: Any,
+    shape_of: Callable[[MatrixView], tuple[int, ...] | None],
+) -> None:
+    """Raises unless a field of a state has the shapes that the updates call for.
+
+    Args:
+      stage: name of the stage that asks.
+      field: name of the field.
+      found: the field: an array for each low-rank leaf, `optax.MaskedNode` for others.
+      updates: arrays, boxes around them, or records.
+      views: of `LowRank.views`.
+      shape_of: from a view to the shape that belongs to it, or None.
+
+    Raises:
+      ValueError: naming the leaf, its shape and the one that was expected.
+    """
+    is_leaf = lambda node: is_box(node) or is_record(node)
+    structure: Any
+    nodes, structure = jax.tree.flatten_with_path(updates, is_leaf=is_leaf)
+    try:
+        entries = structure.flatten_up_to(found)
+        if not all(map(_is_one_leaf, entries)):
+            raise ValueError("it has trees in place of leaves")
+    except ValueError as error:
+        expect_gradients(updates, found)
+        raise ValueError(
+            f"{stage} was given a state whose {field} has not the leaves of the"
+            f" updates: {_ADVICE} ({error})."
+        ) from error
+    for (path, _), view, entry in zip(
+        nodes, structure.flatten_up_to(views), entries, strict=True
+    ):
+        expected = None if view is None else shape_of(view)
+        shape = None if is_masked(entry) else jnp.shape(content(entry))
+        if shape != expected:
+            raise ValueError(
+                f"{stage} was given a state whose {field} of {path_name(path)} has the"
+                f" shape {shape}, where {expected} is expected (None: no {field}):"
+                f" {_ADVICE}."
+            )
+
+
+def expect_rule_state(stage: str, found: Any, expected: Any) -> None:
+    """Raises a ValueError unless a rule's state has the shapes of a new one.
+
+    Args:
+      stage: name of the stage that asks.
+      found: the state.
+      expected: shapes of the state that the rule's `init` makes.
+    """
+    expect_state(stage, type(expected), found)
+    shapes, wanted = map(_named, (found, expected))
+    if shapes.keys() != wanted.keys():
+        extra, missing = shapes.keys() - wanted.keys(), wanted.keys() - shapes.keys()
+        raise ValueError(
+            f"{stage} was given a state with {sorted(extra) or 'nothing'} too much and"
+            f" {sorted(missing) or 'nothing'} too little: {_ADVICE}."
+        )
+    for name, leaf in shapes.items():
+        if jnp.shape(leaf) != wanted[name].shape:
+            raise ValueError(
+                f"{stage} was given a state whose {name} has the shape"
+                f" {jnp.shape(leaf)}, where {wanted[name].shape} is expected:"
+                f" {_ADVICE}."
+            )
+
+
+def _is_one_leaf(entry: Any) -> bool:
+    return is_masked(entry) or is_box(entry) or jax.tree_util.all_leaves([entry])
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}

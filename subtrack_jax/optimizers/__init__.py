@@ -1,0 +1,1 @@
+"""The optimizers of the family, one file per paper."""

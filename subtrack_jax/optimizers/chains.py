@@ -1,0 +1,60 @@
+"""Assembles the chain of an optimizer from its stages."""
+
+from typing import Any
+
+import jax
+import optax
+
+from subtrack_jax._internal.validation import check_factor
+from subtrack_jax.low_rank import LowRank
+from subtrack_jax.stages.coordinates import project
+from subtrack_jax.stages.feed_back import feed_back
+from subtrack_jax.stages.monitor import monitor_energy
+
+
+def assemble(
+    low_rank: LowRank,
+    track: optax.GradientTransformation,
+    adam: optax.GradientTransformation,
+    recover: optax.GradientTransformation,
+    end: tuple[jax.typing.ArrayLike, Any, optax.ScalarOrSchedule],
+    monitor: bool = False,
+    feedback: tuple[jax.typing.ArrayLike, bool] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Chains the stages of a method.
+
+    Args:
+      low_rank: that of all stages.
+      track: the first stage, which chooses and moves the subspaces.
+      adam: the rule inside of them.
+      recover: lifts its answer.
+      end: weight decay, its mask and the learning rate, as in `optax.adamw`.
+      monitor: whether `monitor_energy` watches the projection.
+      feedback: b1 and `error_feedback` of `feed_back`, for methods that need it.
+
+    Returns:
+      The optimizer.
+
+    Raises:
+      ValueError: if the decay or the learning rate is out of its range.
+    """
+    watch = (monitor_energy(low_rank),) if monitor else ()
+    stages = (track, project(low_rank), *watch, adam)
+    if feedback is not None:
+        stages = (feed_back(low_rank, optax.chain(*stages), *feedback),)
+    return optax.chain(*stages, recover, *_decay_and_descend(*end))
+
+
+def _decay_and_descend(
+    weight_decay: jax.typing.ArrayLike, mask: Any, learning_rate: optax.ScalarOrSchedule
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """The end of every chain, as in `optax.adamw`."""
+    check_factor("weight_decay", weight_decay)
+    if not callable(learning_rate):
+        check_factor("learning_rate", learning_rate)
+    # Without decay, updates need no parameters; the state is the same either way.
+    is_zero = isinstance(weight_decay, (int, float)) and weight_decay == 0
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    if is_zero and mask is None:
+        decay = optax.identity()
+    return decay, optax.scale_by_learning_rate(learning_rate)

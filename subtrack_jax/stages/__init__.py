@@ -1,0 +1,1 @@
+"""The stages that a low-rank optimizer is a chain of."""

@@ -1,0 +1,248 @@
+"""The last stage: full-size updates, with the residual outside of the subspace."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from subtrack_jax import sharding
+from subtrack_jax._internal import placement
+from subtrack_jax._internal.products import root
+from subtrack_jax._internal.record import (
+    LowRankLeaf,
+    Pair,
+    expect_records,
+    map_records,
+    unzip,
+)
+from subtrack_jax._internal.state_check import expect_shapes, expect_state
+from subtrack_jax._internal.validation import check_factor, check_precise
+from subtrack_jax.low_rank import LowRank
+
+Residual = Literal["exact", "published"]
+
+
+class RecoverAndScaleState(NamedTuple):
+    """Norms of the last step, for the growth limiter.
+
+    Attributes:
+      recovery_norm: Frobenius norm of the last term that was limited, of each matrix,
+        of shape (...), 0 before there was one; `optax.MaskedNode` for leaves
+        that are not low-rank.
+    """
+
+    recovery_norm: optax.Updates
+
+
+def recover_and_scale(
+    low_rank: LowRank,
+    scale: jax.typing.ArrayLike = 0.25,
+    recovery: Literal["columns", "none"] = "columns",
+    recovery_scale: jax.typing.ArrayLike = 1.0,
+    growth_limit: jax.typing.ArrayLike | None = 1.01,
+    residual: Residual = "exact",
+) -> optax.GradientTransformationExtraArgs:
+    """Lifts the direction back and adds the rescaled residual.
+
+    With the direction N of the inner rule and phi_j = |N_:j| / |A_:j|, the
+    update is scale * S N + recovery_scale * gamma * L, where
+    L = (G - S A) diag(phi) is the part of the gradient outside of the subspace,
+    each column scaled as the rule scaled the part inside (Fira, arXiv
+    2410.01623, section 3; SubTrack++, equations 10 to 12). The limiter
+    gamma = min(1, growth_limit * l / |L|) keeps the norm of the recovered term
+    from growing faster than `growth_limit` a step over its last norm l. A last
+    norm of zero limits nothing.
+
+    L is never formed: the update is S (scale N - gamma A diag(phi)) + G
+    diag(gamma phi), and |L|^2 = sum_j phi_j^2 (|G_:j|^2 - |A_:j|^2) because S
+    is orthonormal. That leaves one m x n x r product here, one in `project`.
+
+    Args:
+      low_rank: the same `LowRank` as in the other stages.
+      scale: alpha, of the part inside of the subspace.
+      recovery: "columns" as above, or "none" for the part inside alone.
+      recovery_scale: of the part outside, applied after the limiter.
+      growth_limit: zeta, at least 1; None for no limiter.
+      residual: "exact" as above; "published" is G - scale S A, as the published
+        code of Fira and SubTrack has it, which adds back some of what is inside:
+        for comparisons with it.
+
+    Returns:
+      A transformation from records back to plain updates in the gradient's
+      dtype (see `project`), to be chained after the inner rule.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    check_factor("scale", scale)
+    check_factor("recovery_scale", recovery_scale)
+    if recovery not in ("columns", "none"):
+        raise ValueError(f"recovery={recovery!r}: use 'columns' or 'none'.")
+    if residual not in ("exact", "published"):
+        raise ValueError(f"residual={residual!r}: use 'exact' or 'published'.")
+
+    @jax.jit
+    def lift(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
+        inside = sharding.local(scale) * placement.unsplit_rank(record.direction)
+        return _finished(record, record.view.lift(record.basis, inside), last_norm)
+
+    @jax.jit
+    def recover(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
+        view, coordinates = record.view, placement.unsplit_rank(record.coordinates)
+        direction = placement.unsplit_rank(record.direction)
+        gradient = record.gradient.astype(coordinates.dtype)
+        energy, phi = _energy_and_ratio(coordinates, direction, axis=-2)
+        alpha = sharding.local(scale)
+        removed = alpha if residual == "published" else 1
+        # |G_:j - c S A_:j|^2 = |G_:j|^2 - c (2 - c) |A_:j|^2
+        inside_energy = removed * (2 - removed) * energy
+        missed = jnp.maximum(view.column_energy(gradient) - inside_energy, 0)
+        norm = root(jnp.sum(phi * phi * missed, axis=-1))
+        gamma, limited = _limiter(norm, last_norm, growth_limit)
+        factors = jnp.multiply(sharding.local(recovery_scale), gamma)[..., None] * phi
+        inside = view.lift(
+            record.basis,
+            alpha * direction - removed * factors[..., None, :] * coordinates,
+        )
+        update = inside + view.scale_columns(gradient, factors)
+        return _finished(record, update, limited)
+
+    finish = lift if recovery == "none" else recover
+    limit = None if recovery == "none" else growth_limit
+    return _last_stage("recover_and_scale", low_rank, finish, limit)
+
+
+def scale_gradient(
+    low_rank: LowRank,
+    scale: jax.typing.ArrayLike = 1.0,
+    per: Literal["columns", "matrix"] = "columns",
+    growth_limit: jax.typing.ArrayLike | None = 1.01,
+) -> optax.GradientTransformationExtraArgs:
+    """The gradient itself, scaled as the inner rule scaled its projection.
+
+    With phi_j = |N_:j| / |A_:j| the update is scale * gamma * G diag(phi); with one
+    phi = |N| / |A| for all columns it is scale * gamma * phi * G (APOLLO and
+    APOLLO-Mini, Zhu et al. 2024, arXiv 2412.05270, algorithm 1). No direction is
+    lifted back, so that a basis need not be orthonormal. The limiter gamma is that of
+    `recover_and_scale`, on the norm of the whole update.
+
+    Args:
+      low_rank: the same `LowRank` as in the other stages.
+      scale: of the update.
+      per: "columns" or "matrix", what has a factor of its own.
+      growth_limit: zeta, at least 1; None for no limiter.
+
+    Returns:
+      A transformation from records back to plain updates in the gradient's
+      dtype (see `project`), to be chained after the inner rule.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    check_factor("scale", scale)
+    if per not in ("columns", "matrix"):
+        raise ValueError(f"per={per!r}: use 'columns' or 'matrix'.")
+
+    @jax.jit
+    def finish(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
+        coordinates = placement.unsplit_rank(record.coordinates)
+        direction = placement.unsplit_rank(record.direction)
+        gradient = record.gradient.astype(coordinates.dtype)
+        axes = -2 if per == "columns" else (-2, -1)
+        _, phi = _energy_and_ratio(coordinates, direction, axes)
+        energy = record.view.column_energy(gradient)
+        phi = jnp.broadcast_to(
+            phi if per == "columns" else phi[..., None], energy.shape
+        )
+        norm = root(jnp.sum(phi * phi * energy, axis=-1))
+        gamma, limited = _limiter(norm, last_norm, growth_limit)
+        factors = jnp.multiply(sharding.local(scale), gamma)[..., None] * phi
+        update = record.view.scale_columns(gradient, factors)
+        return _finished(record, update, limited)
+
+    return _last_stage("scale_gradient", low_rank, finish, growth_limit)
+
+
+def _energy_and_ratio(
+    coordinates: jax.Array, direction: jax.Array, axis: Any
+) -> tuple[jax.Array, jax.Array]:
+    """|A|^2 and phi = |N| / |A|, 0 where A is, over the given axes."""
+    energy = jnp.sum(coordinates * coordinates, axis=axis)
+    ratio = jnp.sum(direction * direction, axis)
+    return energy, root(ratio / jnp.where(energy > 0, energy, jnp.inf))
+
+
+def _limiter(
+    norm: jax.Array,
+    last_norm: jax.Array | None,
+    growth_limit: jax.typing.ArrayLike | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The factor min(1, zeta l / |L|), and |L| times it; l is the last such norm."""
+    if last_norm is None or (
+        isinstance(growth_limit, float) and math.isinf(growth_limit)
+    ):
+        return jnp.ones_like(norm), norm
+    has_last = last_norm > 0
+    limit = jnp.where(has_last, last_norm, 1) * sharding.local(growth_limit)
+    is_limited = has_last & (norm > limit)
+    limited = jnp.where(is_limited, limit, norm)
+    # Safe to divide by in both branches: jax_debug_nans looks at each of them.
+    return jnp.where(is_limited, limit, 1) / jnp.where(is_limited, norm, 1), limited
+
+
+def _finished(record: LowRankLeaf, update: jax.Array, norm: jax.Array | None) -> Pair:
+    """The matrix of an update, and the norm for the next limit, if any."""
+    return Pair(update.astype(record.gradient.dtype), norm)
+
+
+def _last_stage(
+    name: str,
+    low_rank: LowRank,
+    finish: Callable[[LowRankLeaf, jax.Array | None], Pair],
+    growth_limit: jax.typing.ArrayLike | None,
+) -> optax.GradientTransformationExtraArgs:
+    """From records to updates; with norms in the state where there is a limit."""
+    if growth_limit is not None:
+        check_precise(
+            "growth_limit", growth_limit, lambda x: x >= 1, "at least 1, or None", 1.01
+        )
+
+    def init_fn(params):
+        if growth_limit is None:
+            return optax.EmptyState()
+        views = low_rank.views(params)
+        return RecoverAndScaleState(placement.norms_like(params, views))
+
+    def update_fn(updates, state, **extra_args):
+        del extra_args
+
+        def to_leaf(record, last_norm=None):
+            pair = record.map(finish, last_norm)
+            first = record.boxed(record.view.leaf(pair.first))
+            if last_norm is None:
+                return Pair(first, None)
+            return Pair(first, pair.second.astype(last_norm.dtype))
+
+        if growth_limit is None:
+            expect_state(name, optax.EmptyState, state)
+            update = lambda record: to_leaf(record).first
+            return map_records(update, lambda g: g, updates), state
+        expect_state(name, RecoverAndScaleState, state)
+        views = map_records(lambda record: record.view, lambda _: None, updates)
+        norms, field = state.recovery_norm, "recovery_norm"
+        expect_shapes(name, field, norms, updates, views, lambda x: x.batch_shape)
+        pairs = map_records(
+            to_leaf,
+            lambda g, _: Pair(g, optax.MaskedNode()),
+            updates,
+            norms,
+        )
+        new_updates, norms = unzip(pairs)
+        return new_updates, RecoverAndScaleState(norms)
+
+    return sharding.stage(
+        init_fn, update_fn, expect_records(name, low_rank, "direction")
+    )

@@ -1,0 +1,240 @@
+"""The first stage: a subspace for every low-rank gradient."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from subtrack_jax import sharding
+from subtrack_jax._internal import placement
+from subtrack_jax._internal.leaves import content, is_box, map_leaves, state_dtype
+from subtrack_jax._internal.loops import apply_if
+from subtrack_jax._internal.record import LowRankLeaf, is_record
+from subtrack_jax._internal.refresh import Leaf, Moved, knows_rotations, refresh
+from subtrack_jax._internal.state_check import (
+    expect_rule_state,
+    expect_shapes,
+    expect_state,
+)
+from subtrack_jax._internal.validation import check, check_steps
+from subtrack_jax.low_rank import LowRank
+from subtrack_jax.stages.rotation import RankOneRotation
+from subtrack_jax.stages.trackers import Tracker
+
+
+class TrackSubspaceState(NamedTuple):
+    """Bases of all low-rank leaves, and the count of steps.
+
+    Attributes:
+      count: steps taken so far; scalar int32.
+      basis: S for each low-rank leaf, of shape (..., m, r), orthonormal;
+        `optax.MaskedNode` for other leaves.
+      memory: what the tracker keeps for each low-rank leaf, batch axes first: an
+        empty tuple for most.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # also a method of tuples
+    basis: optax.Updates
+    memory: Any
+
+
+def track_subspace(
+    low_rank: LowRank,
+    tracker: Tracker,
+    update_interval: jax.typing.ArrayLike = 200,
+    seed: jax.typing.ArrayLike = 0,
+    basis_dtype: jax.typing.DTypeLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Replaces each low-rank gradient by a record that carries its basis.
+
+    The basis starts from the first gradient, moves on every step whose number
+    is a multiple of `update_interval`, and keeps still otherwise. A gradient
+    with a NaN or an infinity never moves its basis.
+
+    Args:
+      low_rank: which leaves have a basis, where and of which rank.
+      tracker: how a basis starts and moves.
+      update_interval: steps between moves, from 1 to 2^31 - 1.
+      seed: of the tracker's random numbers, an int of 32 bits. They depend on it, on
+        the step and on the matrix' shape alone: all matrices of a shape share one
+        draw. A stacked leaf, its slices in leaves of their own, the same leaves in
+        another tree, and each leaf updated by itself therefore evolve alike, which
+        draws by path or by position would not. Give leaves optimizers with other
+        seeds (`optax.partition`) where shared random bases are not wanted.
+      basis_dtype: dtype in which bases are stored; None for the parameter's,
+        float32 at least, in which they are computed in any case. bfloat16 keeps
+        a basis orthonormal to about 1e-2 only.
+
+    Returns:
+      A transformation whose updates are for `project`. Other leaves pass.
+
+    Raises:
+      ValueError: if `update_interval` or `seed` is out of its range, or the tracker
+        needs what there is not; on `init`, if no leaf matches.
+    """
+    needs_momentum = "momentum" in tracker.needs
+    check_schedule(update_interval, seed)
+    if unknown := set(tracker.needs) - {"count", "momentum"}:
+        raise ValueError(
+            f"the tracker needs {', '.join(sorted(unknown))}: there is 'count' and"
+            " 'momentum'."
+        )
+
+    def remembered(basis):
+        remember = tracker.remember
+        if remember is None:
+            return ()
+        for _ in basis.shape[:-2]:
+            remember = jax.vmap(remember)
+        return remember(basis)
+
+    def init_fn(params):
+        low_rank.check(params)
+        views = low_rank.views(params)
+        empty = lambda _: optax.MaskedNode()
+
+        def basis_of(leaf, view):
+            dtype = jnp.dtype(basis_dtype or state_dtype(leaf.dtype))
+            return placement.basis_like(leaf, view, dtype)
+
+        def memory_of(leaf, view):
+            dtype = state_dtype(leaf.dtype)
+            return remembered(placement.basis_like(leaf, view, dtype))
+
+        return TrackSubspaceState(
+            count=jnp.zeros([], jnp.int32),
+            basis=map_leaves(basis_of, empty, params, views),
+            memory=map_leaves(memory_of, empty, params, views),
+        )
+
+    def update_fn(updates, state, momentum=None, **extra_args):
+        del extra_args
+        if needs_momentum and momentum is None:
+            raise TypeError(
+                "track_subspace was given a tracker that needs momentum, and none: put"
+                " the chain up to its inner rule inside of feed_back."
+            )
+        expect_state("track_subspace", TrackSubspaceState, state)
+        views = low_rank.views(updates)
+        basis_shape = lambda view: view.basis_shape
+        expect_shapes(
+            "track_subspace", "basis", state.basis, updates, views, basis_shape
+        )
+        leaves, structure = jax.tree.flatten(updates, is_leaf=is_box)
+        views = structure.flatten_up_to(views)
+        chosen = [k for k, view in enumerate(views) if view is not None]
+
+        def of_chosen(tree):
+            entries = structure.flatten_up_to(tree)
+            return [entries[k] for k in chosen]
+
+        stored = of_chosen(state.basis)
+        memories = of_chosen(state.memory)
+        extras = of_chosen(momentum) if needs_momentum else [()] * len(chosen)
+        bases = [basis.astype(state_dtype(basis.dtype)) for basis in stored]
+        if tracker.remember or jax.tree.leaves(memories):
+            new = jax.eval_shape(lambda bases: list(map(remembered, bases)), bases)
+            expect_rule_state("track_subspace", memories, new)
+        gradients = {k: content(leaves[k]) for k in chosen}
+        key = jax.random.fold_in(jax.random.key(sharding.local(seed)), state.count)
+
+        def start(gradient, basis, memory, extra):
+            del extra
+            return Moved(tracker.start(key, gradient, basis.shape[-1]), memory=memory)
+
+        def move(gradient, basis, memory, extra):
+            given = {"count": state.count, "momentum": extra}
+            named = {name: given[name] for name in tracker.needs}
+            if tracker.remember:
+                named["memory"] = memory
+            return Moved(*tracker.move(key, gradient, basis, **named))
+
+        def leaves_of(tracked):
+            return [
+                Leaf(views[k], gradients[k], old.basis, old.memory, extra)
+                for k, old, extra in zip(chosen, tracked, extras, strict=True)
+            ]
+
+        def refreshed(how, tracked):
+            return refresh(how, leaves_of(tracked))
+
+        is_start = state.count == 0
+        moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
+        # Decided for the whole tree, and outside of any vmap, which would make a
+        # select of it and pay for a refresh on every step.
+        started = apply_if(
+            is_start,
+            functools.partial(refreshed, start),
+            [
+                Moved(basis, memory=memory)
+                for basis, memory in zip(bases, memories, strict=True)
+            ],
+            "start_subspaces",
+        )
+        # A loop returns what it takes: it begins with the kind of rotation moves give.
+        tracked = [
+            old._replace(rotation=RankOneRotation.identity(old.basis)) if known else old
+            for old, known in zip(
+                started, knows_rotations(move, leaves_of(started)), strict=True
+            )
+        ]
+        tracked = apply_if(
+            moved, functools.partial(refreshed, move), tracked, "move_subspaces"
+        )
+        new_updates, new_bases = list(leaves), [optax.MaskedNode()] * len(leaves)
+        new_memories = list(new_bases)
+        for j, k in enumerate(chosen):
+            new, new_memories[k] = tracked[j].basis, tracked[j].memory
+            new_bases[k] = new.astype(stored[j].dtype)
+            new_updates[k] = LowRankLeaf.start(
+                leaves[k],
+                views[k],
+                new_bases[k].astype(new.dtype),
+                started[j].basis,
+                moved,
+                tracked[j].rotation,
+            )
+        return structure.unflatten(new_updates), TrackSubspaceState(
+            count=optax.safe_increment(state.count),
+            basis=structure.unflatten(new_bases),
+            memory=structure.unflatten(new_memories),
+        )
+
+    return sharding.stage(
+        init_fn, update_fn, expect_plain("track_subspace"), takes=("momentum",)
+    )
+
+
+def check_schedule(
+    update_interval: jax.typing.ArrayLike, seed: jax.typing.ArrayLike
+) -> None:
+    """Raises a ValueError if moves cannot be scheduled and seeded by these."""
+    # JAX drops all but the last 32 bits of a seed, unless it has 64-bit types.
+    bits = jnp.iinfo(jnp.result_type(int)).bits
+    check(
+        "seed",
+        seed,
+        lambda x: (
+            jnp.issubdtype(getattr(x, "dtype", type(x)), np.integer)
+            and -(2 ** (bits - 1)) <= int(x) < 2**bits
+        ),
+        f"an int of {bits} bits",
+    )
+    check_steps("update_interval", update_interval, least=1)
+
+
+def expect_plain(stage: str) -> Callable[[optax.Updates], None]:
+    """Builds the check that nothing has been given a subspace before a first stage."""
+
+    def check_updates(updates):
+        if any(map(is_record, jax.tree.leaves(updates, is_leaf=is_record))):
+            raise TypeError(
+                f"{stage} was given updates that have a subspace already: chain one"
+                " first stage only."
+            )
+
+    return check_updates

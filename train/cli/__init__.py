@@ -1,0 +1,1 @@
+"""Command lines: parsing, help and errors of one line."""

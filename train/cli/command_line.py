@@ -1,0 +1,223 @@
+"""Command lines of the programs: presets, saved configs, and errors of one line."""
+
+import argparse
+import contextlib
+import errno
+import inspect
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import tyro
+
+from train.cli import mistakes, options
+from train.rundir.directory import CONFIG_FILE, load_config
+
+Config = TypeVar("Config")
+
+PRETRAIN = "python -m train.pretrain"
+
+
+class Example(NamedTuple):
+    """A command line to copy from --help: what it is for, and its arguments."""
+
+    purpose: str
+    arguments: str
+
+
+def parse(
+    presets: Mapping[str, Config],
+    default: str,
+    program: str,
+    argv: Sequence[str],
+    **help_layout: Any,
+) -> Config:
+    """Reads a config from the command line, on top of a preset or a saved config.
+
+    `--preset` names the values to start from, `--config` a file with them,
+    `--resume` the file in `--output-dir`; `--init-from` replaces some of them, see
+    `given_weights.defaults`. `--help` exits with code 0 and shows these values; a bad
+    one exits with code 2 and one line on stderr.
+
+    Args:
+      presets: a config by each name that `--preset` takes, all of one dataclass
+        with the fields `preset`, `init_from`, `output_dir` and `start`; nested
+        dataclasses lend their fields without prefix.
+      default: the preset used when none is named.
+      program: the command, for help and errors.
+      argv: the arguments behind the command.
+      **help_layout: `common` and `examples`, as in `read`.
+    """
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--preset", "--config", "--output-dir", "--init-from"):
+        # tyro takes underscores, too.
+        chooser.add_argument(name, name[:3] + name[3:].replace("-", "_"), nargs="?")
+    # A value of it is refused later, in one line.
+    chooser.add_argument("--resume", nargs="?", const=True)
+    given = chooser.parse_known_args(argv)[0]
+    # A name that is no preset is reported by tyro, which knows the choices.
+    base = presets.get(given.preset, presets[default])
+    with user_errors(ValueError, OSError):
+        if given.config and (given.preset or given.resume):
+            raise ValueError(
+                "--config has the values of --preset and --resume: give one of them"
+            )
+        if given.config:
+            base = load_config(type(base), options.expanded(given.config))
+        elif given.resume:
+            saved = options.expanded(given.output_dir or base.output_dir) / CONFIG_FILE
+            # No such file: whoever opens the directory says so.
+            base = load_config(type(base), saved) if saved.exists() else base
+        if given.init_from not in (None, "None", "") and not given.resume:
+            from train.step import given_weights
+
+            base = given_weights.defaults(base, options.expanded(given.init_from))
+    return read(type(base), program, argv, base, **help_layout)
+
+
+def run_of_preset(argv: Sequence[str], presets: Mapping[str, Config]) -> Config:
+    """Finds the run that `--preset` names, for programs that parse the other flags.
+
+    Without it, or with a name that is no preset, which tyro reports as it knows the
+    choices, it is "tiny".
+    """
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset", nargs="?")
+    given = chooser.parse_known_args(argv)[0].preset
+    return presets.get(given, presets["tiny"])
+
+
+def read(
+    kind: type[Config],
+    program: str,
+    argv: Sequence[str],
+    default: Config | None = None,
+    common: Sequence[str] = (),
+    examples: Sequence[Example] = (),
+) -> Config:
+    """Reads a dataclass from the command line, with errors as in `parse`.
+
+    Args:
+      kind: the dataclass; nested ones lend their fields without prefix.
+      program: the command, for help and errors.
+      argv: the arguments behind the command.
+      default: where values not given come from; None takes the dataclass' own.
+      common: flags that help shows first; see `train.cli.options`.
+      examples: command lines that help ends with.
+    """
+    found = options.options(kind, default)
+    groups = options.arrange(found, common)
+    shown = [option for option in found if not option.is_hidden]
+    if message := mistakes.empty(argv, shown):
+        fail(message)
+    errors = io.StringIO()
+    flags = options.command_line(groups)
+    try:
+        with (
+            user_errors(OSError),  # a full disk behind the standard output
+            reader_may_leave(),
+            contextlib.redirect_stderr(errors),
+        ):
+            parsed = _parse(flags, kind, program, argv, examples)
+    except Failure:
+        raise
+    except SystemExit as stop:
+        if stop.code:
+            known = mistakes.explain(argv, shown)
+            fail(known or mistakes.in_plain_words(_unboxed(errors.getvalue())))
+        raise
+    given = {option.path: option.default for option in found}
+    with user_errors(ValueError):
+        return options.assemble(kind, given | options.values(parsed, groups))
+
+
+def _parse(
+    flags: type,
+    kind: type,
+    program: str,
+    argv: Sequence[str],
+    examples: Sequence[Example],
+) -> Any:
+    try:
+        return tyro.cli(
+            flags,
+            prog=program,
+            description=inspect.getdoc(kind).partition("\n\nAttributes:")[0],
+            args=argv,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except SystemExit as stop:
+        if not stop.code and examples and {"-h", "--help"} & set(argv):
+            print("\nexamples:")
+            for example in examples:
+                print(f"  {example.purpose}:")
+                print(f"      {program} {example.arguments}".rstrip())
+        raise
+
+
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Ends the program without a word when its output is not read: `| head`."""
+    try:
+        try:
+            yield
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        # Python writes what is left in the buffer once more as it exits.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@contextlib.contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Turns the exceptions that a user can cause into `fail`."""
+    try:
+        yield
+    except kinds as error:
+        message, number = str(error), getattr(error, "errno", None)
+        is_full = number in (errno.ENOSPC, errno.EDQUOT)
+        if (is_full or number == errno.EPIPE) and not getattr(error, "filename", "-"):
+            # Files have their name in the message; what is printed has none.
+            message = f"cannot write what is printed: {error.strerror}"
+        if is_full:
+            message += ": free some space and run the same command again"
+        fail(message)
+
+
+def warn(message: str) -> None:
+    """Tells what was not as expected, in one line on stderr."""
+    print("warning:", " ".join(message.split()), file=sys.stderr)
+
+
+class Failure(SystemExit):
+    """The end of a program, with exit code 2, after a message on stderr."""
+
+    def __init__(self, message: str):
+        super().__init__(2)
+        self.message = message
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program with exit code 2 and one line on stderr."""
+    message = " ".join(message.split())
+    print("error:", message, file=sys.stderr)
+    raise Failure(message)
+
+
+def _unboxed(report: str) -> str:
+    """The message of tyro's error box, without its title, frame and advice."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", report)
+    _, *lines = (line.strip("│ ") for line in plain.splitlines())
+    # Where stdout is not UTF-8 the box has no sides, and a rule under its title.
+    rule = re.compile("[─-]{4,}|╰.*")
+    if rule.fullmatch(lines[0]):
+        del lines[0]
+    message = itertools.takewhile(lambda line: not rule.fullmatch(line), lines)
+    # The config classes name the flag themselves.
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(message))

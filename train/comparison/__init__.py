@@ -1,0 +1,1 @@
+"""Comparison of optimizers by trials."""

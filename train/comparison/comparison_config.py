@@ -1,0 +1,161 @@
+"""The configuration of a comparison."""
+
+import dataclasses
+import pathlib
+import typing
+from typing import Annotated
+
+import tyro
+
+from models.config import LlamaConfig
+from train.config.optimizer_config import OptimizerConfig, OptimizerName
+from train.config.rules import (
+    at_least_1,
+    check,
+    check_name,
+    fits_32_bits,
+    not_negative,
+    steps_of_32_bits,
+)
+from train.config.run_config import (
+    CompilationConfig,
+    DataConfig,
+    PresetName,
+    check_parts,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Settings that all trials share.
+
+    Attributes:
+      model: the model's shape and arithmetic.
+      data: the text and its batches.
+      steps: optimizer steps.
+      gradient_accumulation_steps: parts into which each step's batch is cut, to be
+        computed one after another.
+      z_loss_weight: weight of the squared log-partition added to the loss.
+      eval_every_steps: steps between two evaluations on the held-out text; the last
+        step has one too.
+    """
+
+    model: LlamaConfig
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    steps: int = 300
+    gradient_accumulation_steps: int = 1
+    z_loss_weight: float = 0.0
+    eval_every_steps: int = 50
+
+    def __post_init__(self):
+        check(self, at_least_1, "steps", "eval_every_steps")
+        check(self, steps_of_32_bits, "steps")
+        check(self, at_least_1, "gradient_accumulation_steps")
+        check(self, not_negative, "z_loss_weight")
+        check_parts(self.data, self.gradient_accumulation_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(OptimizerConfig):
+    """Settings of all methods that do not name their own.
+
+    Those that are searched, or are another argument, cannot be given.
+    """
+
+    name: Annotated[OptimizerName, tyro.conf.Suppress] = "subtrack"
+    learning_rate: Annotated[float, tyro.conf.Suppress] = 1e-3
+    scale: Annotated[float | None, tyro.conf.Suppress] = None
+    matrix_learning_rate_scale: Annotated[float, tyro.conf.Suppress] = 1.0
+
+
+def method_of(text: str) -> tuple[str, str]:
+    """The method's name of one of `--optimizers`, and what is behind the colon.
+
+    Raises:
+      ValueError: there is no such method.
+    """
+    name, _, rest = text.strip().partition(":")
+    check_name(f"--optimizers {text!r}", name, typing.get_args(OptimizerName))
+    return name, rest
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Trains the same model on the same batches with one optimizer after the other.
+
+    Every method is tried with the same learning rates, times the same factors on the
+    updates of attention and MLP matrices, times the same seeds; a table has each at
+    the rates of its least mean loss. Finished trials are kept: the same command, or
+    one that asks for more, goes on where the last one stopped. The values below are
+    those of the chosen preset.
+
+    Attributes:
+      task: what all trials share.
+      preset: where all other values come from unless given, as for train.pretrain.
+      optimizers: the methods, each with settings of its own if need be, which are then
+        not searched: adamw:b2=0.95 subtrack:update_interval=50,scale=0.5. static is
+        subtrack without tracking: what it loses, tracking wins.
+      learning_rates: peak learning rates to try.
+      matrix_scales: factors on the updates of matrices to try: scale of the low-rank
+        methods with subspaces, matrix_learning_rate_scale of the others.
+      seeds: each decides initial parameters, order of the data and random subspaces,
+        alike for all methods.
+      sweep: settings and values to try one by one, all else being equal, each with a
+        table of its own: rank=16,32,64 transport=on,off. Methods without the setting
+        are shown as they are.
+      tuning_seeds: rates are searched on the first so many of the seeds, and the
+        other seeds are run at the best rates of these alone; None searches on all.
+      output_dir: directory of the comparison: table.md, loss.png, results.json, and a
+        record of each trial.
+      settings: of all methods, unless they name their own.
+      start: how to begin.
+    """
+
+    task: Task
+    preset: PresetName = "tiny"
+    optimizers: tuple[str, ...] = ("adamw", "muon", "galore", "static", "subtrack")
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    matrix_scales: tuple[float, ...] = (0.25, 1.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sweep: tuple[str, ...] = ()
+    tuning_seeds: int | None = None
+    output_dir: pathlib.Path = pathlib.Path("runs/compare")
+    settings: Settings = Settings()
+    start: CompilationConfig = dataclasses.field(default_factory=CompilationConfig)
+
+    def __post_init__(self):
+        lists = ("optimizers", "learning_rates", "matrix_scales", "seeds")
+        for name in (*lists, "sweep"):
+            values, flag = getattr(self, name), "--" + name.replace("_", "-")
+            if name in lists and not values:
+                raise ValueError(f"{flag} must have at least one value")
+            if len(set(values)) < len(values):
+                shown = " ".join(map(str, values))
+                raise ValueError(f"{flag} has a value twice: {shown}")
+        for text in self.optimizers:
+            method_of(text)
+        for name in ("learning_rates", "matrix_scales"):
+            for value in getattr(self, name):
+                if not 0 < value < float("inf"):
+                    flag = "--" + name.replace("_", "-")
+                    raise ValueError(f"{flag} must be positive and finite, got {value}")
+        for seed in self.seeds:
+            if not fits_32_bits.holds(seed):
+                raise ValueError(f"--seeds must be {fits_32_bits.words}, got {seed}")
+        if self.tuning_seeds is not None:
+            most = len(self.seeds)
+            if not 1 <= self.tuning_seeds <= most:
+                raise ValueError(
+                    "--tuning-seeds must be at least 1 and at most the number of "
+                    f"--seeds, {most}, got {self.tuning_seeds}"
+                )
+
+    @property
+    def searched_seeds(self) -> tuple[int, ...]:
+        """Seeds on which all rates are tried."""
+        return self.seeds[: self.tuning_seeds]
+
+    @property
+    def later_seeds(self) -> tuple[int, ...]:
+        """Seeds on which only the best rates are tried."""
+        return self.seeds[len(self.searched_seeds) :]

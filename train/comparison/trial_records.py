@@ -1,0 +1,208 @@
+"""Records of trials: results, times, and the files that keep them."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pydantic
+
+from train.comparison.variants import Trial
+from train.config.methods import canonical, resolved, settings_of
+from train.config.optimizer_config import OptimizerConfig, migrated
+from train.system.files import write_whole
+
+# Points of the training curve, which is averaged in between.
+MAX_CURVE_POINTS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """Settings, results and times of a finished trial.
+
+    Attributes:
+      trial: the trial.
+      diverged: whether it ended early: ten steps in a row, or an evaluation, had a
+        loss or a gradient that is not finite.
+      skipped_steps: steps that changed nothing because theirs was not.
+      evaluations: (step, loss in nats) of the held-out text; a loss that is not
+        finite is None.
+      curve: (last step, metrics) of stretches of training steps, averaged.
+      step_seconds: median seconds of a step of each kind: the first, one that moves
+        subspaces, one that does not.
+      measured_seconds: of all steps together, without compilation and evaluation.
+      compile_seconds: to trace and compile the program, which trials of one method
+        share; less if the compilation cache had it.
+      state_bytes: the optimizer's.
+      parameters: the model's.
+      versions: of packages.
+      machine: where it ran.
+      command: what was typed.
+    """
+
+    trial: Trial
+    diverged: bool
+    skipped_steps: int
+    evaluations: list[tuple[int, float | None]]
+    curve: list[tuple[int, dict[str, float | None]]]
+    step_seconds: dict[str, float]
+    measured_seconds: float
+    compile_seconds: float
+    state_bytes: int
+    parameters: int
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    command: str
+
+    @property
+    def final_loss(self) -> float:
+        """Held-out loss after the last step; infinite if it diverged."""
+        last = self.evaluations[-1][1] if self.evaluations else None
+        return math.inf if self.diverged or last is None else last
+
+
+def elapsed_seconds(
+    optimizer: OptimizerConfig, step_seconds: dict[str, float], step: int
+) -> float:
+    """Seconds of so many steps, by the median seconds of each kind of step.
+
+    A median of many steps does not see what else the machine was doing at times; one
+    for each kind of step keeps what moving subspaces costs.
+    """
+    kinds = [_kind(optimizer, count) for count in range(step)]
+    return sum(step_seconds[kind] * kinds.count(kind) for kind in set(kinds))
+
+
+def path_of(trial: Trial, directory: pathlib.Path) -> pathlib.Path:
+    """Where the record of a trial is kept.
+
+    A setting that has its default is left out of the name: one that is new takes no
+    finished trial away.
+    """
+    optimizer = trial.optimizer
+    chosen = {
+        field.name: getattr(optimizer, field.name)
+        for field in dataclasses.fields(optimizer)
+        if getattr(optimizer, field.name) != field.default
+    }
+    values = json.dumps(chosen | {"seed": trial.seed}, sort_keys=True)
+    digest = hashlib.sha256(values.encode()).hexdigest()[:12]
+    return directory / f"{_name(trial)}-{digest}.json"
+
+
+def _name(trial: Trial) -> str:
+    optimizer = trial.optimizer
+    return f"{optimizer.name}-{optimizer.learning_rate:g}-seed{trial.seed}"
+
+
+def save(record: Record, directory: pathlib.Path) -> None:
+    """Writes a record, whole or not at all."""
+    text = json.dumps(dataclasses.asdict(record), indent=1)
+    write_whole(path_of(record.trial, directory), text + "\n")
+
+
+def load(trial: Trial, directory: pathlib.Path) -> Record | None:
+    """The record of a trial; None if it has not finished.
+
+    Raises:
+      ValueError: the file is no record, or that of another trial.
+      OSError: it cannot be read.
+    """
+    path = path_of(trial, directory)
+    if not path.exists():
+        return _of_earlier_version(trial, directory)
+    record = _read(path)
+    if not _is_of(record, trial):
+        raise ValueError(
+            f"{path} is the record of another trial: delete it to run this one"
+        )
+    return dataclasses.replace(record, trial=trial)
+
+
+def _read(path: pathlib.Path) -> Record:
+    try:
+        values = json.loads(path.read_bytes())
+        with contextlib.suppress(KeyError, TypeError):
+            settings = values["trial"]["optimizer"]
+            values["trial"]["optimizer"] = migrated(settings)
+        return pydantic.TypeAdapter(Record).validate_python(values)
+    except ValueError as error:
+        what = str(error)
+        if isinstance(error, pydantic.ValidationError):
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "all of it"
+            what = f"{where}: {first['msg']}"
+        raise ValueError(
+            f"{path} is not the record of a trial: {what}; delete it to run the trial "
+            "again"
+        ) from error
+
+
+def _is_of(record: Record, trial: Trial) -> bool:
+    """Whether a trial says the same as that of a record, in other words perhaps."""
+    ours, theirs = canonical(trial.optimizer), canonical(record.trial.optimizer)
+    return dataclasses.asdict(ours) == dataclasses.asdict(theirs) and (
+        trial.seed == record.trial.seed
+    )
+
+
+def _of_earlier_version(trial: Trial, directory: pathlib.Path) -> Record | None:
+    """The record under the name it had when settings had other defaults."""
+    for path in sorted(directory.glob(f"{_name(trial)}-*.json")):
+        with contextlib.suppress(ValueError):
+            record = _read(path)
+            if _is_of(record, trial):
+                return dataclasses.replace(record, trial=trial)
+    return None
+
+
+def load_finished(
+    trials: Iterable[Trial], directory: pathlib.Path
+) -> dict[Trial, Record]:
+    """The records of those trials that have finished; raises as `load` does."""
+    found = {trial: load(trial, directory) for trial in trials}
+    return {trial: record for trial, record in found.items() if record is not None}
+
+
+def _kind(optimizer: OptimizerConfig, count: int) -> str:
+    """Kind of the step that follows after `count` others."""
+    if count == 0:
+        return "first"
+    if "update_interval" not in settings_of(optimizer):
+        return "steady"
+    return "steady" if count % resolved(optimizer).update_interval else "moving"
+
+
+def by_kind(seconds: Sequence[float], optimizer: OptimizerConfig) -> dict[str, float]:
+    """The median seconds of each kind of step."""
+    kinds: dict[str, list[float]] = {}
+    for count, each in enumerate(seconds):
+        kinds.setdefault(_kind(optimizer, count), []).append(each)
+    return {kind: statistics.median(values) for kind, values in kinds.items()}
+
+
+def thinned(
+    rows: Sequence[dict[str, float]], total: int
+) -> list[tuple[int, dict[str, float | None]]]:
+    """Averages stretches of steps' metrics, as many as make a curve of a whole run."""
+    size = math.ceil(total / MAX_CURVE_POINTS)
+    stretches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    left_out = ("batch_tokens", "learning_rate", "skipped_steps")
+    names = [name for name in rows[0] if name not in left_out]
+    means = [
+        {name: finite(float(np.mean([row[name] for row in stretch]))) for name in names}
+        for stretch in stretches
+    ]
+    ends = [min(start + size, len(rows)) for start in range(0, len(rows), size)]
+    return list(zip(ends, means, strict=True))
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON knows, or None."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,165 @@
+"""One training run of a comparison, timed step by step."""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import subtrack_jax as stj
+from train.comparison import trial_records as records
+from train.comparison.comparison_config import Task
+from train.comparison.trial_records import Record
+from train.comparison.variants import Trial
+from train.config import methods
+from train.config.optimizer_config import OptimizerConfig
+from train.data.dataset import Text
+from train.step import optimizers
+from train.step import train_step as steps
+from train.system.provenance import machine, versions
+
+# A trial has diverged after so many steps in a row that changed nothing.
+MAX_SKIPPED_STEPS_IN_A_ROW = 10
+
+
+class Runner:
+    """Runs trials; those that differ in rates and seed alone share a program.
+
+    All run on one device, the first, whatever there is.
+    """
+
+    def __init__(self, task: Task, text: Text, command: str):
+        self._task, self._text, self._command = task, text, command
+        self._definition = steps.model_definition(task.model)
+        self._program = functools.cache(self._compile)
+
+    def run(
+        self, trial: Trial, after_step: Callable[[float], bool]
+    ) -> records.Record | None:
+        """Trains and evaluates.
+
+        A step is timed from its dispatch to its end, with its batch in place. A
+        program shared by all learning rates takes them, the factor on matrices and
+        the seed as numbers in its state.
+
+        Args:
+          trial: what to run.
+          after_step: told each step's loss; False stops.
+
+        Returns:
+          The record, or None if it was stopped.
+        """
+        optimizer, train_step, compile_seconds = self._program(_shared(trial.optimizer))
+        state = self._start(optimizer, trial)
+        state_bytes = stj.state_bytes(_plain(self._task, trial), state.params)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        seconds, rows, evaluations = [], [], []
+        in_a_row, skipped, diverged = 0, 0, False
+        batches = self._text.train_batches(trial.seed)
+        try:
+            for step in range(1, self._task.steps + 1):
+                batch = jax.block_until_ready(jax.device_put(next(batches)))
+                began = time.perf_counter()
+                state, values = jax.block_until_ready(train_step(state, batch))
+                seconds.append(time.perf_counter() - began)
+                row = {name: float(value) for name, value in values.items()}
+                rows.append(row)
+                in_a_row = in_a_row + 1 if row["skipped_steps"] > skipped else 0
+                skipped = int(row["skipped_steps"])
+                diverged = in_a_row >= MAX_SKIPPED_STEPS_IN_A_ROW
+                is_last = step == self._task.steps or diverged
+                if step % self._task.eval_every_steps == 0 or is_last:
+                    loss = self._evaluate(state.params)
+                    evaluations.append((step, records.finite(loss)))
+                    diverged = diverged or not math.isfinite(loss)
+                if not after_step(row["loss"]):
+                    return None
+                if diverged:
+                    break
+        finally:
+            batches.close()
+        return Record(
+            trial=trial,
+            diverged=diverged,
+            skipped_steps=skipped,
+            evaluations=evaluations,
+            curve=records.thinned(rows, self._task.steps),
+            step_seconds=records.by_kind(seconds, trial.optimizer),
+            measured_seconds=sum(seconds),
+            compile_seconds=compile_seconds,
+            state_bytes=state_bytes,
+            parameters=parameters,
+            versions=versions(),
+            machine=machine(),
+            command=self._command,
+        )
+
+    def _compile(self, config: OptimizerConfig):
+        """The optimizer, the compiled step and the seconds that took."""
+        schedule = optimizers.learning_rate_schedule(config, self._task.steps)
+
+        def with_numbers(learning_rate, matrix_scale, seed):
+            return optimizers.make_optimizer(
+                config,
+                lambda step: learning_rate * schedule(step),
+                seed,
+                matrix_scale,
+                self._task.steps,
+            )
+
+        numbers = {"learning_rate": 1.0, "matrix_scale": 1.0, "seed": jnp.uint32(0)}
+        optimizer = optax.inject_hyperparams(
+            with_numbers, hyperparam_dtype=jnp.float32
+        )(**numbers)
+        train_step = steps.make_train_step(
+            self._definition,
+            optimizer,
+            schedule,
+            self._task.gradient_accumulation_steps,
+            self._task.z_loss_weight,
+            max_gradient_norm=config.max_gradient_norm,
+        )
+        create = functools.partial(steps.create_state, self._task.model, optimizer)
+        state = jax.eval_shape(create, jax.random.key(0))
+        shape = (
+            self._task.data.batch_size_sequences,
+            self._task.data.sequence_length_tokens,
+        )
+        dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.bool_}
+        batch = {name: jax.ShapeDtypeStruct(shape, dtypes[name]) for name in dtypes}
+        began = time.perf_counter()
+        compiled = train_step.lower(state, batch).compile()
+        return optimizer, compiled, time.perf_counter() - began
+
+    def _start(self, optimizer: Any, trial: Trial) -> steps.TrainState:
+        key = jax.random.key(trial.seed)
+        state = steps.create_state(self._task.model, optimizer, key)
+        numbers = {
+            "learning_rate": jnp.float32(trial.optimizer.learning_rate),
+            "matrix_scale": jnp.float32(trial.matrix_scale),
+            "seed": jnp.uint32(trial.seed),
+        }
+        return state._replace(opt_state=state.opt_state._replace(hyperparams=numbers))
+
+    def _evaluate(self, params: Any) -> float:
+        batches = self._text.held_out_batches()
+        return steps.evaluate(self._definition, params, batches)
+
+
+def _shared(optimizer: OptimizerConfig) -> OptimizerConfig:
+    """The config without the rates that the compiled step takes as arguments."""
+    field = methods.matrix_scale_field(optimizer.name)
+    return dataclasses.replace(optimizer, learning_rate=1.0, **{field: 1.0})
+
+
+def _plain(task: Task, trial: Trial) -> optax.GradientTransformation:
+    """The optimizer as `train.pretrain` has it, with no numbers in its state."""
+    schedule = optimizers.learning_rate_schedule(trial.optimizer, task.steps)
+    return optimizers.make_optimizer(
+        trial.optimizer, schedule, trial.seed, steps=task.steps
+    )

@@ -1,0 +1,1 @@
+"""Configurations of the programs: fields, units, defaults and presets."""

@@ -1,0 +1,386 @@
+"""The configuration of a pre-training run."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+import tyro
+
+from models.config import LlamaConfig
+from train.config.optimizer_config import OptimizerConfig, schedule_phases
+from train.config.rules import (
+    at_least_1,
+    between_0_and_1,
+    check,
+    fits_32_bits,
+    not_negative,
+    positive,
+    steps_of_32_bits,
+)
+
+# A switch with no opposite: off unless it is given.
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+# Parameters of all layers: an array for each layer, or one for all.
+Layout = Literal["stacked", "unstacked"]
+
+PresetName = Literal[
+    "tiny",
+    "llama-9m",
+    "llama-20m",
+    "llama-35m",
+    "llama-60m",
+    "llama-130m",
+    "llama-350m",
+    "llama-1b",
+    "llama-3b",
+    "llama-7b",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Text and batches.
+
+    Attributes:
+      data_glob: files to train on, as a pattern in quotes, e.g. 'texts/**/*.txt'. Text
+        (UTF-8) is one document; JSON lines (.jsonl, .ndjson, .json), JSON arrays and
+        .parquet have one in each row. All but Parquet may be compressed (.gz, .zst,
+        .bz2, .xz). None: Moby Dick, which comes with the project, unless a dataset
+        is named.
+      eval_glob: files to evaluate on, of the same kinds; held_out_fraction and
+        dataset_eval_split are then not used. Files that match data_glob, too, are
+        not trained on. None: the end of the text to train on, or a split.
+      skip_bad_documents: leave out documents that cannot be read (lines that are no
+        JSON, rows without the text, files that are no text or damaged), and tell how
+        many. Without it the first one ends the program.
+      dataset: Hugging Face dataset to stream instead, by its name on the hub
+        (allenai/c4) or the path of a local directory.
+      dataset_config: configuration of the dataset, e.g. en.
+      dataset_split: split of the dataset to train on.
+      dataset_eval_split: split of the dataset to evaluate on.
+      text_field: field of rows, of a dataset or of files, that holds the text.
+      shuffle_buffer_documents: a streamed dataset is shuffled within stretches of
+        this many documents.
+      tokenizer: path of a tokenizer.json or of a SentencePiece .model, or the name of
+        a repository on the hub. None: a byte-level BPE is trained on the text.
+      bos: begin each document with the tokenizer's BOS token, in place of the EOS token
+        after it: for weights that were trained so (llama2.c).
+      bos_and_eos: begin each document with BOS and end it with EOS: for weights that
+        were trained so (LLaMA, Mistral).
+      token_cache_dir: directory that keeps the tokens of files, so that the next start
+        is quick; it may be deleted at any time, and what was not used for 60 days is.
+        With auto it is subtrack_jax/tokens in the user's cache directory, with none
+        tokens are held in memory.
+      held_out_fraction: end of the files' text, as a fraction of its characters, kept
+        for evaluation.
+      eval_tokens: most tokens of an evaluation.
+      packing: packed joins documents and cuts them into sequences without padding;
+        padded makes of every document one sequence, cut or padded to length, as in
+        the published runs.
+      sequence_length_tokens: tokens of a sequence.
+      batch_size_sequences: sequences in each optimizer step, of all devices together.
+    """
+
+    data_glob: str | None = None
+    eval_glob: str | None = None
+    skip_bad_documents: Switch = False
+    dataset: str | None = None
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    dataset_eval_split: str = "validation"
+    text_field: str = "text"
+    shuffle_buffer_documents: int = 10_000
+    tokenizer: str | None = None
+    bos: Switch = False
+    bos_and_eos: Switch = False
+    token_cache_dir: str = "auto"
+    held_out_fraction: float = 0.05
+    eval_tokens: int = 10_000_000
+    packing: Literal["packed", "padded"] = "packed"
+    sequence_length_tokens: int = 128
+    batch_size_sequences: int = 8
+
+    def __post_init__(self):
+        check(self, between_0_and_1, "held_out_fraction")
+        check(self, steps_of_32_bits, "sequence_length_tokens", "batch_size_sequences")
+        check(self, at_least_1, "shuffle_buffer_documents", "eval_tokens")
+        if self.bos and self.bos_and_eos:
+            raise ValueError(
+                "--bos and --bos-and-eos exclude each other: the first has no EOS "
+                "after documents"
+            )
+        if self.data_glob is not None and self.dataset is not None:
+            raise ValueError(
+                f"--data-glob {self.data_glob!r} and --dataset {self.dataset!r} "
+                "exclude each other: give one of them"
+            )
+
+    @property
+    def begins_documents(self) -> bool:
+        """Whether documents begin with the tokenizer's BOS token."""
+        return self.bos or self.bos_and_eos
+
+    @property
+    def ends_documents(self) -> bool:
+        """Whether documents end with the tokenizer's EOS token."""
+        return not self.bos
+
+    @property
+    def batch_size_tokens(self) -> int:
+        """Tokens predicted in each optimizer step."""
+        return self.batch_size_sequences * self.sequence_length_tokens
+
+
+def check_parts(data: DataConfig, parts: int) -> None:
+    """Raises a ValueError if batches cannot be cut into so many equal parts."""
+    if data.batch_size_sequences % parts:
+        raise ValueError(
+            f"--batch-size-sequences {data.batch_size_sequences} must be a multiple "
+            f"of --gradient-accumulation-steps {parts}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """The sample of text written before and after training.
+
+    Attributes:
+      sample_prompt: text to continue.
+      sample_length_tokens: most tokens to add to the prompt.
+      sample_temperature: divides the logits: below 1 safer, above 1 wilder, 0 always
+        takes the likeliest token.
+    """
+
+    sample_prompt: str = "The whale"
+    sample_length_tokens: int = 100
+    sample_temperature: float = 0.7
+
+    def __post_init__(self):
+        if not self.sample_prompt:
+            raise ValueError("--sample-prompt must not be empty")
+        check(self, at_least_1, "sample_length_tokens")
+        check(self, not_negative, "sample_temperature")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints in the run's directory, to continue from.
+
+    Attributes:
+      checkpoint_every_steps: optimizer steps between two checkpoints; the last step,
+        and one at which the run is told to stop, have one too.
+      keep_last_checkpoints: how many of the newest checkpoints are kept.
+      keep_checkpoint_every_steps: checkpoints at multiples of this many steps are kept
+        for good. None: none are.
+      keep_best: keep the checkpoint of the lowest held-out loss, too; an evaluation
+        that is the best so far saves one.
+    """
+
+    checkpoint_every_steps: int = 100
+    keep_last_checkpoints: int = 2
+    keep_checkpoint_every_steps: int | None = None
+    keep_best: bool = True
+
+    def __post_init__(self):
+        check(self, at_least_1, "checkpoint_every_steps", "keep_last_checkpoints")
+        if self.keep_checkpoint_every_steps is not None:
+            check(self, at_least_1, "keep_checkpoint_every_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointChoice:
+    """Which checkpoint of a run a program reads.
+
+    Attributes:
+      which: best, the one of the lowest held-out loss, or newest. None: the best if
+        one was evaluated, else the newest.
+      step: the one of this step instead.
+    """
+
+    which: Literal["best", "newest"] | None = None
+    step: int | None = None
+
+    def __post_init__(self):
+        if self.step is None:
+            return
+        check(self, not_negative, "step")
+        if self.which is not None:
+            raise ValueError(
+                f"--which {self.which} and --step {self.step} exclude each other: "
+                "give one of them"
+            )
+
+
+BEST_OR_NEWEST = CheckpointChoice()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Where to watch a run, besides metrics.jsonl.
+
+    Attributes:
+      tensorboard: write TensorBoard events into the run's directory.
+      wandb: report to Weights & Biases (an extra of its own: pip install -e
+        '.[wandb]').
+      wandb_project: project of Weights & Biases.
+      peak_teraflops: most floating-point operations a device can do, in 10^12 per
+        second, for the model FLOP utilisation. None: taken from a table of GPUs and
+        TPUs; unknown on a CPU.
+      diagnostics: write into diagnostics.jsonl how the subspace of each matrix fits
+        its gradient and how far it moves, and draw subspace.png of it. While it looks
+        it holds a second copy of the bases.
+      diagnostics_every_steps: optimizer steps between two such looks; those at
+        multiples of the update interval see a move. None: the update interval, so
+        that every move is seen.
+    """
+
+    tensorboard: Switch = False
+    wandb: Switch = False
+    wandb_project: str = "subtrack_jax"
+    peak_teraflops: float | None = None
+    diagnostics: Switch = False
+    diagnostics_every_steps: int | None = None
+
+    def __post_init__(self):
+        if self.peak_teraflops is not None:
+            check(self, positive, "peak_teraflops")
+        if self.diagnostics_every_steps is not None:
+            check(self, at_least_1, "diagnostics_every_steps")
+            if not self.diagnostics:
+                raise ValueError(
+                    f"--diagnostics-every-steps {self.diagnostics_every_steps} needs "
+                    "--diagnostics, which is off"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompilationConfig:
+    """How a program begins.
+
+    Attributes:
+      compilation_cache_dir: directory that keeps compiled programs, so that the next
+        start is quick; it may be deleted at any time. auto: JAX_COMPILATION_CACHE_DIR
+        of the environment, or else subtrack_jax/compilation in the user's cache
+        directory. none: programs are not kept.
+    """
+
+    compilation_cache_dir: str = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig(CompilationConfig):
+    """How a run begins; not part of what a run is.
+
+    Attributes:
+      config: config.json of another run, whose values replace the preset's. With
+        nothing else but --output-dir the run is repeated exactly.
+      resume: continue the run in --output-dir, with its own values and, on top, those
+        that are given: --steps may grow, and what leaves the numbers as they are may
+        change. Without it, a run found there is continued as well if all other values
+        agree.
+      allow_changes: further settings that may change when a run is continued, as
+        config.json or flags name them, separated by commas: learning_rate,seed. The
+        change is written to config-history.jsonl.
+      coordinator_address: host:port of the first of several processes; Slurm, Open MPI
+        and TPU slices need neither this nor the next two.
+      num_processes: number of processes, usually one for each host.
+      process_id: which of them this is, from 0.
+      distributed: find the other processes in the environment. Under Slurm's srun,
+        mpirun and on GKE's TPU slices it is done without being told; on TPU VMs of
+        several hosts it has to be.
+    """
+
+    config: pathlib.Path | None = None
+    resume: Switch = False
+    allow_changes: str | None = None
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    distributed: Switch = False
+
+    def __post_init__(self):
+        if self.num_processes is not None:
+            check(self, at_least_1, "num_processes")
+        if self.process_id is not None:
+            check(self, not_negative, "process_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-trains a LLaMA on text and reports how its loss falls.
+
+    Without arguments: a model of 4 million parameters on Moby Dick with SubTrack++,
+    minutes on a laptop's CPU. The values below are those of the chosen preset.
+
+    Attributes:
+      model: the model's shape and arithmetic.
+      preset: where all other values come from unless given. tiny: the default run;
+        llama-*: the published shapes, optimizer settings and batches. With given
+        weights the shape is theirs.
+      init_from: directory of a LLaMA in Hugging Face's layout, whose weights, shape
+        and tokenizer the run starts from; flags that contradict them are errors. The
+        defaults are then those for given weights: a learning rate of 1e-4, sequences
+        of 256 tokens, a rank of at most a quarter of the width. None: fresh weights.
+      resize_embedding: let the embedding of given weights grow to the tokenizer's, or
+        to the given vocabulary size; the new rows are the mean of the old.
+      steps: optimizer steps.
+      gradient_accumulation_steps: parts into which each step's batch is cut, to be
+        computed one after another: less memory, the same result.
+      z_loss_weight: weight of the squared log-partition added to the loss (PaLM, 1e-4
+        there), which keeps logits from drifting.
+      max_skipped_steps_in_a_row: a step whose loss or gradient is not finite changes
+        nothing; so many of them one after another end the run.
+      eval_every_steps: steps between two evaluations on the held-out text; the last
+        step has one too.
+      seed: decides initial parameters, order of the data, random subspaces, samples.
+      mesh: how devices share the work, as sizes of data (copies of the model), fsdp
+        (parameters and state in pieces) and tensor (matrices in pieces), e.g.
+        fsdp=4,tensor=2; -1 takes all devices that are left. It does not change what is
+        computed, and may differ when a run is resumed.
+      output_dir: directory of the run: config.json, tokenizer, metrics.jsonl,
+        curve.png and checkpoints.
+      data: the text and its batches.
+      optimizer: the method and its settings. Those of low-rank methods act on
+        attention and MLP matrices only, as do muon and adafactor; the other parameters,
+        and all of them under adamw, get plain Adam.
+      checkpoint: which checkpoints are kept, to continue from.
+      report: where to watch the run.
+      sample: the text sampled before and after.
+      start: how to begin.
+    """
+
+    model: LlamaConfig
+    preset: PresetName = "tiny"
+    init_from: pathlib.Path | None = None
+    resize_embedding: Switch = False
+    steps: int = 300
+    gradient_accumulation_steps: int = 1
+    z_loss_weight: float = 0.0
+    max_skipped_steps_in_a_row: int = 10
+    eval_every_steps: int = 50
+    seed: int = 0
+    mesh: str = "fsdp=-1"
+    output_dir: pathlib.Path = pathlib.Path("runs/pretrain")
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    report: ReportConfig = ReportConfig()
+    sample: SampleConfig = SampleConfig()
+    start: StartConfig = StartConfig()
+
+    def __post_init__(self):
+        check(self, at_least_1, "steps", "eval_every_steps")
+        check(self, steps_of_32_bits, "steps")
+        check(self, at_least_1, "gradient_accumulation_steps")
+        check(self, at_least_1, "max_skipped_steps_in_a_row")
+        check(self, not_negative, "z_loss_weight")
+        check(self, fits_32_bits, "seed")
+        check_parts(self.data, self.gradient_accumulation_steps)
+        schedule_phases(self.optimizer, self.steps)  # raises if it does not fit
+
+    @property
+    def positions(self) -> int:
+        """Most tokens that the model learns to read at once, or had learned before."""
+        given = self.model.max_length_tokens or 0
+        return max(self.data.sequence_length_tokens, given)

@@ -1,0 +1,1 @@
+"""From text files and datasets to batches of tokens."""

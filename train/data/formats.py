@@ -1,0 +1,314 @@
+"""Documents of a file in any usual format, found by its content and its name."""
+
+import codecs
+import dataclasses
+import io
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from train.config.run_config import DataConfig
+from train.system.compression import (
+    BLOCK_BYTES,
+    find_compression,
+    open_bytes,
+    split_name,
+)
+
+SNIFFED_BYTES = 2**20
+PARQUET_ROWS = 256
+
+# A text, the blocks of a long one, or the reason why there is none.
+Document = str | Iterator[str] | ValueError
+
+_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonlines", ".jl")
+_PARQUET_SUFFIXES = (".parquet", ".pq")
+_TABLE_SUFFIXES = (".csv", ".tsv")
+_SEPARATORS = re.compile(r"[\s,]*")
+_UNPACK = "unpack it"
+_REFUSED = {
+    "UTF-32": (
+        re.compile(rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff"),
+        "convert it to UTF-8, e.g. by iconv -f UTF-32 -t UTF-8",
+    ),
+    "UTF-16": (
+        re.compile(rb"\xff\xfe|\xfe\xff|([^\x00]\x00){8}|(\x00[^\x00]){8}"),
+        "convert it to UTF-8, e.g. by iconv -f UTF-16 -t UTF-8",
+    ),
+    "a zip archive": (re.compile(rb"PK\x03\x04|PK\x05\x06"), _UNPACK),
+    "a tar archive": (re.compile(rb".{257}ustar", re.DOTALL), _UNPACK),
+    "a 7z archive": (re.compile(rb"7z\xbc\xaf\x27\x1c"), _UNPACK),
+    "compressed by lz4": (re.compile(rb"\x04\x22\x4d\x18"), _UNPACK),
+    "compressed by lzma": (re.compile(rb"\x5d\x00\x00.{2}", re.DOTALL), _UNPACK),
+    "compressed by compress": (re.compile(rb"\x1f[\x9d\xa0]"), _UNPACK),
+    "a PDF": (re.compile(rb"%PDF-"), "extract its text"),
+    "an Arrow file": (re.compile(rb"ARROW1|FEA1"), "convert it to Parquet"),
+    "a pointer of Git LFS": (re.compile(rb"version https://git-lfs"), "git lfs pull"),
+}
+
+
+@dataclasses.dataclass
+class Notes:
+    """Remarks on the files: count and first example of each kind."""
+
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    examples: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def add(self, what: str, example: object) -> None:
+        """Counts one more case."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        self.examples.setdefault(what, str(example))
+
+    def lines(self) -> list[str]:
+        """A line for each kind of case."""
+        return [
+            f"{what} ({count:,}): {self.examples[what]}" + ", ..." * (count > 1)
+            for what, count in self.counts.items()
+        ]
+
+
+def read_file(path: pathlib.Path, field: str, notes: Notes) -> Iterator[Document]:
+    """The documents of a file; blocks must be read before the next document.
+
+    Text is one document, JSON and Parquet have one in each row.
+
+    Args:
+      path: the file, plain or compressed.
+      field: field of rows that holds the text.
+      notes: told about what was found otherwise than the name says.
+
+    Raises:
+      ValueError: the file holds no text in a form that is read here.
+      OSError: it cannot be read.
+    """
+    compression = find_compression(path)
+    with open_bytes(path, compression) as file:
+        start = file.read(SNIFFED_BYTES)
+    kind = _kind_of(path, start, field, compression, notes)
+    if kind == "text":
+        yield _decode_blocks(path, compression, notes)
+    elif kind == "parquet":
+        yield from _read_parquet(path, field)
+    elif _is_in_lines(start):
+        yield from _read_lines(path, compression, field)
+    else:
+        yield from _read_values(path, compression, field)
+
+
+def get_text(row: dict[str, Any], field: str, where: str) -> str:
+    """The text of a row of a dataset; none counts as empty.
+
+    Raises:
+      ValueError: the row has no such field, or it is no text.
+    """
+    if field not in row:
+        raise ValueError(
+            f"{where} has no field {field!r}, only {', '.join(map(repr, row))}; "
+            "name the one with the text by --text-field"
+        )
+    text = row[field]
+    if not isinstance(text, str | None):
+        raise ValueError(
+            f"{where}: field {field!r} holds no text but {type(text).__name__}; "
+            "name the one with the text by --text-field"
+        )
+    return text or ""
+
+
+def _kind_of(
+    path: pathlib.Path,
+    start: bytes,
+    field: str,
+    compression: str | None,
+    notes: Notes,
+) -> Literal["text", "json", "parquet"]:
+    name, named = split_name(path.name)
+    if start.startswith(b"PAR1"):
+        if compression:
+            raise ValueError(f"{path} is Parquet within {compression}: unpack it")
+        return "parquet"
+    for what, (form, advice) in _REFUSED.items():
+        if form.match(start):
+            raise ValueError(
+                f"{path} is {what}, not text: {advice}, or leave it out of the pattern"
+            )
+    if b"\0" in start:
+        raise ValueError(f"{path} is binary, not text: leave it out of the pattern")
+    if name.suffix in _PARQUET_SUFFIXES:
+        raise ValueError(f"{path} is not Parquet, though its name says so")
+    if name.suffix in _TABLE_SUFFIXES:
+        raise ValueError(
+            f"{path} is a table, which only --dataset reads (give its directory); "
+            "rename it to .txt to train on it as it is"
+        )
+    if named != compression:
+        form = f"compressed by {compression}" if compression else "not compressed"
+        notes.add("files read by their content, not their name", f"{path} is {form}")
+    if name.suffix in _JSON_SUFFIXES:
+        return "json"
+    row = _first_row(start)
+    if row is None:
+        if field != DataConfig.text_field:
+            notes.add(f"files of plain text, without fields such as {field!r}", path)
+        return "text"
+    if isinstance(row.get(field), str):
+        notes.add("files read as JSON, whatever their name", path)
+        return "json"
+    notes.add(f"files of text that look like JSON without a field {field!r}", path)
+    return "text"
+
+
+def _first_row(start: bytes) -> dict[str, Any] | None:
+    """The object with which a file begins that seems to be JSON."""
+    text = start.decode("utf-8-sig", "replace").lstrip()
+    text = text.removeprefix("[").lstrip()
+    if not text.startswith("{"):
+        return None
+    try:
+        row, end = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError:
+        return None
+    return row if re.match(r"[ \t\r]*(\n|,|\]|$)", text[end:]) else None
+
+
+def _is_in_lines(start: bytes) -> bool:
+    """Whether JSON has a row in each line; else it is an array, or indented."""
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    first, newline, _ = text.partition(b"\n")
+    is_indented = newline and first.rstrip().endswith((b"{", b"[", b","))
+    return not text.startswith(b"[") and not is_indented
+
+
+def _decode_blocks(
+    path: pathlib.Path, compression: str | None, notes: Notes
+) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
+    position = 0
+    with open_bytes(path, compression) as file:
+        while True:
+            data = file.read(BLOCK_BYTES)
+            position += len(data)
+            try:
+                text = newlines.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                bad = position - len(error.object) + error.start
+                raise _not_utf8(str(path), error, bad) from error
+            if text:
+                yield text
+            if not data:
+                break
+    if newlines.newlines not in ("\n", None):
+        notes.add("files whose line ends, CRLF or CR, are read as LF", path)
+
+
+def _not_utf8(where: str, error: UnicodeDecodeError, position: int) -> ValueError:
+    byte = error.object[error.start]
+    return ValueError(
+        f"{where} is not UTF-8 text: byte {byte:#04x} at position {position}; "
+        "convert it, or leave it out of the pattern"
+    )
+
+
+def _read_lines(
+    path: pathlib.Path, compression: str | None, field: str
+) -> Iterator[Document]:
+    with open_bytes(path, compression) as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            try:
+                text = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"")
+                text = text.decode()
+                if text.strip():
+                    yield _text_of(json.loads(text), field, where)
+            except UnicodeDecodeError as error:
+                yield _not_utf8(where, error, error.start)
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield ValueError(f"{where} is not JSON: {error}")
+
+
+def _read_values(
+    path: pathlib.Path, compression: str | None, field: str
+) -> Iterator[Document]:
+    number = 1
+    try:
+        for value in _parse(_decode_blocks(path, compression, Notes())):
+            yield _text_of(value, field, f"{path}, item {number}")
+            number += 1
+    except (json.JSONDecodeError, RecursionError) as error:
+        message = getattr(error, "msg", str(error))
+        yield ValueError(f"{path}, item {number} is not JSON: {message}")
+
+
+def _parse(blocks: Iterator[str]) -> Iterator[Any]:
+    """The items of arrays, or values that follow each other, with little in memory.
+
+    Raises:
+      json.JSONDecodeError: there is something else, or an array has no end.
+    """
+    decoder = json.JSONDecoder()
+    text, at, inside = "", 0, False
+    while True:
+        at = _SEPARATORS.match(text, at).end()
+        if at == len(text):
+            text, at = next(blocks, ""), 0
+            if not text:
+                break
+        elif text[at] == "[" and not inside:
+            inside, at = True, at + 1
+        elif text[at] == "]" and inside:
+            inside, at = False, at + 1
+        else:
+            try:
+                value, at = decoder.raw_decode(text, at)
+            except json.JSONDecodeError as error:
+                # A value that is cut off by the end of the block breaks there.
+                if error.pos < len(text) - 20 and "Unterminated" not in error.msg:
+                    raise
+                # Each time as much again, so that long values are not parsed often.
+                more = "".join(itertools.islice(blocks, 1 + len(text) // BLOCK_BYTES))
+                if not more:
+                    raise
+                text, at = text[at:] + more, 0
+            else:
+                yield value
+    if inside:
+        raise json.JSONDecodeError("the array has no end", text, at)
+
+
+def _text_of(value: Any, field: str, where: str) -> str | ValueError:
+    if not isinstance(value, dict):
+        return ValueError(f"{where} is no JSON object: {json.dumps(value)[:40]}")
+    try:
+        text = get_text(value, field, where)
+    except ValueError as error:
+        return error
+    # Escapes can spell halves of characters, which UTF-8 and tokenizers refuse.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _read_parquet(path: pathlib.Path, field: str) -> Iterator[Document]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        # With a buffer, columns are read in pieces rather than row groups at once.
+        with parquet.ParquetFile(path, buffer_size=BLOCK_BYTES) as file:
+            get_text(dict.fromkeys(file.schema_arrow.names), field, str(path))
+            values = itertools.chain.from_iterable(
+                batch.column(0)
+                for batch in file.iter_batches(PARQUET_ROWS, None, [field])
+            )
+            for number, value in enumerate(values, 1):
+                where = f"{path}, row {number}"
+                try:
+                    yield get_text({field: value.as_py()}, field, where)
+                except UnicodeDecodeError as error:
+                    yield _not_utf8(where, error, error.start)
+                except ValueError as error:
+                    yield error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise OSError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,89 @@
+"""Writes a trained model in the form of other programs."""
+
+import json
+import pathlib
+
+from models import hugging_face
+from train.cli import command_line as cli
+from train.export import ExportConfig
+from train.rundir import trained_model as trained
+from train.rundir.checkpoints import CheckpointError, quiet_orbax
+from train.system import compilation_cache, files
+from train.tokenization import special_tokens
+
+
+def run(config: ExportConfig) -> None:
+    """Exports and says where to."""
+    compilation_cache.use(config.start)
+    quiet_orbax()
+    with cli.user_errors(ValueError, OSError, CheckpointError):
+        directory = export(config)
+    print(f"Written to {directory}")
+
+
+def export(config: ExportConfig) -> pathlib.Path:
+    """Writes the files; returns their directory, which is there whole or not at all.
+
+    Raises:
+      ValueError, CheckpointError, OSError: the model cannot be read or written.
+    """
+    target = (config.output_dir or config.checkpoint / config.to).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(
+            f"--output-dir {target} is not empty: give a directory of its own"
+        )
+    model = trained.load(config.checkpoint, config.choice)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--output-dir {target}: {error.strerror}") from error
+    with files.replacing(target) as directory:
+        directory.mkdir()
+        _write_hugging_face(model, directory)
+    print(f"Exported {model.checkpoint.description}")
+    return target
+
+
+def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None:
+    tokenizer = model.tokenizer
+    length = model.config.positions
+    tokenizer.save(directory)
+    path = directory / special_tokens.TOKENIZER_FILE
+    settings = special_tokens.read_json(path)
+    settings |= {
+        "tokenizer_class": _tokenizer_class(directory),
+        "model_max_length": length,
+    }
+    files.write_whole(path, json.dumps(settings, indent=2) + "\n")
+    hugging_face.save(
+        directory,
+        model.config.model,
+        model.params,
+        extra_config={
+            **special_tokens.ids(tokenizer.special),
+            "max_position_embeddings": length,
+        },
+    )
+
+
+def _tokenizer_class(directory: pathlib.Path) -> str:
+    """The class of transformers that cuts text into the same tokens."""
+    if (directory / "tokenizer.json").exists():
+        return "PreTrainedTokenizerFast"
+    from sentencepiece import sentencepiece_model_pb2  # only where there is a model
+
+    content = (directory / "tokenizer.model").read_bytes()
+    model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    normalizer = model.normalizer_spec
+    if (
+        model.trainer_spec.model_type != model.trainer_spec.BPE
+        or normalizer.name != "identity"
+        or normalizer.remove_extra_whitespaces
+        or not normalizer.add_dummy_prefix
+    ):
+        raise ValueError(
+            "the run's SentencePiece model is not of LLaMA's kind (BPE of unchanged "
+            "text), and transformers would cut text into other tokens: put the same "
+            "tokenizer into the run's directory as tokenizer.json"
+        )
+    return "LlamaTokenizer"

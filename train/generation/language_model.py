@@ -1,0 +1,92 @@
+"""A model that can write: of a run, or of a directory in Hugging Face's layout."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models import hugging_face, llama
+from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice
+from train.rundir import trained_model as trained
+from train.step.train_step import model_definition
+from train.tokenization.tokenizer import Tokenizer
+
+# Default of transformers where config.json does not say.
+_POSITIONS = 2048
+
+
+class LanguageModel(NamedTuple):
+    """A model with its tokenizer.
+
+    Attributes:
+      model: the model.
+      tokenizer: its tokenizer.
+      positions: most tokens that it was trained to read.
+      description: where it is from.
+    """
+
+    model: llama.Llama
+    tokenizer: Tokenizer
+    positions: int
+    description: str
+
+
+def load(
+    directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST
+) -> LanguageModel:
+    """Reads a model and its tokenizer.
+
+    Args:
+      directory: a run's `--output-dir`, or holds config.json, safetensors files and a
+        tokenizer as Hugging Face's programs write them.
+      choice: which checkpoint of a run.
+
+    Raises:
+      ValueError: the directory holds neither, or what it holds is damaged.
+      CheckpointError: a run has no checkpoint, or a damaged one.
+      OSError: a file cannot be read.
+    """
+    if not (directory / hugging_face.CONFIG_FILE).exists():
+        raise ValueError(
+            f"--checkpoint {directory} is not the directory of a run, nor that of a "
+            f"Hugging Face model: it has no {hugging_face.CONFIG_FILE}"
+        )
+    if trained.is_hugging_face(directory):
+        return _of_hugging_face(directory, choice)
+    run = trained.load(directory, choice)
+    return LanguageModel(
+        _build(run.config.model, run.params),
+        run.tokenizer,
+        run.config.positions,
+        f"{directory}, {run.checkpoint.description}",
+    )
+
+
+def _of_hugging_face(
+    directory: pathlib.Path, choice: CheckpointChoice
+) -> LanguageModel:
+    if choice != BEST_OR_NEWEST:
+        flag = "--which" if choice.step is None else "--step"
+        raise ValueError(
+            f"{flag} chooses among the checkpoints of a run; {directory} is a model in "
+            "Hugging Face's layout and has none"
+        )
+    tokenizer = Tokenizer.load(directory)
+    config, params = hugging_face.load(directory)
+    if tokenizer.vocabulary_size > config.vocabulary_size:
+        raise ValueError(
+            f"the tokenizer in {directory} has {tokenizer.vocabulary_size} tokens and "
+            f"the model {config.vocabulary_size}: it belongs to another model"
+        )
+    positions = config.max_length_tokens or _POSITIONS
+    return LanguageModel(_build(config, params), tokenizer, positions, str(directory))
+
+
+def _build(config: llama.LlamaConfig, params: Any) -> llama.Llama:
+    if jax.default_backend() == "cpu":  # several times slower in bfloat16
+        config = dataclasses.replace(config, dtype="float32", param_dtype="float32")
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, config.param_dtype), params)
+    return nnx.merge(model_definition(config), params)

@@ -1,0 +1,101 @@
+"""Checks that the processes of a run see the same program, config and files."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import secrets
+import socket
+
+from train.config.rules import flag
+from train.config.run_config import PretrainConfig
+from train.rundir import changes, identity
+from train.system import files, provenance
+from train.system import processes as distributed
+
+_CHECKOUT = pathlib.Path(__file__).parents[2]
+_CODE = ("train", "models", "subtrack_jax")
+
+
+def check_same_program(config: PretrainConfig) -> None:
+    """Raises a ValueError in all processes if one has other flags, packages or code.
+
+    Where the run's directory is may differ in name, see `check_shared`.
+    """
+    if distributed.is_alone():
+        return
+    values = changes.flat_values(dataclasses.asdict(config))
+    flags = {
+        flag(name): str(value)
+        for name, value in values.items()
+        if name != "output_dir" and not name.startswith("start.")
+    }
+    _check_same(flags, "start all of them with the same flags")
+    versions = provenance.versions()
+    del versions["commit"]  # not every host has git
+    _check_same(versions, "install the same packages on all hosts")
+    _check_same({"the program's code": _code()}, "copy the same checkout to all hosts")
+
+
+def check_same_text(config: PretrainConfig) -> None:
+    """Raises a ValueError in all processes if one has other files of the text."""
+    if distributed.is_alone():
+        return
+    with distributed.together(ValueError):
+        found = {
+            f"{flag(setting)}: {each['name']}": f"{each['bytes']} bytes, crc32 "
+            f"{each['crc32']}"
+            for setting, those in identity.text_files(config.data).items()
+            for each in those
+        }
+    _check_same(found, "copy the same files to all hosts")
+
+
+def check_shared(directory: pathlib.Path) -> None:
+    """Raises a ValueError in all processes if they do not see one directory.
+
+    Args:
+      directory: the run's, which the first process has created.
+    """
+    if distributed.is_alone():
+        return
+    own = directory / f".process-{secrets.token_hex(8)}-of-{socket.gethostname()}"
+    try:
+        with distributed.together(ValueError):
+            if directory.is_dir():
+                files.write_whole(own, "")
+        written = distributed.gather(own.name)
+        missing = distributed.gather(
+            [each for each in written if not (directory / each).exists()]
+        )
+    finally:
+        own.unlink(missing_ok=True)
+    for index, name in enumerate(written):
+        if name in missing[0] or written[0] in missing[index]:
+            host = name.partition("-of-")[2]
+            raise ValueError(
+                f"--output-dir {directory} of process {index} (host {host}) is another "
+                "directory than that of the other processes, which must share one: "
+                "give one on a file system that all hosts have"
+            )
+
+
+def _check_same(values: dict[str, str], advice: str) -> None:
+    """Raises a ValueError if a process has other values than the first one."""
+    first, *others = distributed.gather(values)
+    for index, other in enumerate(others, start=1):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                raise ValueError(
+                    f"process {index} has {name} {other.get(name, 'not')}, process 0 "
+                    f"has {first.get(name, 'not')}: {advice}"
+                )
+
+
+def _code() -> str:
+    """A hash of all that is imported from the checkout."""
+    digest = hashlib.sha256()
+    for package in _CODE:
+        for path in sorted((_CHECKOUT / package).rglob("*.py")):
+            digest.update(os.fsencode(path.relative_to(_CHECKOUT)) + path.read_bytes())
+    return digest.hexdigest()[:12]

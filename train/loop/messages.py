@@ -1,0 +1,105 @@
+"""Messages of a run: summary, outcome, and commands to go on."""
+
+import math
+import shlex
+from typing import Any
+
+import jax
+
+from train.cli import command_line as cli
+from train.config import methods
+from train.config.presets import PRESETS
+from train.config.run_config import PretrainConfig
+from train.data.dataset import Text
+from train.rundir.directory import CONFIG_FILE
+from train.step.train_step import TrainState
+from train.tokenization.tokenizer import Tokenizer
+
+
+def summary(config: PretrainConfig, text: Text, state: TrainState) -> str:
+    """The model, the optimizer and the text of a run that begins or goes on."""
+
+    def size(tree: Any) -> str:
+        return f"{sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6:.1f} MB"
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    base = PRESETS[config.preset].optimizer
+    unused = ", ".join(methods.unused(config.optimizer, base))
+    note = f"; it does not use {unused}" if unused else ""
+    name = config.preset
+    if config.init_from is not None:
+        name = f"weights of {config.init_from}"
+    return (
+        f"Model      {name}: {count / 1e6:.1f} M parameters, "
+        f"{size(state.params)}\n"
+        f"Optimizer  {config.optimizer.name}: state of {size(state.opt_state)}{note}\n"
+        f"Text       {text.description}\n"
+        f"Documents  {_marks(text.tokenizer)}\n"
+        f"Steps      {config.steps:,} of {config.data.batch_size_tokens:,} tokens\n"
+        f"Output     {config.output_dir}"
+    )
+
+
+def _marks(tokenizer: Tokenizer) -> str:
+    """Tokens that begin and end a document, in words."""
+    marks = [
+        f"{verb} {tokenizer.name(i)}"
+        for verb, ids in (
+            ("begin with", tokenizer.document_start),
+            ("end with", tokenizer.document_end),
+        )
+        for i in ids
+    ]
+    return ", ".join(marks)
+
+
+def outcome(rows: list[dict[str, Any]], saved: list[int]) -> str:
+    """The last and the best held-out loss of a run, and whether the best is saved."""
+    # The rows of a run may be lost.
+    known = [(row["eval_loss"], row["step"]) for row in rows if "eval_loss" in row]
+    finite = [(loss, step) for loss, step in known if math.isfinite(loss)]
+    if not known:
+        return "After training:"
+    loss = known[-1][0]
+    if not finite:
+        return f"After training, held-out loss {loss:.3f}; it was never finite:"
+    best, step = min(finite)
+    perplexity = math.exp(min(loss, 700))  # larger exponents overflow
+    text = f"After training, held-out loss {loss:.3f}, perplexity {perplexity:.2f}; "
+    if step == known[-1][1]:
+        return f"{text}it was never lower:"
+    where = f"at step {step:,}" if step else "before training"
+    kept = ", which is saved" if step in saved else ""
+    return f"{text}the best was {best:.3f} {where}{kept}:"
+
+
+def advice(config: PretrainConfig, rows: list[dict[str, Any]]) -> str | None:
+    """Warning if a run ends with a held-out loss above that of its start."""
+    losses = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    before, after = losses.get(0), losses.get(config.steps)
+    if before is None or after is None or after <= before:  # NaN is not below
+        return None
+    rate = config.optimizer.learning_rate
+    return (
+        f"held-out loss rose from {before:.3f} before training to {after:.3f}: try a "
+        f"--learning-rate below {rate:g}, or more text"
+    )
+
+
+def resume(config: PretrainConfig) -> str:
+    """The command that continues a run."""
+    directory = shlex.quote(str(config.output_dir))
+    return f"{cli.PRETRAIN} --resume --output-dir {directory}"
+
+
+def farewell(config: PretrainConfig) -> str:
+    """Commands for a run that has ended."""
+    place = config.output_dir
+    directory, saved = (shlex.quote(str(path)) for path in (place, place / CONFIG_FILE))
+    return (
+        f"Metrics, curve, tokenizer, config and checkpoints are in {place}\n"
+        f"Resume     {resume(config)}\n"
+        f"Repeat     {cli.PRETRAIN} --config {saved} --output-dir ANOTHER\n"
+        f"Sample     python -m train.generate --checkpoint {directory}\n"
+        f"Export     python -m train.export --checkpoint {directory} --to hf"
+    )

@@ -1,0 +1,291 @@
+"""The training loop, from opening the text to the last sample."""
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from models import generation
+from train.cli import command_line as cli
+from train.config.run_config import PretrainConfig
+from train.data import dataset as data
+from train.generation import writing
+from train.loop import continuation, hosts, messages
+from train.loop.subspace_report import Diagnostics, check_has_subspaces
+from train.rundir import disk_space, metrics
+from train.rundir.changes import evaluation_start
+from train.rundir.checkpoints import CheckpointError, Checkpoints, quiet_orbax
+from train.rundir.directory import (
+    CONFIG_FILE,
+    Found,
+    keep_settings,
+    open_directory,
+    save_config,
+)
+from train.rundir.journal import DivergedError, Journal
+from train.step import given_weights, optimizers
+from train.step import mesh as meshes
+from train.step import train_step as steps
+from train.system import compilation_cache
+from train.system import out_of_memory as memory
+from train.system import processes as distributed
+from train.system.interruption import Interruption
+
+
+def pretrain(
+    config: PretrainConfig,
+    found: Found | None,
+    text: data.Text,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    read_weights: Callable[[], Any] | None,
+) -> int:
+    """Trains from the newest checkpoint, or from the start, to the last step.
+
+    Args:
+      config: the run.
+      found: what has changed since it was stopped; None for a new run.
+      text: what it trains on.
+      checkpoints: where it continues and saves.
+      mesh: the devices, in a context that has them as JAX' mesh.
+      read_weights: gives the parameters of --init-from; None: they are drawn.
+
+    Returns:
+      The exit code: 0, or that of a signal which stopped the run.
+
+    Raises:
+      CheckpointError: a checkpoint cannot be written, or none can be read.
+      DivergedError: the loss stays infinite.
+      MemoryError: the model is too large for the devices.
+      OSError: the metrics cannot be written.
+    """
+    schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
+    optimizer = optimizers.make_optimizer(
+        config.optimizer, schedule, config.seed, steps=config.steps
+    )
+    definition = steps.model_definition(config.model)
+    placed = meshes.abstract_state(config.model, optimizer, mesh)
+    memory.check(placed)
+    train_step = steps.make_train_step(
+        definition,
+        optimizer,
+        schedule,
+        config.gradient_accumulation_steps,
+        config.z_loss_weight,
+        meshes.shardings_of(placed),
+        config.optimizer.max_gradient_norm,
+    )
+
+    def place(batch: data.Batch) -> Any:
+        return meshes.place_batch(batch, mesh)
+
+    def begin_evaluation() -> Callable[[], float]:
+        held_out = map(place, text.held_out_batches())
+        return steps.begin_evaluation(definition, state.params, held_out)
+
+    def sample() -> str:
+        return _sample(nnx.merge(definition, state.params), text, config)
+
+    state, batches = continuation.restore(
+        checkpoints, placed, text, found, report=cli.warn
+    )
+    if state is None:
+        if found:
+            _warn_once(
+                "the run was stopped before its first checkpoint and starts over"
+            )
+        state = _create_state(config, optimizer, placed, read_weights)
+    first = int(state.step)
+    is_other = bool(found and found.has_other_evaluation)
+    if is_other:
+        checkpoints.forget_losses()
+    with distributed.together(OSError):
+        if distributed.is_first():
+            changes = found.changes if found else {}
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            disk_space.check(config, first, size, cli.warn)
+            keep_settings(config, changes, first, evaluates_other_text=is_other)
+    print(messages.summary(config, text, state))
+    eval_loss = None
+    if first == 0:
+        finish_evaluation = begin_evaluation()
+        # Traced for the first step while the devices evaluate.
+        train_step.lower(state, place(next(text.held_out_batches())))
+        eval_loss = finish_evaluation()
+        print(f"\nBefore training, held-out loss {eval_loss:.3f}:\n{sample()}\n")
+        # Random weights are not worth a best checkpoint.
+        if config.init_from is not None and checkpoints.is_best(eval_loss):
+            checkpoints.save(0, state, batches, eval_loss)
+    else:
+        print(f"\nContinued after step {first:,}.\n")
+    if found and found.changes:
+        print(continuation.describe(config, found, state), end="\n\n")
+
+    diagnostics = Diagnostics(config, first, mesh)
+    journal = Journal(config, first)
+    with journal, diagnostics, Interruption("saving after this step") as interruption:
+        if eval_loss is not None:
+            journal.begin(eval_loss)
+        previous = None
+        for step in range(first + 1, config.steps + 1):
+            diagnostics.before(step, state, journal.skipped_steps)
+            # Only dispatched: while it runs, the step before is written down.
+            state, values = train_step(state, place(next(batches)))
+            values["epoch"] = text.epoch(batches)
+            if previous is not None:
+                journal.record(*previous)
+            previous = (step, values)
+            diagnostics.after(step, state, journal.watch)
+            if step % config.eval_every_steps == 0 or step == config.steps:
+                jax.block_until_ready(values)
+                with journal.watch.pause():
+                    values["eval_loss"] = begin_evaluation()()
+            is_last = interruption.reached(step) or step == config.steps
+            eval_loss = values.get("eval_loss")
+            is_due = step % config.checkpoint.checkpoint_every_steps == 0
+            if is_due or is_last or checkpoints.is_best(eval_loss):
+                # The row first: a checkpoint has the rows of all its steps.
+                journal.record(*previous)
+                previous = None
+                with journal.watch.pause():
+                    journal.sync()
+                    diagnostics.sync()
+                    checkpoints.save(step, state, batches, eval_loss)
+            if is_last:
+                break
+        checkpoints.wait()
+    if interruption.received is not None and step < config.steps:
+        print(
+            f"\nStopped by {interruption.received.name} after step {step:,}, which is "
+            f"saved. To continue: {messages.resume(config)}"
+        )
+        return interruption.exit_code
+    since = evaluation_start(config.output_dir)
+    comparable = [row for row in journal.rows if row["step"] > since]
+    print(f"\n{messages.outcome(comparable, checkpoints.steps)}\n{sample()}\n")
+    if advice := messages.advice(config, comparable):
+        _warn_once(advice)
+    print(messages.farewell(config))
+    return 0
+
+
+def _create_state(
+    config: PretrainConfig,
+    optimizer: optax.GradientTransformation,
+    placed: steps.TrainState,
+    read_weights: Callable[[], Any] | None,
+) -> steps.TrainState:
+    shardings = meshes.shardings_of(placed)
+    if read_weights is None:
+        create = functools.partial(steps.create_state, config.model, optimizer)
+        seed = jax.random.key(config.seed)
+        return jax.jit(create, out_shardings=shardings)(seed)
+    create = functools.partial(steps.create_state_of, optimizer=optimizer)
+    with cli.user_errors(ValueError, OSError):
+        params = read_weights()
+    params = jax.device_put(params, shardings.params)
+    return jax.jit(create, out_shardings=shardings)(params)
+
+
+def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
+    prompt = config.sample.sample_prompt
+    pieces = writing.write(
+        model,
+        text.tokenizer,
+        prompt,
+        jax.random.key(config.seed)[None],
+        length=config.sample.sample_length_tokens,
+        sampling=generation.Sampling(config.sample.sample_temperature),
+        positions=config.positions,
+    )
+    return prompt + "".join(piece for _, piece in pieces)
+
+
+def _warn_once(message: str) -> None:
+    if distributed.is_first():
+        cli.warn(message)
+
+
+def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
+    """The text and the run's tokenizer, which the first process may have to train."""
+
+    def open_text(tokenizer_directory: pathlib.Path | None) -> data.Text:
+        return data.open_text(
+            config.data,
+            config.model.vocabulary_size,
+            seed=config.seed,
+            tokenizer_directory=tokenizer_directory,
+            weights=config.init_from,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            report=cli.warn,
+        )
+
+    with distributed.together(ValueError):
+        if distributed.is_first():
+            text = open_text(config.output_dir if found else None)
+            writing.prompt_ids(
+                text.tokenizer,
+                config.sample.sample_prompt,
+                config.positions,
+                "--sample-prompt",
+            )
+            if not found:
+                # In this order: with a config the other files are this program's own.
+                save_config(config, config.output_dir / CONFIG_FILE)
+                text.tokenizer.save(config.output_dir)
+    with distributed.together(ValueError):
+        if not distributed.is_first():
+            text = open_text(config.output_dir)
+    return text
+
+
+def run(config: PretrainConfig) -> int:
+    """Opens directory, text and devices of a run, and trains.
+
+    What the user can mend ends the program with one line. Returns the exit code.
+    """
+    compilation_cache.use(config.start)
+    memory.return_what_compilers_free()
+    quiet_orbax()
+    with contextlib.ExitStack() as stack:
+        with cli.user_errors(ValueError, OSError):
+            stack.enter_context(distributed.silence_all_but_first())
+            hosts.check_same_program(config)
+            with distributed.together(ValueError):
+                metrics.check_packages(config)
+                config = given_weights.settle(config, _warn_once)
+                check_has_subspaces(config)
+                optimizers.check_rank(config.optimizer, config.model)
+                mesh = meshes.make_mesh(config.mesh)
+                meshes.check_batch(
+                    config.data.batch_size_sequences,
+                    config.gradient_accumulation_steps,
+                    mesh,
+                )
+            opened = None
+            with distributed.together(ValueError):
+                if distributed.is_first():
+                    opened = stack.enter_context(open_directory(config))
+            shared = distributed.share(opened)
+            found = None if shared is None else Found(*shared)
+            hosts.check_shared(config.output_dir)
+            hosts.check_same_text(config)
+            with distributed.together(ValueError):
+                read_weights = given_weights.reader(config, now=not found)
+            text = _open_text(config, found)
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(meshes.rules())
+        # From here on a ValueError is a fault of the program, not of its user.
+        with (
+            cli.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
+            memory.shortage(),
+            Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
+        ):
+            return pretrain(config, found, text, checkpoints, mesh, read_weights)

@@ -1,0 +1,145 @@
+"""Memory and traffic of a step on each device, found by compiling it."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from train.config.run_config import PretrainConfig
+from train.planning.collectives import Kinds, step_traffic
+from train.step import mesh as meshes
+from train.step import optimizers
+from train.step import train_step as steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes that one device holds and sends, with one optimizer.
+
+    Attributes:
+      optimizer: its name.
+      parameters: the device's pieces of them.
+      optimizer_state: likewise.
+      gradients: likewise, in the precision they are added up in.
+      temporaries: all else that a step takes at its peak: activations, the batch, the
+        compiler's copies and padding, code.
+      total: what the compiler asks for; the sum of the others.
+      compiles: False if the compiler gave up because that is too much.
+      traffic: collectives of one step, by phase and kind.
+      lower_seconds: time to trace the step.
+      compile_seconds: time to compile it.
+    """
+
+    optimizer: str
+    parameters: int
+    optimizer_state: int
+    gradients: int
+    temporaries: int
+    total: int
+    compiles: bool
+    traffic: Mapping[str, Kinds]
+    lower_seconds: float
+    compile_seconds: float
+
+    def fits(self, memory_bytes: int) -> bool:
+        """Whether so much memory is enough; some of a chip's is the compiler's own."""
+        return self.compiles and self.total <= memory_bytes
+
+
+def measure(run: PretrainConfig, mesh: Mesh) -> Footprint:
+    """Compiles the step of a run for the devices of a mesh, which need not be there."""
+    schedule = optimizers.learning_rate_schedule(run.optimizer, run.steps)
+    optimizer = optimizers.make_optimizer(
+        run.optimizer, schedule, run.seed, steps=run.steps
+    )
+    abstract = jax.eval_shape(
+        lambda: steps.create_state(run.model, optimizer, jax.random.key(0))
+    )
+    shardings = meshes.state_shardings(run.model, optimizer, abstract, mesh)
+    state = jax.tree.map(_placed, abstract, shardings)
+    train_step = steps.make_train_step(
+        steps.model_definition(run.model),
+        optimizer,
+        schedule,
+        run.gradient_accumulation_steps,
+        run.z_loss_weight,
+        shardings,
+        run.optimizer.max_gradient_norm,
+    )
+    began = time.perf_counter()
+    with jax.set_mesh(mesh), meshes.rules():
+        lowered = train_step.lower(state, _batch(run, mesh))
+    lowered_at = time.perf_counter()
+    compiled, needed = compile_step(lowered)
+    compiled_at = time.perf_counter()
+
+    parameters = shard_bytes(state.params)
+    optimizer_state = shard_bytes(state.opt_state)
+    gradients = parameters
+    if run.gradient_accumulation_steps > 1:
+        gradients = shard_bytes(state.params, least_itemsize=4)
+    rest = needed - parameters - optimizer_state
+    # A compiler that reuses memory as it goes may never hold all gradients.
+    gradients = min(gradients, rest)
+    return Footprint(
+        optimizer=run.optimizer.name,
+        parameters=parameters,
+        optimizer_state=optimizer_state,
+        gradients=gradients,
+        temporaries=rest - gradients,
+        total=needed,
+        compiles=compiled is not None,
+        traffic=step_traffic(compiled.as_text(), mesh.size) if compiled else {},
+        lower_seconds=lowered_at - began,
+        compile_seconds=compiled_at - lowered_at,
+    )
+
+
+def shard_bytes(tree: Any, least_itemsize: int = 0) -> int:
+    """Bytes of one device's pieces of arrays or shapes that have shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape))
+        * max(leaf.dtype.itemsize, least_itemsize)
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _batch(run: PretrainConfig, mesh: Mesh) -> dict[str, Any]:
+    dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.bool_}
+    return {
+        name: jax.ShapeDtypeStruct(
+            (run.data.batch_size_sequences, run.data.sequence_length_tokens),
+            dtype,
+            sharding=meshes.batch_sharding(mesh),
+        )
+        for name, dtype in dtypes.items()
+    }
+
+
+def compile_step(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
+    """The program and the bytes it needs; no program if it needs too many."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([KMGT])i?B? of", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or used is None:
+            raise
+        return None, int(float(used[1]) * 2 ** (10 * "KMGT".index(used[2]) + 10))
+    memory = compiled.memory_analysis()
+    return compiled, (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes  # new state in the place of the old
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )

@@ -1,0 +1,1 @@
+"""Run directory: config, checkpoints, metrics."""

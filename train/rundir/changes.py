@@ -1,0 +1,246 @@
+"""Settings that may change when a run is continued, and a history of the changes."""
+
+import contextlib
+import dataclasses
+import datetime
+import difflib
+import enum
+import json
+import pathlib
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from train.config.rules import flag
+from train.system import files
+
+HISTORY_FILE = "config-history.jsonl"
+
+# By the name that config.json has for a setting, e.g. optimizer.b2: its value there and
+# the one to continue with, as JSON has them.
+Changes = dict[str, tuple[Any, Any]]
+
+
+class May(enum.Enum):
+    """Whether a setting may change."""
+
+    FREELY = enum.auto()  # the numbers stay the same, but for rounding
+    GROW = enum.auto()  # upwards freely, downwards if allowed
+    IF_ALLOWED = enum.auto()  # by --allow-changes: the numbers change
+    NEVER = enum.auto()  # the checkpoints would be of no use
+
+
+# The first pattern that fits a setting decides; with the reason why it never changes.
+RULES: tuple[tuple[str, May, str], ...] = (
+    # Where a run is kept and watched, how often it is evaluated and saved.
+    (r"output_dir|(checkpoint|report|sample)\..*", May.FREELY, ""),
+    (r"eval_every_steps|max_skipped_steps_in_a_row", May.FREELY, ""),
+    # How the same numbers are computed.
+    (r"mesh|gradient_accumulation_steps|model\.remat", May.FREELY, ""),
+    (r"data\.(token_cache_dir|skip_bad_documents)", May.FREELY, ""),
+    (r"model\.max_length_tokens", May.FREELY, ""),  # which only an export names
+    (r"steps", May.GROW, ""),
+    (r"preset", May.NEVER, "give the settings themselves"),
+    (
+        r"init_from|resize_embedding|model\.init_std",
+        May.NEVER,
+        "weights come from the checkpoint",
+    ),
+    (r"data\.(tokenizer|bos|bos_and_eos)", May.NEVER, "weights know but one tokenizer"),
+    (r"model\.(dtype|norm_epsilon|rotary_.*)", May.IF_ALLOWED, ""),
+    (r"model\..*", May.NEVER, "the checkpoint has weights of another form"),
+    # But for those that `settings_of_state` finds: they change the optimizer's state.
+    (r".*", May.IF_ALLOWED, ""),
+)
+
+# After a change of one of these the training text is read from its beginning again: the
+# position in a checkpoint is one in another order or in other rows.
+_OTHER_ROWS = re.compile(
+    r"seed|data\.(data_glob|dataset|dataset_config|dataset_split|text_field"
+    r"|shuffle_buffer_documents|held_out_fraction|packing|sequence_length_tokens)"
+)
+
+# Settings of the held-out text; the second group where it is a part of the training
+# text.
+_EVALUATION = re.compile(
+    r"data\.(eval_glob|eval_tokens|packing|sequence_length_tokens)"
+)
+_HELD_OUT = re.compile(
+    r"data\.(data_glob|dataset|dataset_config|dataset_eval_split|text_field"
+    r"|held_out_fraction)"
+)
+
+
+def find(config: Any, saved: Any) -> Changes:
+    """The settings in which a config differs from a saved one of the same class.
+
+    Settings of an optimizer that are written differently and mean the same do not
+    differ, nor do those that its method does not read. How a process was started is no
+    part of a run.
+    """
+    before, now = (flat_values(dataclasses.asdict(each)) for each in (saved, config))
+    meant, meant_now = (flat_values(_resolved(each)) for each in (saved, config))
+    return {
+        name: (meant[name], meant_now[name])
+        for name in meant_now
+        # Another method gives other meanings to values that are written alike.
+        if before[name] != now[name] and meant[name] != meant_now[name]
+    }
+
+
+def check(
+    changes: Changes,
+    allowed: Collection[str],
+    same_files: Collection[str] = (),
+    of_state: Collection[str] = (),
+) -> None:
+    """Raises a ValueError that names the changes which a run cannot continue with.
+
+    Args:
+      changes: from `find`.
+      allowed: settings that may change though the numbers do.
+      same_files: settings behind whose values, however they are named, are the same
+        files.
+      of_state: settings that give the optimizer's state another shape.
+    """
+    refused, to_allow, advice = [], [], "Give its values to continue it"
+    for name, change in changes.items():
+        may, reason = _rule(name, change)
+        if name in of_state:
+            may, reason = May.NEVER, "the optimizer's state has another shape"
+        if may is May.FREELY or name in same_files:
+            continue
+        if may is May.NEVER:
+            refused.append(f"{told(name, change)}, which cannot change: {reason}")
+        elif name not in allowed:
+            refused.append(told(name, change))
+            to_allow.append(name)
+    if to_allow:
+        names = ",".join([*allowed, *to_allow])
+        advice += f", --allow-changes {names} to continue it with these"
+    if refused:
+        raise ValueError(f"{'; '.join(refused)}. {advice}, or another directory")
+
+
+def told(name: str, change: tuple[Any, Any]) -> str:
+    """A change as "--flag 1 here, 2 there"."""
+    before, now = change
+    return f"{flag(name)} {now} here, {before} there"
+
+
+def allowed_names(text: str | None, config: Any) -> list[str]:
+    """The settings that `--allow-changes` names, as config.json has them or as flags.
+
+    Raises:
+      ValueError: the config has no such setting.
+
+    >>> from train.presets import PRESETS
+    >>> allowed_names("optimizer.b2,z-loss-weight", PRESETS["tiny"])
+    ['optimizer.b2', 'z_loss_weight']
+    """
+    known = flat_values(dataclasses.asdict(config))
+    by_flag = {flag(name): name for name in known}
+    names = []
+    for each in text.split(",") if text else []:
+        plain = each.strip().removeprefix("--")
+        name = plain if plain in known else by_flag.get(flag(plain))
+        if name is None:
+            close = difflib.get_close_matches(plain, [*known, *by_flag], 1)
+            advice = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(
+                f"--allow-changes {text}: config.json has no setting {plain!r}{advice}"
+            )
+        names.append(name)
+    return names
+
+
+def reads_other_rows(changes: Changes) -> bool:
+    """Whether the training text must be read from its beginning again."""
+    return any(
+        # Without files of its own the evaluation takes rows of the training text.
+        None in change if name == "data.eval_glob" else _OTHER_ROWS.fullmatch(name)
+        for name, change in changes.items()
+    )
+
+
+def evaluates_other_text(changes: Changes, *, has_eval_glob: bool) -> bool:
+    """Whether held-out losses cannot be compared with those of before.
+
+    Args:
+      changes: from `find`, without those of files that are only elsewhere.
+      has_eval_glob: whether the evaluation has files of its own.
+    """
+    return any(
+        _EVALUATION.fullmatch(name) or (_HELD_OUT.fullmatch(name) and not has_eval_glob)
+        for name in changes
+    )
+
+
+def evaluation_start(directory: pathlib.Path) -> int:
+    """The step after which held-out losses are of today's text; -1: all are."""
+    path = directory / HISTORY_FILE
+    starts = [-1]
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+            row = json.loads(line)
+            if row["evaluates_other_text"]:
+                starts.append(int(row["step"]))
+    return max(starts)
+
+
+def append_history(
+    directory: pathlib.Path, changes: Changes, step: int, *, evaluates_other_text: bool
+) -> None:
+    """Adds changes, and the step after which they hold, to a run's config history.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    if not changes:
+        return
+    row = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "changes": {
+            name: {"from": before, "to": now} for name, (before, now) in changes.items()
+        },
+        "evaluates_other_text": evaluates_other_text,
+    }
+    files.append_lines(directory / HISTORY_FILE, json.dumps(row) + "\n")
+
+
+def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by the names of their groups and their own, as JSON has them.
+
+    >>> flat_values({"steps": 3, "optimizer": {"b1": 0.9, "b2": None}})
+    {'steps': 3, 'optimizer.b1': 0.9, 'optimizer.b2': None}
+    """
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flat_values(value, f"{prefix}{name}.")
+        else:
+            is_path = isinstance(value, pathlib.Path)
+            flat[prefix + name] = str(value.absolute()) if is_path else value
+    return flat
+
+
+def _rule(name: str, change: tuple[Any, Any]) -> tuple[May, str]:
+    may, reason = next(
+        (may, reason) for names, may, reason in RULES if re.fullmatch(names, name)
+    )
+    if may is May.GROW:
+        before, now = change
+        may = May.FREELY if now > before else May.IF_ALLOWED
+    return may, reason
+
+
+def _resolved(config: Any) -> dict[str, Any]:
+    """Values of a config, alike for all that mean the same optimizer."""
+    from train.config.methods import resolved  # needs JAX, which errors before do not
+
+    values = dataclasses.asdict(config)
+    values.pop("start", None)
+    if "optimizer" in values:
+        values["optimizer"] = dataclasses.asdict(resolved(config.optimizer))
+    return values

@@ -1,0 +1,71 @@
+"""Disk space for the checkpoints of a run, compared with what is free."""
+
+import math
+import pathlib
+import shutil
+from collections.abc import Callable
+
+from train.config.run_config import PretrainConfig
+from train.rundir.directory import CHECKPOINTS
+
+# Checkpoints are compressed, to three quarters and more of the arrays' bytes.
+_LEAST_COMPRESSED = 0.7
+
+
+def check(
+    config: PretrainConfig, first: int, state_bytes: int, warn: Callable[[str], None]
+) -> None:
+    """Compares the checkpoints to come with the free space of their disk.
+
+    Args:
+      config: the run.
+      first: the step after which it goes on.
+      state_bytes: all that a checkpoint holds, uncompressed.
+      warn: told if not all checkpoints that are to be kept may have space.
+
+    Raises:
+      OSError: there is none for a single one.
+    """
+    directory = config.output_dir / CHECKPOINTS
+    sizes = [_bytes_in(path) for path in directory.glob("*") if path.is_dir()]
+    # Earlier checkpoints tell how well the arrays compress.
+    one = max(sizes, default=state_bytes) or state_bytes
+    needed = _most_at_once(config, first, len(sizes)) * one - sum(sizes)
+    free = shutil.disk_usage(config.output_dir).free
+    if first == config.steps or needed <= free:
+        return
+    least = one if sizes else one * _LEAST_COMPRESSED
+    if least > free:
+        raise OSError(
+            f"a checkpoint takes {_told(one)} in {directory}, where {_told(free)} are "
+            "free: free some space, or give another --output-dir"
+        )
+    warn(
+        f"the checkpoints of this run will take up to {_told(needed)} more in "
+        f"{directory}, where {_told(free)} are free: free some space, or keep fewer "
+        f"than --keep-last-checkpoints {config.checkpoint.keep_last_checkpoints}"
+    )
+
+
+def _most_at_once(config: PretrainConfig, first: int, present: int) -> int:
+    """The largest number of checkpoints there will be: the oldest goes last."""
+    keep = config.checkpoint
+    written = math.ceil((config.steps - first) / keep.checkpoint_every_steps)
+    kept = keep.keep_last_checkpoints
+    if keep.keep_best:
+        written += (config.steps - first) // config.eval_every_steps
+        kept += 1
+    if keep.keep_checkpoint_every_steps is not None:
+        kept += config.steps // keep.keep_checkpoint_every_steps
+    return min(present + written, kept + 1)
+
+
+def _bytes_in(directory: pathlib.Path) -> int:
+    paths = directory.rglob("*")
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _told(count: float) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,165 @@
+"""Checksums of the files behind a run, by which other content is told apart."""
+
+import itertools
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+from train.config.run_config import DataConfig
+from train.data import sources
+from train.system import files
+
+IDENTITY_FILE = "data-files.json"
+
+# Files that `Tokenizer.save` writes; one of the first two.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model"),
+    *("tokenizer_config.json", "generation_config.json"),
+)
+
+# By the setting that names them; each has its name, bytes and crc32.
+Files = dict[str, list[dict[str, Any]]]
+
+_TOKENIZER = "data.tokenizer"
+
+
+def save(config: DataConfig, directory: pathlib.Path) -> None:
+    """Writes the checksums of the text and of the run's own tokenizer.
+
+    Raises:
+      ValueError: the text cannot be found.
+      OSError: a file cannot be read or written.
+    """
+    found = text_files(config)
+    found[_TOKENIZER] = sources.fingerprint(_tokenizer_files(directory))
+    files.write_whole(
+        directory / IDENTITY_FILE, json.dumps(found, indent=1, default=str) + "\n"
+    )
+
+
+def load(directory: pathlib.Path) -> Files:
+    """Reads what `save` wrote; empty for a run of a version that did not.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = directory / IDENTITY_FILE
+    if not path.exists():
+        return {}
+    try:
+        known = json.loads(path.read_bytes())
+        for each in itertools.chain.from_iterable(known.values()):
+            _content(each)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged, which has the checksums of the run's files: delete it "
+            "to continue without comparing them"
+        ) from error
+    return known
+
+
+def check_tokenizer(directory: pathlib.Path) -> None:
+    """Raises a ValueError if the run's own tokenizer is lost or another one."""
+    known = load(directory).get(_TOKENIZER, [])
+    present = {path.name: path for path in _tokenizer_files(directory)}
+    lost = [each["name"] for each in known if each["name"] not in present]
+    if not lost and not present.keys() & set(TOKENIZER_FILES[:2]):
+        lost = [" or ".join(TOKENIZER_FILES[:2])]
+    if lost:
+        raise ValueError(
+            f"{directory} has lost its {', '.join(lost)}, without which its weights "
+            "are of no use: put it back, or give another directory"
+        )
+    for each in known:
+        (now,) = sources.fingerprint([present[each["name"]]])
+        if _content(now) != _content(each):
+            raise ValueError(
+                f"{present[each['name']]} is not the one that the run began with: put "
+                "that one back, or give another directory"
+            )
+
+
+def is_own_tokenizer(
+    config: DataConfig, weights: pathlib.Path | None, directory: pathlib.Path
+) -> bool:
+    """Whether `config.tokenizer` is the one in a run's directory, from elsewhere."""
+    from train.tokenization.tokenizer import Tokenizer  # slow to import
+
+    if config.tokenizer is None:
+        return False
+    tokenizer = Tokenizer.open(config.tokenizer, weights)
+    tokenizer.mark_documents(begin=config.bos or config.bos_and_eos, end=not config.bos)
+    with tempfile.TemporaryDirectory() as copy:
+        tokenizer.save(pathlib.Path(copy))
+        theirs, ours = (
+            {path.name: path.read_bytes() for path in _tokenizer_files(each)}
+            for each in (pathlib.Path(copy), directory)
+        )
+    return theirs == ours
+
+
+def compare_text(
+    config: DataConfig, directory: pathlib.Path
+) -> tuple[list[str], dict[str, str]]:
+    """Compares the files of a text with those that a run began with.
+
+    Returns:
+      The settings that name the same files, wherever these are now; and of others,
+      the first difference, in words.
+
+    Raises:
+      ValueError: there are no such files, or the checksums are damaged.
+      OSError: a file cannot be read.
+    """
+    known = load(directory)
+    same, other = [], {}
+    for setting, now in text_files(config).items():
+        if setting not in known:
+            continue
+        if difference := _difference(known[setting], now):
+            other[setting] = difference
+        else:
+            same.append(setting)
+    return same, other
+
+
+def text_files(config: DataConfig) -> Files:
+    """The files of each setting that names some; none of a dataset on the hub."""
+    found = {}
+    if config.dataset is None:
+        found["data.data_glob"] = sources.find_files(config.data_glob)
+    else:
+        inside = sorted(pathlib.Path(config.dataset).expanduser().rglob("*"))
+        found["data.dataset"] = [
+            path for path in inside if path.is_file() and path.name[0] != "."
+        ]
+    if config.eval_glob is not None:
+        paths = sources.find_files(config.eval_glob, "--eval-glob")
+        found["data.eval_glob"] = paths
+    return {name: sources.fingerprint(paths) for name, paths in found.items() if paths}
+
+
+def _tokenizer_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    paths = (directory / name for name in TOKENIZER_FILES)
+    return [path for path in paths if path.is_file()]
+
+
+def _difference(known: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
+    """The first file that is another, in words; nothing if there is none."""
+    if len(known) != len(now):
+        names, names_now = ({each["name"] for each in every} for every in (known, now))
+        gone, new = sorted(names - names_now), sorted(names_now - names)
+        one = f": {gone[0]} is gone" if gone else f": {new[0]} is new" if new else ""
+        return f"{len(now)} files instead of {len(known)}{one}"
+    for before, after in zip(known, now, strict=True):
+        if before["bytes"] != after["bytes"]:
+            sizes = f"{after['bytes']:,} bytes instead of {before['bytes']:,}"
+            return f"{after['name']} has {sizes}"
+        if before["crc32"] != after["crc32"]:
+            return f"{after['name']} has other content than before"
+    return ""
+
+
+def _content(each: dict[str, Any]) -> tuple[int, int]:
+    return each["bytes"], each["crc32"]

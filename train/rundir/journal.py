@@ -1,0 +1,142 @@
+"""Records each step of a run, and ends a run that diverges."""
+
+import time
+from typing import Any
+
+import jax
+import tqdm
+
+from train.config.run_config import PretrainConfig
+from train.rundir import metrics
+from train.rundir.directory import note_checkpoint
+from train.step import throughput
+from train.system import processes as distributed
+
+
+class DivergedError(Exception):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class Journal:
+    """Writes down each step: metrics, progress bar, and the curve at the end."""
+
+    def __init__(self, config: PretrainConfig, first: int):
+        self._config = config
+        # A run that begins evaluates step 0 anew: its row may be of another config.
+        self._writer = metrics.MetricsWriter(config, first or -1)
+        self._has_checkpoint = False
+        self._flops_per_token = throughput.flops_per_token(
+            config.model, config.data.sequence_length_tokens
+        )
+        self._peak_flops = throughput.peak_flops(config.report.peak_teraflops)
+        self._bar = tqdm.tqdm(
+            total=config.steps,
+            initial=first,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not distributed.is_first(),
+        )
+        self._skipped = [0, 0]  # so far, and the last of them in a row
+        for row in self.rows:
+            self._count_skipped(row.get("skipped_steps", self._skipped[0]))
+        self._tokens, seconds = self._totals(first)
+        self._began = time.perf_counter() - seconds
+        self.watch = metrics.Stopwatch()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the run."""
+        return self._writer.rows
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped, of those written down."""
+        return self._skipped[0]
+
+    def begin(self, eval_loss: float) -> None:
+        """Writes down the held-out loss before training, as step 0."""
+        nothing = {"tokens": 0, "epoch": 0.0, "elapsed_seconds": 0.0}
+        self._writer.write(0, eval_loss=eval_loss, skipped_steps=0, **nothing)
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        """Waits for a step and writes it down.
+
+        Args:
+          step: the step.
+          values: its metrics; `batch_tokens` becomes the count of all tokens so far.
+        """
+        values = jax.device_get(values)
+        batch_tokens = values.pop("batch_tokens")
+        self._tokens += int(batch_tokens)
+        values["tokens"] = self._tokens
+        values["elapsed_seconds"] = time.perf_counter() - self._began
+        rate = int(batch_tokens) / self.watch.lap()
+        values["tokens_per_second"] = rate
+        if self._peak_flops is not None:
+            values["mfu"] = rate * self._flops_per_token / self._peak_flops
+        values["peak_memory_bytes"] = throughput.peak_memory_bytes()
+        row = self._writer.write(step, **values)
+        shown = {"loss": f"{row['loss']:.3f}", "tokens/s": f"{rate:,.0f}"}
+        if "mfu" in row:
+            shown["MFU"] = f"{row['mfu']:.1%}"
+        self._bar.set_postfix(shown)
+        self._bar.update()
+        if "eval_loss" in row:
+            self._bar.write(f"step {step}: held-out loss {row['eval_loss']:.3f}")
+        self._note_checkpoint()
+        self._check_skipped(step, row["skipped_steps"])
+
+    def _note_checkpoint(self) -> None:
+        if not self._has_checkpoint and distributed.is_first():
+            self._has_checkpoint = note_checkpoint(self._config.output_dir)
+
+    def sync(self) -> None:
+        """Flushes all rows to the disk."""
+        self._writer.sync()
+
+    def _totals(self, step: int) -> tuple[int, float]:
+        """Tokens and seconds up to a step, of earlier processes.
+
+        Where its row has been lost, or is of a version without them, the tokens since
+        the last count are those of steps like the ones before; seconds are lost.
+        """
+        counts = (row for row in reversed(self.rows) if row.get("tokens"))
+        last = next(counts, {"step": 0, "tokens": 0, "elapsed_seconds": 0.0})
+        batch_tokens = self._config.data.batch_size_tokens
+        if last["step"]:
+            batch_tokens = last["tokens"] / last["step"]
+        missing = round((step - last["step"]) * batch_tokens)
+        return last["tokens"] + missing, last["elapsed_seconds"]
+
+    def _count_skipped(self, skipped: int) -> int:
+        """Returns how many steps in a row were skipped, up to this one."""
+        before, in_a_row = self._skipped
+        self._skipped = [skipped, in_a_row + 1 if skipped > before else 0]
+        return self._skipped[1]
+
+    def _check_skipped(self, step: int, skipped: int) -> None:
+        limit = self._config.max_skipped_steps_in_a_row
+        if self._count_skipped(skipped) >= limit:
+            raise DivergedError(
+                f"the last {limit} steps, to step {step}, had a loss or a gradient "
+                "that is not finite and were skipped: lower --learning-rate or "
+                "--max-gradient-norm, or look at the data; a larger "
+                "--max-skipped-steps-in-a-row is more patient"
+            )
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._bar.close()
+        try:
+            self._note_checkpoint()
+            self._writer.close()
+            metrics.plot_curve(
+                self.rows,
+                f"{self._config.preset}, {self._config.optimizer.name}",
+                self._config.output_dir / metrics.CURVE_FILE,
+            )
+        except OSError:
+            if error is None:  # else it is told already what went wrong first
+                raise

@@ -1,0 +1,238 @@
+"""Reports of a run: metrics.jsonl, TensorBoard, Weights & Biases, the curve."""
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from train.cli import command_line as cli
+from train.config.run_config import PretrainConfig
+from train.rundir.directory import METRICS_FILE
+from train.system import files
+from train.system import processes as distributed
+from train.system.json_lines import JsonLines
+
+CURVE_FILE = "curve.png"
+WANDB_ID_FILE = "wandb-id.txt"
+
+
+class MetricsWriter:
+    """Appends a row of metrics for each step, and tells those who watch.
+
+    Args:
+      config: the run, whose directory is written to, and whom else to tell.
+      last_step: the last step that keeps its row.
+    """
+
+    def __init__(self, config: PretrainConfig, last_step: int):
+        path = config.output_dir / METRICS_FILE
+        # A new run keeps nothing, not even what was measured before its first step.
+        self._file = JsonLines(path, last_step or -1, _is_row)
+        is_first = distributed.is_first()
+        missing = last_step - len({row["step"] for row in self.rows} - {0})
+        if missing > 0 and is_first:
+            cli.warn(
+                f"{path} lacks the rows of {missing:,} of the first {last_step:,} steps"
+            )
+        self._watchers = _watchers(config, last_step) if is_first else []
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the run."""
+        return self._file.rows
+
+    def write(self, step: int, **values: Any) -> dict[str, Any]:
+        """Adds a line; arrays of one element become numbers. Returns the row."""
+        numbers = {name: np.asarray(value).item() for name, value in values.items()}
+        row = {"step": step} | numbers
+        self._file.append(row)
+        for watcher in self._watchers:
+            watcher.write(step, row)
+        return row
+
+    def sync(self) -> None:
+        """Flushes the rows to the disk."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """Flushes the rows and hands everything over to those who watch."""
+        self.sync()
+        for watcher in self._watchers:
+            watcher.close()
+
+
+class _TensorBoard:
+    """Events in the run's directory.
+
+    The writer of tensorboardX has a thread, which dies on a full disk; the program
+    then waits for it without end. This one writes itself.
+    """
+
+    def __init__(self, config: PretrainConfig, last_step: int):
+        # Only where it is asked for.
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._directory = config.output_dir / "tensorboard"
+        with files.errors_name(self._directory):
+            self._directory.mkdir(exist_ok=True)
+            # The suffix keeps an earlier process' file of the same second.
+            self._writer = event_file_writer.EventsWriter(
+                str(self._directory / "events"), f".{last_step}"
+            )
+        # Whatever an earlier process wrote after this step is hidden.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(last_step + 1, session_log=start)
+        self._flush()
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        numbers = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "step"
+        ]
+        self._write(step, summary=self._summary(value=numbers))
+        if time.monotonic() > self._flushed + 10:
+            self._flush()
+
+    def close(self) -> None:
+        with files.errors_name(self._directory):
+            self._writer.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        event = self._event(step=step, wall_time=time.time(), **content)
+        with files.errors_name(self._directory):
+            self._writer.write_event(event)
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        with files.errors_name(self._directory):
+            self._writer.flush()
+
+
+class _WeightsAndBiases:
+    """A run of Weights & Biases, continued by the id in the run's directory."""
+
+    def __init__(self, config: PretrainConfig, last_step: int):
+        import wandb  # only where it is asked for
+
+        run_id = _wandb_id(config.output_dir, last_step)
+        try:
+            self._run = wandb.init(
+                project=config.report.wandb_project,
+                id=run_id,
+                resume="allow",
+                allow_val_change=True,  # as a run's settings may
+                name=config.output_dir.name,
+                config=dataclasses.asdict(config),
+            )
+        except wandb.Error as error:  # nobody is logged in, or there is no network
+            raise OSError(f"--wandb: {error}") from error
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        self._run.log({k: v for k, v in row.items() if k != "step"}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _wandb_id(directory: pathlib.Path, last_step: int) -> str:
+    """Reads the run's id from its directory, or writes a new one."""
+    path = directory / WANDB_ID_FILE
+    if not path.exists():
+        if last_step > 0:
+            cli.warn(
+                f"{directory} has no {WANDB_ID_FILE}: the steps after {last_step:,} go "
+                "to a new run of Weights & Biases"
+            )
+        files.write_whole(path, secrets.token_hex(8))
+    run_id = path.read_bytes().decode(errors="replace").strip()
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", run_id):
+        raise OSError(
+            f"{path} holds no id of a run of Weights & Biases: delete it to report to "
+            "a new one, or write the id into it"
+        )
+    return run_id
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    """Whether a JSON object is what `MetricsWriter.write` makes of a step."""
+    is_measured = "loss" in row or "eval_loss" in row
+    return is_measured and not any(isinstance(value, str) for value in row.values())
+
+
+def check_packages(config: PretrainConfig) -> None:
+    """Raises a ValueError if a package is missing that the config asks for."""
+    if not config.report.wandb:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "--wandb needs the package wandb: pip install -e '.[wandb]'"
+        ) from error
+
+
+def _watchers(config: PretrainConfig, last_step: int) -> list[Any]:
+    chosen = [
+        (config.report.tensorboard, _TensorBoard),
+        (config.report.wandb, _WeightsAndBiases),
+    ]
+    return [watcher(config, last_step) for is_on, watcher in chosen if is_on]
+
+
+class Stopwatch:
+    """Measures laps, leaving out what happens during pauses."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap (or the creation), pauses not counted."""
+        now = time.perf_counter()
+        seconds, self._start = now - self._start, now
+        return seconds
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the time inside the `with` block out of the lap."""
+        before = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - before
+
+
+def plot_curve(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
+    """Draws training and held-out loss over the steps as a PNG."""
+    from train.reports import figures
+
+    fig, ((axes,),) = figures.panels(1, 1, (7, 4.5))
+    trained = [row for row in rows if "loss" in row]
+    axes.plot(
+        [row["step"] for row in trained],
+        [row["loss"] for row in trained],
+        color="tab:gray",
+        linewidth=0.8,
+        # A line through one point shows nothing.
+        marker="." if len(trained) < 3 else None,
+        label="training batch",
+    )
+    evaluations = [row for row in rows if "eval_loss" in row]
+    axes.plot(
+        [row["step"] for row in evaluations],
+        [row["eval_loss"] for row in evaluations],
+        color="tab:blue",
+        marker="o",
+        label="held-out text",
+    )
+    axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
+    figures.count(axes.xaxis)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")  # the best place takes seconds over many steps
+    files.write_figure(path, fig)

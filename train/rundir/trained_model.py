@@ -1,0 +1,84 @@
+"""Trained models, read from the directory of a run."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from models import llama
+from train.cli import command_line as cli
+from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, PretrainConfig
+from train.rundir.checkpoint_reading import Restored, restore_params
+from train.rundir.directory import CONFIG_FILE, load_config
+from train.step.train_step import model_definition
+from train.tokenization import special_tokens
+from train.tokenization.tokenizer import Tokenizer
+
+
+class Trained(NamedTuple):
+    """A model with its tokenizer."""
+
+    config: PretrainConfig
+    checkpoint: Restored
+    tokenizer: Tokenizer
+
+    @property
+    def params(self) -> Any:
+        """The model's parameters, as nested dictionaries."""
+        return self.checkpoint.params
+
+    @property
+    def model(self) -> llama.Llama:
+        """The model with its parameters."""
+        return nnx.merge(model_definition(self.config.model), self.params)
+
+
+def is_hugging_face(directory: pathlib.Path) -> bool:
+    """Whether a directory holds a model in Hugging Face's layout, not a run.
+
+    Raises:
+      ValueError: its config.json is damaged.
+      OSError: it cannot be read.
+    """
+    entries = special_tokens.read_json(directory / CONFIG_FILE)
+    return "model_type" in entries or "architectures" in entries
+
+
+def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> Trained:
+    """Reads a checkpoint of a run; warns of damaged ones that it passes over.
+
+    Args:
+      directory: the run's `--output-dir`.
+      choice: which checkpoint.
+
+    Raises:
+      ValueError: there is no run in the directory, it is of another version, or has no
+        such checkpoint.
+      CheckpointError: it has no checkpoint, or a damaged one.
+      OSError: a file cannot be read.
+    """
+    saved = directory / CONFIG_FILE
+    if not saved.exists():
+        raise ValueError(
+            f"--checkpoint {directory} is not the directory of a run: it has no "
+            f"{CONFIG_FILE}"
+        )
+    if is_hugging_face(directory):
+        raise ValueError(
+            f"--checkpoint {directory} is not the directory of a run but a model in "
+            "Hugging Face's layout already"
+        )
+    config = load_config(PretrainConfig, saved)
+    model = nnx.eval_shape(lambda: llama.Llama(config.model, rngs=nnx.Rngs(0)))
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+    )
+    checkpoint = restore_params(directory, abstract, choice, cli.warn)
+    tokenizer = Tokenizer.load(directory)
+    # An old run's files may begin texts with a token that training never saw.
+    tokenizer.mark_documents(
+        begin=config.data.begins_documents, end=config.data.ends_documents
+    )
+    return Trained(config, checkpoint, tokenizer)

@@ -1,0 +1,1 @@
+"""One training step: optimizer, shardings, compiled functions."""

@@ -1,0 +1,197 @@
+"""The optimizers by the names that `--optimizer` takes."""
+
+from dataclasses import fields
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import subtrack_jax as stj
+from models import llama
+from train.config.methods import LOW_RANK, Method, matrix_scale_field, resolved
+from train.config.optimizer_config import OptimizerConfig, schedule_phases
+
+# Muon's updates get the size of Adam's (arXiv 2502.16982), so that the same learning
+# rates suit both.
+MUON_RMS = 0.2
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak, then constant, or down to a fraction of it.
+
+    Raises:
+      ValueError: see `schedule_phases`.
+    """
+    warmup, stable, decay = schedule_phases(config, steps)
+    peak = config.learning_rate
+    end = peak * config.final_learning_rate_fraction
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(decay, 1), end / peak)
+    else:
+        after = optax.linear_schedule(peak, end, max(decay, 1), stable)
+    # The first of the warm-up's steps already moves.
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def check_rank(config: OptimizerConfig, model: llama.LlamaConfig) -> None:
+    """Raises a ValueError if a low-rank method would be plain Adam for every matrix."""
+    method = LOW_RANK.get(config.name)
+    if method is None or "rank" in method.fixed:
+        return
+    rank = resolved(config).rank
+    if rank < min(model.hidden_size, model.mlp_size):
+        return  # the MLP's kernels are larger; to ask all of them takes longer
+    shapes = nnx.eval_shape(lambda: llama.Llama(model, rngs=nnx.Rngs(0)))
+    params = nnx.to_pure_dict(nnx.state(shapes, nnx.Param))
+    choices = stj.LowRank(rank, llama.matrix_axes).choices(params)
+    largest = max(each.short_side for each in choices if each.spec is not None)
+    if rank >= largest:
+        raise ValueError(
+            f"--rank {rank} leaves no matrix to --optimizer {config.name}: the largest "
+            f"has a smaller side of {largest}. Lower --rank below it, or take "
+            "--optimizer adamw"
+        )
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    learning_rate: optax.ScalarOrSchedule,
+    seed: jax.typing.ArrayLike,
+    matrix_scale: jax.typing.ArrayLike | None = None,
+    steps: int = 10_000,
+) -> optax.GradientTransformation:
+    """The optimizer of a LLaMA, for gradients that are clipped already.
+
+    Args:
+      config: the method and its settings.
+      learning_rate: replaces the config's peak; a number or a schedule of it.
+      seed: for methods that draw random subspaces.
+      matrix_scale: replaces the config's `matrix_scale_field`, e.g. by an array that
+        is being traced.
+      steps: of the whole run, for methods that change on the way.
+    """
+    config = resolved(config)
+    scales = {
+        "scale": config.scale,
+        "matrix_learning_rate_scale": config.matrix_learning_rate_scale,
+    }
+    if matrix_scale is not None:
+        scales[matrix_scale_field(config.name)] = matrix_scale
+    rate_scale = scales["matrix_learning_rate_scale"]
+    is_one = isinstance(rate_scale, int | float) and rate_scale == 1
+    scale_matrices = () if is_one else (_scale_matrices(rate_scale),)
+    method = LOW_RANK.get(config.name)
+    if method is not None and method.tracker is None:
+        made = _from_alias(config, method, learning_rate, seed)
+        return made if is_one else optax.chain(made, *scale_matrices)
+    if method is None:
+        rule = (_full_rank(config),)
+    else:
+        rule = _low_rank(config, method, seed, scales["scale"], steps)
+    return optax.chain(
+        *rule,
+        optax.add_decayed_weights(config.weight_decay, _not_a_norm),
+        *scale_matrices,
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _low_rank(
+    config: OptimizerConfig,
+    method: Method,
+    seed: jax.typing.ArrayLike,
+    scale: jax.typing.ArrayLike,
+    steps: int,
+) -> tuple[optax.GradientTransformation, ...]:
+    low_rank = stj.LowRank(config.rank, llama.matrix_axes)
+    tracker = method.tracker(config, steps)
+    stages: tuple[optax.GradientTransformation, ...] = (
+        stj.track_subspace(low_rank, tracker, config.update_interval, seed),
+        stj.project(low_rank),
+        stj.monitor_energy(low_rank),
+        stj.scale_by_projection_aware_adam(
+            low_rank,
+            config.b1,
+            config.b2,
+            config.eps,
+            config.mu_dtype,
+            config.transport,
+            config.moments_dtype,
+        ),
+    )
+    if method.feeds_back:
+        chained = optax.chain(*stages)
+        stages = (stj.feed_back(low_rank, chained, config.b1, config.error_feedback),)
+    return (
+        *stages,
+        stj.recover_and_scale(
+            low_rank,
+            scale,
+            "columns" if config.recovery else "none",
+            growth_limit=config.growth_limit,
+        ),
+    )
+
+
+def _from_alias(
+    config: OptimizerConfig,
+    method: Method,
+    learning_rate: optax.ScalarOrSchedule,
+    seed: jax.typing.ArrayLike,
+) -> optax.GradientTransformation:
+    """The library's own function, with the settings of the config that it takes."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return method.alias(
+        learning_rate,
+        seed=seed,
+        mask=_not_a_norm,
+        dimension_numbers=llama.matrix_axes,
+        **{name: values[name] for name in method.parameters if name in values},
+    )
+
+
+def _full_rank(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam, or another rule for the matrices and Adam for all else."""
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.name == "adamw":
+        return adam
+    if config.name == "muon":
+        # A rate of -1 leaves the sign, which the end of the chain turns.
+        matrices = optax.contrib.muon(
+            -1.0,
+            consistent_rms=MUON_RMS,
+            muon_weight_dimension_numbers=llama.matrix_axes,
+        )
+    else:
+        matrices = optax.chain(
+            optax.scale_by_factored_rms(min_dim_size_to_factor=2),
+            optax.clip_by_block_rms(1.0),
+        )
+    return optax.partition(
+        {True: matrices, False: adam}, lambda params: _is_matrix(params)
+    )
+
+
+def _scale_matrices(
+    factor: jax.typing.ArrayLike,
+) -> optax.GradientTransformation:
+    scale = optax.stateless_with_tree_map(lambda g, _: jnp.asarray(factor, g.dtype) * g)
+    return optax.masked(scale, _is_matrix)
+
+
+def _is_matrix(params: Any) -> Any:
+    """True for the parameters that low-rank methods and Muon act on."""
+    axes = llama.matrix_axes(params)
+    return jax.tree.map(lambda _, spec: spec is not None, params, axes)
+
+
+def _not_a_norm(params: Any) -> Any:
+    """True for the parameters that weight decay acts on."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: "norm" not in jax.tree_util.keystr(path), params
+    )

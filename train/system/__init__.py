@@ -1,0 +1,1 @@
+"""Files, memory, signals and processes of the machine."""

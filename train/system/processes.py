@@ -1,0 +1,145 @@
+"""Several processes that train one model: finding and agreeing with each other."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from train.config.run_config import StartConfig
+
+# Messages of JAX when the process of another host is gone.
+_LOST = re.compile(r"(closed|reset) by peer|broken pipe|heartbeat", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def connected(start: StartConfig) -> Iterator[None]:
+    """Connects this process to the others, before JAX looks for devices.
+
+    At the end of a block that fails, the process ends without waiting for the others
+    for long: they may be waiting for this one, and JAX ends them once it is gone.
+
+    Raises:
+      ValueError: the flags are incomplete, or the others are not reached.
+    """
+    flags = (start.coordinator_address, start.num_processes, start.process_id)
+    if any(flag is None for flag in flags) and any(flag is not None for flag in flags):
+        raise ValueError(
+            "--coordinator-address, --num-processes and --process-id are given "
+            "together or not at all"
+        )
+    try:
+        jax.distributed.initialize(*flags)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"cannot connect to the other processes: {str(error).rstrip('.')}. Check "
+            "--coordinator-address, and that all processes are started"
+        ) from error
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code:
+            _leave(stop.code)
+        raise
+    except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+            print(
+                "error: another process of the run has ended, and says why; start all "
+                "of them again to continue",
+                file=sys.stderr,
+            )
+        else:
+            traceback.print_exc()
+        _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    # This waits for all others, which may fail with the same error.
+    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    parting.start()
+    parting.join(timeout=10)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_alone() -> bool:
+    """Whether there are no other processes."""
+    return jax.process_count() == 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def agree(value: bool) -> bool:
+    """What the first process says, in all of them; waits until all ask."""
+    if is_alone():
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON values of all processes, in each of them."""
+    if is_alone():
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(data.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)
+    ]
+
+
+def share(value: Any) -> Any:
+    """The JSON value that the first process has, in all of them."""
+    return gather(value)[0]
+
+
+@contextlib.contextmanager
+def together(kind: type[Exception]) -> Iterator[None]:
+    """Ends the block in all processes if it fails in one, instead of waiting for it.
+
+    No process may wait for another within the block.
+
+    Args:
+      kind: what the others raise, with the message of the one that failed.
+    """
+    error = None
+    try:
+        yield
+    except (Exception, SystemExit) as raised:
+        error = raised
+    messages = gather(error and (_message(error) or type(error).__name__))
+    if error is not None:
+        raise error
+    for index, message in enumerate(messages):
+        if message is not None:
+            raise kind(f"process {index}: {message}")
+
+
+def _message(error: BaseException) -> str:
+    # One that is told already, see `cli.fail`.
+    return getattr(error, "message", str(error))
+
+
+@contextlib.contextmanager
+def silence_all_but_first() -> Iterator[None]:
+    """Lets only the first process write to stdout; errors are every process' own."""
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            null = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(null))
+        yield
+        sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""Benchmark of optimizer updates and training steps."""

@@ -1,0 +1,137 @@
+"""Table and bar chart of a benchmark."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from train.reports import figures
+from train.system.files import write_figure
+from train.timing.interleaved import Spread, ratio, spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one optimizer costs; None where nothing was run.
+
+    Attributes:
+      compile_seconds: to trace and compile the program, each time it was done.
+      state_bytes: of the optimizer's state.
+      temporary_bytes: that the program takes beside its arguments and results.
+      peak_bytes: arguments, results and temporaries together.
+      steady_cycles: of a step that leaves the subspace where it is, as the compiler
+        for TPUs estimates them; None where every step moves it.
+      first_seconds: of first steps, which find the subspace.
+      steady_seconds: of each round's step that leaves the subspace where it is.
+      refresh_seconds: of steps that move it.
+    """
+
+    compile_seconds: list[float]
+    state_bytes: int
+    temporary_bytes: int
+    peak_bytes: int
+    steady_cycles: int | None = None
+    first_seconds: list[float] | None = None
+    steady_seconds: list[float] | None = None
+    refresh_seconds: list[float] | None = None
+
+    def amortised_seconds(self, interval: int) -> float:
+        """Mean of the steps from one refresh to the next."""
+        steady = spread(self.steady_seconds).median
+        return steady + (spread(self.refresh_seconds).median - steady) / interval
+
+
+def table(costs: Mapping[str, Cost], interval: int) -> str:
+    """One line for each optimizer, in GitHub's form; ratios are to the first."""
+    base = next(iter(costs.values()))
+    titles = ["optimizer"]
+    if base.steady_seconds is not None:
+        titles += ["steady step", "/ first", "refresh / own steady", "first step"]
+        titles += [f"mean of {interval} / first"]
+    if base.steady_cycles is not None:
+        titles += ["estimated steady step", "/ first"]
+    titles += ["compile", "/ first", "state", "temporaries", "peak"]
+    rows = [titles, ["---"] * len(titles)]
+    for name, cost in costs.items():
+        row = [name]
+        if cost.steady_seconds is not None:
+            steady = spread(cost.steady_seconds).median
+            mean = cost.amortised_seconds(interval) / base.amortised_seconds(interval)
+            row += [
+                f"{1e3 * steady:.1f} ms",
+                _ratio(ratio(cost.steady_seconds, base.steady_seconds)),
+                f"{spread(cost.refresh_seconds).median / steady:.2f}",
+                f"{spread(cost.first_seconds).median:.2f} s",
+                f"{mean:.2f}",
+            ]
+        if base.steady_cycles is not None:
+            cycles = cost.steady_cycles
+            row += (
+                ["-", "-"]
+                if cycles is None
+                else [
+                    f"{cycles / 1e6:.1f} M cycles",
+                    f"{cycles / base.steady_cycles:.2f}",
+                ]
+            )
+        row += [
+            f"{spread(cost.compile_seconds).median:.1f} s",
+            _ratio(ratio(cost.compile_seconds, base.compile_seconds)),
+            *(
+                f"{size / 2**20:,.0f} MiB"
+                for size in (cost.state_bytes, cost.temporary_bytes, cost.peak_bytes)
+            ),
+        ]
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _ratio(value: Spread) -> str:
+    if value.low == value.high:
+        return f"{value.median:.2f}"
+    return f"{value.median:.2f} ({value.low:.2f}-{value.high:.2f})"
+
+
+def plot(costs: Mapping[str, Cost], interval: int, title: str, path: pathlib.Path):
+    """Bars of time and memory, as multiples of the first optimizer's."""
+    base = next(iter(costs.values()))
+    panels = {
+        "peak memory": [each.peak_bytes / base.peak_bytes for each in costs.values()]
+    }
+    if base.steady_seconds is not None:
+        mean = base.amortised_seconds(interval)
+        panels = {
+            f"seconds, mean of {interval} steps": [
+                each.amortised_seconds(interval) / mean for each in costs.values()
+            ]
+        } | panels
+    drawing, (all_axes,) = figures.panels(
+        1, len(panels), (9, 1 + 0.35 * len(costs)), sharey=True
+    )
+    drawing.suptitle(title)
+    for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
+        _draw_ratios(axes, dict(zip(costs, values, strict=True)))
+        axes.set_xlabel(f"{name},\nas a multiple of {next(iter(costs))}'s")
+    all_axes[0].invert_yaxis()  # of all, which share it
+    write_figure(path, drawing)
+
+
+def _draw_ratios(axes: Any, ratios: Mapping[str, float]) -> None:
+    """Bars from a line at 1, to the left and to the right; each ends in its number."""
+    values = list(ratios.values())
+    axes.barh(list(ratios), [value - 1 for value in values], left=1, color="tab:blue")
+    axes.axvline(1, color="black", linewidth=0.8)
+    for row, value in enumerate(values):
+        axes.annotate(
+            f"{value:.2f}",
+            (value, row),
+            xytext=(-4 if value < 1 else 4, 0),
+            textcoords="offset points",
+            horizontalalignment="right" if value < 1 else "left",
+            verticalalignment="center",
+        )
+    # Room for the numbers at both ends, and never less than a factor of two.
+    low, high = min(0.75, *values), max(1.5, *values)
+    room = (high / low) ** 0.15
+    axes.set_xlim(low / room, high * room)
+    figures.use_plain_logarithms(axes.xaxis)
