@@ -8,7 +8,7 @@ import shutil
 import jax
 
 from train import compare, export, generate
-from train.cli import command_line as cli
+from train.cli import command_line
 from train.config.presets import PRESETS
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
@@ -44,9 +44,11 @@ def test_the_programs_take_the_flags_that_the_readme_gives_them(tmp_path, monkey
     shutil.copytree(weights, tmp_path / "path/to/llama")
     monkeypatch.chdir(tmp_path)
     programs = {
-        "train.pretrain": lambda argv: cli.parse(PRESETS, "tiny", "", argv),
-        "train.generate": lambda argv: cli.read(generate.GenerateConfig, "", argv),
-        "train.export": lambda argv: cli.read(export.ExportConfig, "", argv),
+        "train.pretrain": lambda argv: command_line.parse(PRESETS, "tiny", "", argv),
+        "train.generate": lambda argv: command_line.read(
+            generate.GenerateConfig, "", argv
+        ),
+        "train.export": lambda argv: command_line.read(export.ExportConfig, "", argv),
         "train.compare": compare.read,
     }
     seen = set()

@@ -8,7 +8,8 @@ import typing
 from collections.abc import Sequence
 from typing import Literal
 
-from train.cli import command_line as cli
+from train.cli import command_line
+from train.cli.command_line import Example
 from train.config.optimizer_config import OptimizerName
 from train.config.rules import at_least_1, check, check_name
 from train.config.run_config import Layout, PresetName, Switch
@@ -20,12 +21,12 @@ _NOT_OURS = {*_OPTAX, "muon", "static"}
 NAMES = (*_OPTAX, *(n for n in typing.get_args(OptimizerName) if n not in _NOT_OURS))
 DEFAULT = "adamw,optax-galore,optax-muon,adafactor,subtrack,grass-walk,grass-jump"
 EXAMPLES = (
-    cli.Example("updates of a model of 60 million parameters", ""),
-    cli.Example(
+    Example("updates of a model of 60 million parameters", ""),
+    Example(
         "whole training steps of two optimizers, with a picture",
         "--measure step --optimizers adamw,subtrack --output runs/benchmark",
     ),
-    cli.Example(
+    Example(
         "bytes and compile times alone, for a TPU that is not there",
         "--preset llama-1b --num-layers 1 --target tpu-v5e:2x2",
     ),
@@ -101,7 +102,7 @@ class BenchmarkConfig:
 
 def read(argv: Sequence[str]) -> BenchmarkConfig:
     """The command line."""
-    return cli.read(BenchmarkConfig, PROGRAM, argv, examples=EXAMPLES)
+    return command_line.read(BenchmarkConfig, PROGRAM, argv, examples=EXAMPLES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from train.cli import command_line as cli
+from train.cli import command_line
+from train.cli.command_line import Example
 from train.comparison.comparison_config import CompareConfig, Settings, Task
 from train.config.presets import PRESETS
 from train.config.run_config import PretrainConfig
@@ -25,11 +26,11 @@ COMMON = (
     *("--sequence-length-tokens", "--rank", "--update-interval"),
 )
 EXAMPLES = (
-    cli.Example(
+    Example(
         "two optimizers at three learning rates, one seed",
         "--optimizers adamw subtrack --learning-rates 1e-3 3e-3 1e-2 --seeds 0",
     ),
-    cli.Example(
+    Example(
         "what rank does to one of them, on text of your own",
         "--data-glob 'texts/**/*.txt' --optimizers subtrack --sweep rank=16,32,64",
     ),
@@ -38,8 +39,10 @@ EXAMPLES = (
 
 def read(argv: Sequence[str]) -> CompareConfig:
     """The command line, on top of a preset of train.pretrain."""
-    run = cli.run_of_preset(argv, PRESETS)
-    return cli.read(CompareConfig, PROGRAM, argv, _of_run(run), COMMON, EXAMPLES)
+    run = command_line.run_of_preset(argv, PRESETS)
+    return command_line.read(
+        CompareConfig, PROGRAM, argv, _of_run(run), COMMON, EXAMPLES
+    )
 
 
 def _of_run(run: PretrainConfig) -> CompareConfig:

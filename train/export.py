@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from train.cli import command_line as cli
+from train.cli import command_line
+from train.cli.command_line import Example
 from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, CompilationConfig
 
 PROGRAM = "python -m train.export"
 EXAMPLES = (
-    cli.Example(
+    Example(
         "the default run, for transformers",
         "--checkpoint runs/pretrain --output-dir runs/pretrain-hf",
     ),
@@ -41,7 +42,7 @@ class ExportConfig:
 
 def read(argv: Sequence[str]) -> ExportConfig:
     """The command line."""
-    return cli.read(ExportConfig, PROGRAM, argv, examples=EXAMPLES)
+    return command_line.read(ExportConfig, PROGRAM, argv, examples=EXAMPLES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

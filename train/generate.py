@@ -6,7 +6,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from train.cli import command_line as cli
+from train.cli import command_line
+from train.cli.command_line import Example
 from train.config.rules import (
     above_0_to_1,
     at_least_1,
@@ -19,13 +20,13 @@ from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, Compilatio
 PROGRAM = "python -m train.generate"
 DEFAULT_PROMPT = "The whale"
 EXAMPLES = (
-    cli.Example("of the default run", "--checkpoint runs/pretrain"),
-    cli.Example(
+    Example("of the default run", "--checkpoint runs/pretrain"),
+    Example(
         "three bold continuations of a prompt",
         "--checkpoint runs/pretrain --prompt 'Call me' --num-samples 3 "
         "--temperature 1.0 --top-p 0.95",
     ),
-    cli.Example(
+    Example(
         "the likeliest text, with a model in Hugging Face's layout",
         "--checkpoint path/to/llama --prompt-file prompt.txt --temperature 0",
     ),
@@ -92,7 +93,7 @@ class GenerateConfig:
 
 def read(argv: Sequence[str]) -> GenerateConfig:
     """The command line."""
-    return cli.read(GenerateConfig, PROGRAM, argv, examples=EXAMPLES)
+    return command_line.read(GenerateConfig, PROGRAM, argv, examples=EXAMPLES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

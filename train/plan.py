@@ -7,7 +7,8 @@ import typing
 from collections.abc import Sequence
 
 from models.config import LlamaConfig
-from train.cli import command_line as cli
+from train.cli import command_line
+from train.cli.command_line import Example
 from train.config.optimizer_config import OptimizerConfig, OptimizerName
 from train.config.presets import PRESETS
 from train.config.rules import at_least_1, check, check_name, positive
@@ -20,8 +21,8 @@ COMMON = (
     *("--device-memory-gib", "--json"),
 )
 EXAMPLES = (
-    cli.Example("the default run, on eight virtual devices", ""),
-    cli.Example(
+    Example("the default run, on eight virtual devices", ""),
+    Example(
         "a model of 7 billion parameters on 64 chips, beside two other optimizers",
         "--preset llama-7b --target tpu-v5p:4x4x4 --mesh fsdp=64 "
         "--compare adamw,galore",
@@ -89,8 +90,8 @@ class PlanConfig:
 
 def read(argv: Sequence[str]) -> PlanConfig:
     """The command line, on top of a preset of train.pretrain."""
-    run = cli.run_of_preset(argv, PRESETS)
-    return cli.read(PlanConfig, PROGRAM, argv, _of_run(run), COMMON, EXAMPLES)
+    run = command_line.run_of_preset(argv, PRESETS)
+    return command_line.read(PlanConfig, PROGRAM, argv, _of_run(run), COMMON, EXAMPLES)
 
 
 def _of_run(run: PretrainConfig) -> PlanConfig:

@@ -4,10 +4,11 @@ import io
 import sys
 from collections.abc import Sequence
 
-from train.cli import command_line as cli
+from train.cli import command_line
+from train.cli.command_line import Example
 from train.config.presets import PRESETS
-from train.config.run_config import PretrainConfig
-from train.system import cluster
+from train.config.run_config import PRETRAIN, PretrainConfig
+from train.system import cluster, console
 
 COMMON = (
     *("--preset", "--config", "--resume", "--output-dir"),
@@ -17,18 +18,18 @@ COMMON = (
     *("--optimizer", "--learning-rate", "--rank", "--mesh", "--seed"),
 )
 EXAMPLES = (
-    cli.Example("the default run: Moby Dick, in minutes on a laptop", ""),
-    cli.Example("go on with it", "--resume"),
-    cli.Example(
+    Example("the default run: Moby Dick, in minutes on a laptop", ""),
+    Example("go on with it", "--resume"),
+    Example(
         "text of your own, with another optimizer",
         "--data-glob 'texts/**/*.txt' --optimizer adamw --output-dir runs/adamw",
     ),
-    cli.Example(
+    Example(
         "a published shape on C4, streamed",
         "--preset llama-60m --dataset allenai/c4 --dataset-config en "
         "--tokenizer t5-base --vocabulary-size 32128 --output-dir runs/c4-60m",
     ),
-    cli.Example(
+    Example(
         "go on from weights in Hugging Face's layout",
         "--init-from path/to/llama --data-glob 'texts/*.txt' --output-dir runs/tuned",
     ),
@@ -38,7 +39,7 @@ EXAMPLES = (
 def read(argv: Sequence[str]) -> PretrainConfig:
     """The command line, on top of a preset or of a saved config."""
     layout = {"common": COMMON, "examples": EXAMPLES}
-    return cli.parse(PRESETS, "tiny", cli.PRETRAIN, argv, **layout)
+    return command_line.parse(PRESETS, "tiny", PRETRAIN, argv, **layout)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,22 +49,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Lines leave at once, also where a second Ctrl-C ends the program.
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
     argv = sys.argv[1:] if argv is None else argv
-    processes = cluster.asked_for(argv)
-    if processes is None:
+    start = cluster.asked_for(argv)
+    if start is None:
         sys.exit(_run(read(argv)))
-    from train.system import processes as distributed
+    from train.system import processes
 
     # First of all: what goes wrong in one process is told to the others.
-    with cli.user_errors(ValueError), distributed.connected(processes):
-        with cli.user_errors(ValueError), distributed.together(ValueError):
+    with console.user_errors(ValueError), processes.connected(start):
+        with console.user_errors(ValueError), processes.together(ValueError):
             config = read(argv)
         sys.exit(_run(config))
 
 
 def _run(config: PretrainConfig) -> int:
-    from train.loop import training_loop as loop
+    from train.loop import training_loop
 
-    return loop.run(config)
+    return training_loop.run(config)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from train.rundir.checkpoints import (
     Checkpoints,
 )
 from train.step.train_step import TrainState
-from train.system import processes as distributed
+from train.system import processes
 
 # Coroutines that Orbax drops when a file is damaged.
 pytestmark = pytest.mark.filterwarnings(
@@ -415,7 +415,7 @@ def other_process(monkeypatch):
         is_found = told and (value is None or isinstance(value, damage.Diagnosis))
         return [value, told.pop(0) if is_found else value]
 
-    monkeypatch.setattr(distributed, "gather", gather)
+    monkeypatch.setattr(processes, "gather", gather)
     return told
 
 

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from tests.train.program import assert_refuses
-from train.cli import command_line as cli
+from train.cli import command_line
 from train.config import rules
 from train.config.presets import PRESETS
 from train.config.run_config import PretrainConfig
@@ -23,11 +23,12 @@ from train.generate import GenerateConfig
 from train.generate import main as generate_main
 from train.loop import messages
 from train.rundir.directory import CONFIG_FILE, save_config
+from train.system import console
 from train.system.files import WriteError
 
 
 def parse(*argv):
-    return cli.parse(PRESETS, "tiny", "pretrain", [str(arg) for arg in argv])
+    return command_line.parse(PRESETS, "tiny", "pretrain", [str(arg) for arg in argv])
 
 
 @pytest.fixture
@@ -247,7 +248,7 @@ def test_help_that_is_not_read_to_its_end_is_no_error(
     ],
 )
 def test_an_error_of_the_disk_says_what_cannot_be_written(capsys, error, message):
-    with pytest.raises(SystemExit), cli.user_errors(OSError):
+    with pytest.raises(SystemExit), console.user_errors(OSError):
         raise error
     err = capsys.readouterr().err
     assert err.startswith(f"error: {message}")

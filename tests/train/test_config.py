@@ -6,7 +6,7 @@ import typing
 import pytest
 
 from models.llama import PRESETS as MODELS
-from train.cli import command_line as cli
+from train.cli import command_line
 from train.config.methods import resolved
 from train.config.optimizer_config import OptimizerName, schedule_phases
 from train.config.presets import PRESETS
@@ -15,7 +15,7 @@ from train.step import optimizers
 
 
 def parse(*argv):
-    return cli.parse(PRESETS, "tiny", "pretrain", argv)
+    return command_line.parse(PRESETS, "tiny", "pretrain", argv)
 
 
 def test_no_arguments_mean_the_tiny_preset():
@@ -159,7 +159,7 @@ def test_bad_values_end_in_one_line_that_names_the_flag(capsys, flag, value):
     ids=["utf-8", "ascii", "colours"],
 )
 def test_frames_and_advice_are_left_out(box):
-    assert cli._unboxed(box) == "--rank must be so"
+    assert command_line._unboxed(box) == "--rank must be so"
 
 
 def test_help_shows_the_values_of_the_preset(capsys):

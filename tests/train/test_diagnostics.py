@@ -24,7 +24,7 @@ from tests.train.program import (
     start,
     stop_after,
 )
-from train.cli import command_line as cli
+from train.cli import command_line
 from train.config.presets import PRESETS
 from train.config.run_config import ReportConfig
 from train.loop.subspace_report import (
@@ -336,7 +336,9 @@ def test_an_optimizer_without_subspaces_is_refused():
 
 @pytest.mark.parametrize("name", ["muon", "adafactor", "apollo", "apollo-mini"])
 def test_every_optimizer_without_subspaces_is_refused(name):
-    config = cli.parse(PRESETS, "tiny", "", ["--diagnostics", "--optimizer", name])
+    config = command_line.parse(
+        PRESETS, "tiny", "", ["--diagnostics", "--optimizer", name]
+    )
     with pytest.raises(ValueError, match=f"--optimizer {name} does not have"):
         check_has_subspaces(config)
 

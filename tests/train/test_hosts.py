@@ -5,12 +5,10 @@ import json
 
 import pytest
 
-from train.cli import command_line as cli
 from train.config.presets import PRESETS
 from train.config.run_config import DataConfig
 from train.loop import hosts
-from train.system import cluster
-from train.system import processes as distributed
+from train.system import cluster, console, processes
 
 TINY = PRESETS["tiny"]
 
@@ -25,8 +23,8 @@ def other(monkeypatch):
         change = functions.pop(0) if functions else lambda value: value
         return [value, change(value)]
 
-    monkeypatch.setattr(distributed, "gather", gather)
-    monkeypatch.setattr(distributed, "is_alone", lambda: False)
+    monkeypatch.setattr(processes, "gather", gather)
+    monkeypatch.setattr(processes, "is_alone", lambda: False)
     return functions
 
 
@@ -38,7 +36,7 @@ def test_an_error_of_one_ends_all(other):
     other.append(lambda message: "the disk is gone")
     with (
         pytest.raises(ValueError, match=r"^process 1: the disk is gone$"),
-        distributed.together(ValueError),
+        processes.together(ValueError),
     ):
         pass
 
@@ -47,7 +45,7 @@ def test_an_error_of_one_ends_all(other):
 def test_an_own_error_stays_what_it_is(other, error):
     told = []
     other.append(told.append)
-    with pytest.raises(type(error)) as raised, distributed.together(ValueError):
+    with pytest.raises(type(error)) as raised, processes.together(ValueError):
         raise error
     assert raised.value is error
     assert told == [str(error)]
@@ -56,16 +54,16 @@ def test_an_own_error_stays_what_it_is(other, error):
 def test_what_ends_a_program_is_told_to_the_others(monkeypatch, capsys):
     told = []
     monkeypatch.setattr(
-        distributed, "gather", lambda value: told.append(value) or [value]
+        processes, "gather", lambda value: told.append(value) or [value]
     )
-    with pytest.raises(SystemExit), distributed.together(ValueError):
-        cli.fail("no such file")
+    with pytest.raises(SystemExit), processes.together(ValueError):
+        console.fail("no such file")
     assert told == ["no such file"]
     assert capsys.readouterr().err == "error: no such file\n"
 
 
 def test_without_an_error_all_go_on(other):
-    with distributed.together(ValueError):
+    with processes.together(ValueError):
         done = True
     assert done
 

@@ -5,20 +5,20 @@ import types
 import jax
 import pytest
 
-from train.system import out_of_memory as memory
+from train.system import out_of_memory
 
 
 @pytest.fixture
 def trimmed(monkeypatch):
     calls = []
     library = types.SimpleNamespace(malloc_trim=calls.append)
-    monkeypatch.setattr(memory, "_c_library", lambda: library)
-    monkeypatch.setattr(memory, "SHORTEST_SECONDS", 0)
+    monkeypatch.setattr(out_of_memory, "_c_library", lambda: library)
+    monkeypatch.setattr(out_of_memory, "SHORTEST_SECONDS", 0)
     return calls
 
 
 def test_compilation_is_followed_by_it(trimmed):
-    memory.return_what_compilers_free()
+    out_of_memory.return_what_compilers_free()
     jax.jit(lambda x: x * 41 - 5)(2.0).block_until_ready()
     assert trimmed and set(trimmed) == {0}
     count = len(trimmed)
@@ -28,11 +28,11 @@ def test_compilation_is_followed_by_it(trimmed):
 
 def test_other_c_libraries_do_without(monkeypatch):
     registered = []
-    monkeypatch.setattr(memory, "_c_library", types.SimpleNamespace)
+    monkeypatch.setattr(out_of_memory, "_c_library", types.SimpleNamespace)
     monkeypatch.setattr(
         jax.monitoring, "register_event_duration_secs_listener", registered.append
     )
-    memory.return_what_compilers_free()
+    out_of_memory.return_what_compilers_free()
     assert not registered
 
 
@@ -42,9 +42,9 @@ def test_a_state_larger_than_the_memory_is_refused():
         jax.ShapeDtypeStruct((size, 2**20), "float32", sharding=sharding)
         for size in (1, 2**30)
     )
-    memory.check([small])
+    out_of_memory.check([small])
     with pytest.raises(MemoryError, match=r"optimizer state take [\d,.]+ GB on this"):
-        memory.check([small, large])
+        out_of_memory.check([small, large])
 
 
 def test_a_lack_of_memory_is_told_in_one_line():
@@ -53,9 +53,9 @@ def test_a_lack_of_memory_is_told_in_one_line():
         pytest.raises(
             MemoryError, match=r"Out of memory allocating 7.*--remat"
         ) as told,
-        memory.shortage(),
+        out_of_memory.shortage(),
     ):
         raise jax.errors.JaxRuntimeError(text)
     assert "\n" not in str(told.value)
-    with pytest.raises(jax.errors.JaxRuntimeError), memory.shortage():
+    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory.shortage():
         raise jax.errors.JaxRuntimeError("INTERNAL: a fault")

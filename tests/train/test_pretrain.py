@@ -14,7 +14,7 @@ from tests.train.program import (
     run,
 )
 from train import export
-from train.cli import command_line as cli
+from train.cli import command_line
 from train.config.presets import PRESETS
 from train.generation import exporting
 from train.loop import messages
@@ -134,7 +134,9 @@ def test_starts_from_weights_of_another_program(tmp_path):
     flags = ["--eval-tokens", 300, "--sequence-length-tokens", 32]
     done = run(*SMALL, *flags, "--steps", 20, "--output-dir", tmp_path / "first")
     assert done.returncode == 0, done.stderr
-    config = cli.parse(PRESETS, "tiny", "", ["--output-dir", str(tmp_path / "first")])
+    config = command_line.parse(
+        PRESETS, "tiny", "", ["--output-dir", str(tmp_path / "first")]
+    )
     exported = exporting.export(export.ExportConfig(config.output_dir))
     # Too high a rate: what was given stays the best, and is kept.
     flags += ["--init-from", exported, "--rank", 8, "--steps", 1]

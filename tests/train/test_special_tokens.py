@@ -10,7 +10,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from tests.train.program import assert_refuses
 from tests.train.test_tokenizer import train_sentencepiece
-from train.cli import command_line as cli
+from train.cli import command_line
 from train.config.presets import PRESETS
 from train.data import dataset as data
 from train.tokenization.special_tokens import SpecialTokens
@@ -269,7 +269,7 @@ def test_documents_are_marked_as_the_weights_know_them(tmp_path, flags, expected
     flags = [*flags, "--data-glob", str(text), "--tokenizer", str(tmp_path)]
     flags += ["--held-out-fraction", "0.3", "--sequence-length-tokens", "4"]
     flags += ["--batch-size-sequences", "1"]
-    config = cli.parse(PRESETS, "tiny", "", flags)
+    config = command_line.parse(PRESETS, "tiny", "", flags)
     opened = data.open_text(config.data, 10, seed=0)
     batches = opened.train_batches()
     batch = next(batches)
@@ -279,7 +279,7 @@ def test_documents_are_marked_as_the_weights_know_them(tmp_path, flags, expected
 
 
 def test_documents_cannot_be_marked_in_two_ways(tmp_path, capsys):
-    main = functools.partial(cli.parse, PRESETS, "tiny", "")
+    main = functools.partial(command_line.parse, PRESETS, "tiny", "")
     assert_refuses(main, capsys, ["--bos", "--bos-and-eos"], "--bos and --bos-and-eos")
 
 

@@ -2,24 +2,20 @@
 
 import argparse
 import contextlib
-import errno
 import inspect
 import io
 import itertools
-import os
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import tyro
 
 from train.cli import mistakes, options
 from train.rundir.directory import CONFIG_FILE, load_config
+from train.system import console
 
 Config = TypeVar("Config")
-
-PRETRAIN = "python -m train.pretrain"
 
 
 class Example(NamedTuple):
@@ -61,7 +57,7 @@ def parse(
     given = chooser.parse_known_args(argv)[0]
     # A name that is no preset is reported by tyro, which knows the choices.
     base = presets.get(given.preset, presets[default])
-    with user_errors(ValueError, OSError):
+    with console.user_errors(ValueError, OSError):
         if given.config and (given.preset or given.resume):
             raise ValueError(
                 "--config has the values of --preset and --resume: give one of them"
@@ -113,25 +109,25 @@ def read(
     groups = options.arrange(found, common)
     shown = [option for option in found if not option.is_hidden]
     if message := mistakes.empty(argv, shown):
-        fail(message)
+        console.fail(message)
     errors = io.StringIO()
     flags = options.command_line(groups)
     try:
         with (
-            user_errors(OSError),  # a full disk behind the standard output
-            reader_may_leave(),
+            console.user_errors(OSError),  # a full disk behind the standard output
+            console.reader_may_leave(),
             contextlib.redirect_stderr(errors),
         ):
             parsed = _parse(flags, kind, program, argv, examples)
-    except Failure:
+    except console.Failure:
         raise
     except SystemExit as stop:
         if stop.code:
             known = mistakes.explain(argv, shown)
-            fail(known or mistakes.in_plain_words(_unboxed(errors.getvalue())))
+            console.fail(known or mistakes.in_plain_words(_unboxed(errors.getvalue())))
         raise
     given = {option.path: option.default for option in found}
-    with user_errors(ValueError):
+    with console.user_errors(ValueError):
         return options.assemble(kind, given | options.values(parsed, groups))
 
 
@@ -157,57 +153,6 @@ def _parse(
                 print(f"  {example.purpose}:")
                 print(f"      {program} {example.arguments}".rstrip())
         raise
-
-
-@contextlib.contextmanager
-def reader_may_leave() -> Iterator[None]:
-    """Ends the program without a word when its output is not read: `| head`."""
-    try:
-        try:
-            yield
-        finally:
-            print(end="", flush=True)
-    except BrokenPipeError:
-        # Python writes what is left in the buffer once more as it exits.
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        sys.exit(0)
-
-
-@contextlib.contextmanager
-def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Turns the exceptions that a user can cause into `fail`."""
-    try:
-        yield
-    except kinds as error:
-        message, number = str(error), getattr(error, "errno", None)
-        is_full = number in (errno.ENOSPC, errno.EDQUOT)
-        if (is_full or number == errno.EPIPE) and not getattr(error, "filename", "-"):
-            # Files have their name in the message; what is printed has none.
-            message = f"cannot write what is printed: {error.strerror}"
-        if is_full:
-            message += ": free some space and run the same command again"
-        fail(message)
-
-
-def warn(message: str) -> None:
-    """Tells what was not as expected, in one line on stderr."""
-    print("warning:", " ".join(message.split()), file=sys.stderr)
-
-
-class Failure(SystemExit):
-    """The end of a program, with exit code 2, after a message on stderr."""
-
-    def __init__(self, message: str):
-        super().__init__(2)
-        self.message = message
-
-
-def fail(message: str) -> NoReturn:
-    """Ends the program with exit code 2 and one line on stderr."""
-    message = " ".join(message.split())
-    print("error:", message, file=sys.stderr)
-    raise Failure(message)
 
 
 def _unboxed(report: str) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import tqdm
 
-from train.cli import command_line as cli
 from train.comparison import comparison_report
 from train.comparison import trial_records as records
 from train.comparison.best_tries import Entry
@@ -33,7 +32,7 @@ from train.rundir.directory import (
     save_config,
 )
 from train.step import optimizers
-from train.system import compilation_cache
+from train.system import compilation_cache, console
 from train.system.files import write_figure, write_whole
 from train.system.interruption import Interruption
 
@@ -166,7 +165,7 @@ def _open_text(config: CompareConfig, is_known: bool) -> data.Text:
         config.task.model.vocabulary_size,
         seed=config.seeds[0],
         tokenizer_directory=config.output_dir if is_known else None,
-        report=cli.warn,
+        report=console.warn,
     )
     # In this order: with a task the other files are this program's own.
     save_config(config.task, config.output_dir / TASK_FILE)
@@ -186,7 +185,7 @@ def run(config: CompareConfig, command: str) -> int:
     directory = config.output_dir / TRIALS
     finished, runner, interruption = {}, None, None
     with contextlib.ExitStack() as stack:
-        with cli.user_errors(ValueError, OSError):
+        with console.user_errors(ValueError, OSError):
             plan = make_plan(config)
             for trial in plan.trials:
                 optimizers.check_rank(trial.optimizer, config.task.model)
@@ -196,7 +195,7 @@ def run(config: CompareConfig, command: str) -> int:
             is_known = _open_directory(config)
             directory.mkdir(exist_ok=True)
         for trials, words, more in phases(config, plan, finished):
-            with cli.user_errors(ValueError, OSError):
+            with console.user_errors(ValueError, OSError):
                 finished |= records.load_finished(trials, directory)
                 missing = [trial for trial in trials if trial not in finished]
                 if missing and runner is None:
@@ -205,7 +204,7 @@ def run(config: CompareConfig, command: str) -> int:
             print(f"{len(trials)} {words}, {before} of them finished before{more}")
             if not missing:
                 continue
-            with cli.user_errors(OSError):
+            with console.user_errors(OSError):
                 if runner is None:
                     print(text.description, flush=True)
                     runner = Runner(config.task, text, command)
@@ -213,7 +212,7 @@ def run(config: CompareConfig, command: str) -> int:
                 finished |= records.load_finished(missing, directory)
             if interruption.received:
                 break
-        with cli.user_errors(OSError):
+        with console.user_errors(OSError):
             tables = write_report(config, plan, finished) if finished else ""
         following = later_trials(config, plan, finished)
         if any(trial not in finished for trial in (*plan.trials, *following)):

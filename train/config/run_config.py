@@ -18,6 +18,9 @@ from train.config.rules import (
     steps_of_32_bits,
 )
 
+# The command of this configuration, for messages.
+PRETRAIN = "python -m train.pretrain"
+
 # A switch with no opposite: off unless it is given.
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 

@@ -4,11 +4,10 @@ import json
 import pathlib
 
 from models import hugging_face
-from train.cli import command_line as cli
 from train.export import ExportConfig
 from train.rundir import trained_model as trained
 from train.rundir.checkpoints import CheckpointError, quiet_orbax
-from train.system import compilation_cache, files
+from train.system import compilation_cache, console, files
 from train.tokenization import special_tokens
 
 
@@ -16,7 +15,7 @@ def run(config: ExportConfig) -> None:
     """Exports and says where to."""
     compilation_cache.use(config.start)
     quiet_orbax()
-    with cli.user_errors(ValueError, OSError, CheckpointError):
+    with console.user_errors(ValueError, OSError, CheckpointError):
         directory = export(config)
     print(f"Written to {directory}")
 

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from models.generation import Sampling
-from train.cli import command_line as cli
 from train.generate import DEFAULT_PROMPT, GenerateConfig
 from train.generation import language_model, writing
 from train.rundir.checkpoints import CheckpointError, quiet_orbax
-from train.system import compilation_cache
+from train.system import compilation_cache, console
 from train.tokenization.tokenizer import Tokenizer
 
 # More of them would need more memory.
@@ -26,8 +25,8 @@ def run(config: GenerateConfig) -> None:
     compilation_cache.use(config.start)
     quiet_orbax()
     with (
-        cli.user_errors(ValueError, OSError, CheckpointError),
-        cli.reader_may_leave(),
+        console.user_errors(ValueError, OSError, CheckpointError),
+        console.reader_may_leave(),
     ):
         prompt = read_prompt(config)
         model = language_model.load(config.checkpoint, config.choice)
@@ -74,7 +73,7 @@ def generate(
 def _warn_of_special_tokens(prompt: str, tokenizer: Tokenizer) -> None:
     names = [tokenizer.name(index) for index in tokenizer.special.all]
     if spelled := [name for name in names if name and name in prompt]:
-        cli.warn(
+        console.warn(
             f"{', '.join(spelled)} in the prompt is read as text, not as a special "
             "token"
         )

@@ -10,8 +10,7 @@ import socket
 from train.config.rules import flag
 from train.config.run_config import PretrainConfig
 from train.rundir import changes, identity
-from train.system import files, provenance
-from train.system import processes as distributed
+from train.system import files, processes, provenance
 
 _CHECKOUT = pathlib.Path(__file__).parents[2]
 _CODE = ("train", "models", "subtrack_jax")
@@ -22,7 +21,7 @@ def check_same_program(config: PretrainConfig) -> None:
 
     Where the run's directory is may differ in name, see `check_shared`.
     """
-    if distributed.is_alone():
+    if processes.is_alone():
         return
     values = changes.flat_values(dataclasses.asdict(config))
     flags = {
@@ -39,9 +38,9 @@ def check_same_program(config: PretrainConfig) -> None:
 
 def check_same_text(config: PretrainConfig) -> None:
     """Raises a ValueError in all processes if one has other files of the text."""
-    if distributed.is_alone():
+    if processes.is_alone():
         return
-    with distributed.together(ValueError):
+    with processes.together(ValueError):
         found = {
             f"{flag(setting)}: {each['name']}": f"{each['bytes']} bytes, crc32 "
             f"{each['crc32']}"
@@ -57,15 +56,15 @@ def check_shared(directory: pathlib.Path) -> None:
     Args:
       directory: the run's, which the first process has created.
     """
-    if distributed.is_alone():
+    if processes.is_alone():
         return
     own = directory / f".process-{secrets.token_hex(8)}-of-{socket.gethostname()}"
     try:
-        with distributed.together(ValueError):
+        with processes.together(ValueError):
             if directory.is_dir():
                 files.write_whole(own, "")
-        written = distributed.gather(own.name)
-        missing = distributed.gather(
+        written = processes.gather(own.name)
+        missing = processes.gather(
             [each for each in written if not (directory / each).exists()]
         )
     finally:
@@ -82,7 +81,7 @@ def check_shared(directory: pathlib.Path) -> None:
 
 def _check_same(values: dict[str, str], advice: str) -> None:
     """Raises a ValueError if a process has other values than the first one."""
-    first, *others = distributed.gather(values)
+    first, *others = processes.gather(values)
     for index, other in enumerate(others, start=1):
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name):

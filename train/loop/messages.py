@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 
-from train.cli import command_line as cli
 from train.config import methods
 from train.config.presets import PRESETS
-from train.config.run_config import PretrainConfig
+from train.config.run_config import PRETRAIN, PretrainConfig
 from train.data.dataset import Text
 from train.rundir.directory import CONFIG_FILE
 from train.step.train_step import TrainState
@@ -89,7 +88,7 @@ def advice(config: PretrainConfig, rows: list[dict[str, Any]]) -> str | None:
 def resume(config: PretrainConfig) -> str:
     """The command that continues a run."""
     directory = shlex.quote(str(config.output_dir))
-    return f"{cli.PRETRAIN} --resume --output-dir {directory}"
+    return f"{PRETRAIN} --resume --output-dir {directory}"
 
 
 def farewell(config: PretrainConfig) -> str:
@@ -99,7 +98,7 @@ def farewell(config: PretrainConfig) -> str:
     return (
         f"Metrics, curve, tokenizer, config and checkpoints are in {place}\n"
         f"Resume     {resume(config)}\n"
-        f"Repeat     {cli.PRETRAIN} --config {saved} --output-dir ANOTHER\n"
+        f"Repeat     {PRETRAIN} --config {saved} --output-dir ANOTHER\n"
         f"Sample     python -m train.generate --checkpoint {directory}\n"
         f"Export     python -m train.export --checkpoint {directory} --to hf"
     )

@@ -13,7 +13,7 @@ from train.config import methods
 from train.config.run_config import PretrainConfig
 from train.rundir.metrics import Stopwatch
 from train.step.train_step import TrainState
-from train.system import processes as distributed
+from train.system import processes
 from train.system.json_lines import JsonLines
 
 DIAGNOSTICS_FILE = "diagnostics.jsonl"
@@ -93,7 +93,7 @@ class Diagnostics:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if not (self._is_on and self._file.rows and distributed.is_first()):
+        if not (self._is_on and self._file.rows and processes.is_first()):
             return
         from train.reports import subspace_plot
 

@@ -12,7 +12,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from models import generation
-from train.cli import command_line as cli
 from train.config.run_config import PretrainConfig
 from train.data import dataset as data
 from train.generation import writing
@@ -32,9 +31,7 @@ from train.rundir.journal import DivergedError, Journal
 from train.step import given_weights, optimizers
 from train.step import mesh as meshes
 from train.step import train_step as steps
-from train.system import compilation_cache
-from train.system import out_of_memory as memory
-from train.system import processes as distributed
+from train.system import compilation_cache, console, out_of_memory, processes
 from train.system.interruption import Interruption
 
 
@@ -71,7 +68,7 @@ def pretrain(
     )
     definition = steps.model_definition(config.model)
     placed = meshes.abstract_state(config.model, optimizer, mesh)
-    memory.check(placed)
+    out_of_memory.check(placed)
     train_step = steps.make_train_step(
         definition,
         optimizer,
@@ -93,7 +90,7 @@ def pretrain(
         return _sample(nnx.merge(definition, state.params), text, config)
 
     state, batches = continuation.restore(
-        checkpoints, placed, text, found, report=cli.warn
+        checkpoints, placed, text, found, report=console.warn
     )
     if state is None:
         if found:
@@ -105,11 +102,11 @@ def pretrain(
     is_other = bool(found and found.has_other_evaluation)
     if is_other:
         checkpoints.forget_losses()
-    with distributed.together(OSError):
-        if distributed.is_first():
+    with processes.together(OSError):
+        if processes.is_first():
             changes = found.changes if found else {}
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-            disk_space.check(config, first, size, cli.warn)
+            disk_space.check(config, first, size, console.warn)
             keep_settings(config, changes, first, evaluates_other_text=is_other)
     print(messages.summary(config, text, state))
     eval_loss = None
@@ -187,7 +184,7 @@ def _create_state(
         seed = jax.random.key(config.seed)
         return jax.jit(create, out_shardings=shardings)(seed)
     create = functools.partial(steps.create_state_of, optimizer=optimizer)
-    with cli.user_errors(ValueError, OSError):
+    with console.user_errors(ValueError, OSError):
         params = read_weights()
     params = jax.device_put(params, shardings.params)
     return jax.jit(create, out_shardings=shardings)(params)
@@ -208,8 +205,8 @@ def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
 
 
 def _warn_once(message: str) -> None:
-    if distributed.is_first():
-        cli.warn(message)
+    if processes.is_first():
+        console.warn(message)
 
 
 def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
@@ -224,11 +221,11 @@ def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
             weights=config.init_from,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            report=cli.warn,
+            report=console.warn,
         )
 
-    with distributed.together(ValueError):
-        if distributed.is_first():
+    with processes.together(ValueError):
+        if processes.is_first():
             text = open_text(config.output_dir if found else None)
             writing.prompt_ids(
                 text.tokenizer,
@@ -240,8 +237,8 @@ def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
                 # In this order: with a config the other files are this program's own.
                 save_config(config, config.output_dir / CONFIG_FILE)
                 text.tokenizer.save(config.output_dir)
-    with distributed.together(ValueError):
-        if not distributed.is_first():
+    with processes.together(ValueError):
+        if not processes.is_first():
             text = open_text(config.output_dir)
     return text
 
@@ -252,13 +249,13 @@ def run(config: PretrainConfig) -> int:
     What the user can mend ends the program with one line. Returns the exit code.
     """
     compilation_cache.use(config.start)
-    memory.return_what_compilers_free()
+    out_of_memory.return_what_compilers_free()
     quiet_orbax()
     with contextlib.ExitStack() as stack:
-        with cli.user_errors(ValueError, OSError):
-            stack.enter_context(distributed.silence_all_but_first())
+        with console.user_errors(ValueError, OSError):
+            stack.enter_context(processes.silence_all_but_first())
             hosts.check_same_program(config)
-            with distributed.together(ValueError):
+            with processes.together(ValueError):
                 metrics.check_packages(config)
                 config = given_weights.settle(config, _warn_once)
                 check_has_subspaces(config)
@@ -270,22 +267,22 @@ def run(config: PretrainConfig) -> int:
                     mesh,
                 )
             opened = None
-            with distributed.together(ValueError):
-                if distributed.is_first():
+            with processes.together(ValueError):
+                if processes.is_first():
                     opened = stack.enter_context(open_directory(config))
-            shared = distributed.share(opened)
+            shared = processes.share(opened)
             found = None if shared is None else Found(*shared)
             hosts.check_shared(config.output_dir)
             hosts.check_same_text(config)
-            with distributed.together(ValueError):
+            with processes.together(ValueError):
                 read_weights = given_weights.reader(config, now=not found)
             text = _open_text(config, found)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(meshes.rules())
         # From here on a ValueError is a fault of the program, not of its user.
         with (
-            cli.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
-            memory.shortage(),
+            console.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
+            out_of_memory.shortage(),
             Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
         ):
             return pretrain(config, found, text, checkpoints, mesh, read_weights)

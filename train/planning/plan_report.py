@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from train.cli import command_line as cli
 from train.config.presets import PRESETS
 from train.config.run_config import PretrainConfig
 from train.plan import PlanConfig
@@ -19,6 +18,7 @@ from train.planning.footprint import Footprint, measure
 from train.planning.targets import open_target
 from train.step import mesh as meshes
 from train.step import optimizers
+from train.system import console
 from train.system.files import write_whole
 
 _TITLES = dict(
@@ -125,7 +125,7 @@ def _heading(target: str, mesh: Mesh, run: PretrainConfig) -> str:
 
 def run(config: PlanConfig) -> None:
     """Prints the plan, and writes its numbers where they are asked for."""
-    with cli.user_errors(ValueError):
+    with console.user_errors(ValueError):
         target = open_target(config.target)
         mesh = meshes.make_mesh(config.mesh, target.devices)
         run = make_run(config, mesh)
@@ -146,7 +146,7 @@ def run(config: PlanConfig) -> None:
     found = [measure(each, mesh) for each in runs]
     print(table(found, memory))
     if config.json is not None:
-        with cli.user_errors(OSError):
+        with console.user_errors(OSError):
             _write(config.json, config.target, mesh, run, memory, found)
 
 

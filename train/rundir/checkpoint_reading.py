@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice
 from train.rundir import best_checkpoint, checksums, damage
 from train.rundir.directory import CHECKPOINTS
-from train.system import processes as distributed
+from train.system import processes
 
 
 class CheckpointError(Exception):
@@ -122,7 +122,7 @@ def in_all(directory: pathlib.Path, action: Callable[[], Any]) -> Any:
         result = action()
     except Exception as error:  # there are as many kinds as kinds of damage
         found = damage.diagnose(error, directory)
-    all_found = distributed.gather(found)
+    all_found = processes.gather(found)
     failed = [(index, *found) for index, found in enumerate(all_found) if found]
     if not failed:
         return result

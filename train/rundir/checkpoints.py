@@ -21,8 +21,7 @@ from train.rundir import checkpoint_reading as reading
 from train.rundir.checkpoint_reading import CheckpointError, UnreadableError
 from train.rundir.directory import CHECKPOINTS
 from train.step.train_step import TrainState
-from train.system import files
-from train.system import processes as distributed
+from train.system import files, processes
 
 DAMAGED_DIRECTORY = "damaged-checkpoints"
 # In the name that Orbax gives a checkpoint while it is written.
@@ -75,7 +74,7 @@ class Checkpoints:
                 raise
         finally:
             self._manager.close()
-            if distributed.is_first():
+            if processes.is_first():
                 # Left where the disk is full.
                 files.discard(self._directory, f"*{_UNFINISHED}*")
 
@@ -91,7 +90,7 @@ class Checkpoints:
         """
         if eval_loss is None or not self._keep_best:
             return False
-        return distributed.agree(eval_loss < self._lowest_loss)
+        return processes.agree(eval_loss < self._lowest_loss)
 
     def save(
         self,
@@ -114,7 +113,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = _items(state)
-        positions = distributed.gather(batches.get_state())
+        positions = processes.gather(batches.get_state())
         check = reading.check_of(items, positions)
         metrics = None
         if eval_loss is not None and math.isfinite(eval_loss):
@@ -137,12 +136,12 @@ class Checkpoints:
 
     def forget_losses(self) -> None:
         """Forgets the held-out losses of all checkpoints: they are of another text."""
-        if distributed.is_first():
+        if processes.is_first():
             for step in self.steps:
                 directory = self._run_directory / CHECKPOINTS / str(step)
                 if (metrics := directory / best_checkpoint.METRICS).exists():
                     shutil.rmtree(metrics)
-        distributed.agree(True)  # all wait for the first one
+        processes.agree(True)  # all wait for the first one
         self._manager.reload()
         self._lowest_loss = self._manager.lowest_loss
 
@@ -156,7 +155,7 @@ class Checkpoints:
 
     def _wait(self) -> None:
         self._manager.wait_until_finished()
-        if distributed.is_first():
+        if processes.is_first():
             files.sync(self._directory, recursive=False)
 
     def restore(
@@ -179,9 +178,9 @@ class Checkpoints:
             cannot be read for a reason that is no damage, such as a lack of memory.
         """
         damaged = {}
-        if distributed.is_first():
+        if processes.is_first():
             self._manager.report_damaged_losses(report)
-        seen = distributed.gather(self.steps)
+        seen = processes.gather(self.steps)
         with reading.open_reader(self._directory) as reader:
             for step in sorted(set().union(*seen), reverse=True):
                 try:
@@ -193,9 +192,9 @@ class Checkpoints:
                         ) from error
                     damaged[step] = str(error)
                     continue
-                with distributed.together(CheckpointError):
+                with processes.together(CheckpointError):
                     batches.set_state(_own_position(positions))
-                    if distributed.is_first():
+                    if processes.is_first():
                         self._put_aside(damaged, step, report)
                 self._manager.reload()
                 self._lowest_loss = self._manager.lowest_loss

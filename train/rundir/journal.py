@@ -10,7 +10,7 @@ from train.config.run_config import PretrainConfig
 from train.rundir import metrics
 from train.rundir.directory import note_checkpoint
 from train.step import throughput
-from train.system import processes as distributed
+from train.system import processes
 
 
 class DivergedError(Exception):
@@ -34,7 +34,7 @@ class Journal:
             initial=first,
             unit="step",
             dynamic_ncols=True,
-            disable=not distributed.is_first(),
+            disable=not processes.is_first(),
         )
         self._skipped = [0, 0]  # so far, and the last of them in a row
         for row in self.rows:
@@ -87,7 +87,7 @@ class Journal:
         self._check_skipped(step, row["skipped_steps"])
 
     def _note_checkpoint(self) -> None:
-        if not self._has_checkpoint and distributed.is_first():
+        if not self._has_checkpoint and processes.is_first():
             self._has_checkpoint = note_checkpoint(self._config.output_dir)
 
     def sync(self) -> None:

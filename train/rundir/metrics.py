@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from train.cli import command_line as cli
 from train.config.run_config import PretrainConfig
 from train.rundir.directory import METRICS_FILE
-from train.system import files
-from train.system import processes as distributed
+from train.system import console, files, processes
 from train.system.json_lines import JsonLines
 
 CURVE_FILE = "curve.png"
@@ -34,10 +32,10 @@ class MetricsWriter:
         path = config.output_dir / METRICS_FILE
         # A new run keeps nothing, not even what was measured before its first step.
         self._file = JsonLines(path, last_step or -1, _is_row)
-        is_first = distributed.is_first()
+        is_first = processes.is_first()
         missing = last_step - len({row["step"] for row in self.rows} - {0})
         if missing > 0 and is_first:
-            cli.warn(
+            console.warn(
                 f"{path} lacks the rows of {missing:,} of the first {last_step:,} steps"
             )
         self._watchers = _watchers(config, last_step) if is_first else []
@@ -148,7 +146,7 @@ def _wandb_id(directory: pathlib.Path, last_step: int) -> str:
     path = directory / WANDB_ID_FILE
     if not path.exists():
         if last_step > 0:
-            cli.warn(
+            console.warn(
                 f"{directory} has no {WANDB_ID_FILE}: the steps after {last_step:,} go "
                 "to a new run of Weights & Biases"
             )

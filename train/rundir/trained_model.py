@@ -7,11 +7,11 @@ import jax
 from flax import nnx
 
 from models import llama
-from train.cli import command_line as cli
 from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, PretrainConfig
 from train.rundir.checkpoint_reading import Restored, restore_params
 from train.rundir.directory import CONFIG_FILE, load_config
 from train.step.train_step import model_definition
+from train.system import console
 from train.tokenization import special_tokens
 from train.tokenization.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> 
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         nnx.to_pure_dict(nnx.state(model, nnx.Param)),
     )
-    checkpoint = restore_params(directory, abstract, choice, cli.warn)
+    checkpoint = restore_params(directory, abstract, choice, console.warn)
     tokenizer = Tokenizer.load(directory)
     # An old run's files may begin texts with a token that training never saw.
     tokenizer.mark_documents(

@@ -15,9 +15,8 @@ from typing import Any
 
 import jax
 
-from train.cli import command_line as cli
 from train.config.run_config import CompilationConfig
-from train.system import files
+from train.system import console, files
 
 # Without a limit every new shape of a model would add to it for ever.
 LARGEST_BYTES = 2 * 2**30
@@ -39,7 +38,7 @@ def use(config: CompilationConfig) -> None:
         return
     if _OF_JAX in os.environ:
         if directory != "auto":
-            cli.warn(
+            console.warn(
                 f"--compilation-cache-dir {directory} is not used: {_OF_JAX} is set, "
                 f"to {os.environ[_OF_JAX]!r}"
             )
@@ -52,7 +51,7 @@ def use(config: CompilationConfig) -> None:
         tempfile.TemporaryFile(dir=path).close()
         limit_size(path, LARGEST_BYTES)
     except OSError as error:
-        cli.warn(
+        console.warn(
             f"--compilation-cache-dir {directory} cannot be used, so that every start "
             f"compiles anew: {error}"
         )
@@ -122,4 +121,4 @@ def _show_warning(
     if action not in told:
         told.add(action)
         reason = str(message)[problem.end() :]
-        cli.warn(f"{action} the compilation cache, {directory}, failed: {reason}")
+        console.warn(f"{action} the compilation cache, {directory}, failed: {reason}")

@@ -6,9 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from train.cli import command_line as cli
-from train.system import files
-from train.system import processes as distributed
+from train.system import console, files, processes
 
 
 class JsonLines:
@@ -45,7 +43,7 @@ class JsonLines:
                 kept.append((line, row))
         kept.sort(key=lambda pair: pair[1]["step"])
         self.rows = [row for _, row in kept]
-        if distributed.is_first():
+        if processes.is_first():
             self._move(later, strange, last_step)
             content = _joined([line for line, _ in kept])
             if not path.exists() or path.read_bytes() != content:
@@ -53,13 +51,13 @@ class JsonLines:
 
     def append(self, *rows: dict[str, Any]) -> None:
         """Adds rows, each with its `step`."""
-        if distributed.is_first():
+        if processes.is_first():
             files.append_whole(self._path, "".join(map(_line, rows)))
         self.rows += rows
 
     def sync(self) -> None:
         """Flushes the rows to the disk, where they outlive a loss of power."""
-        if distributed.is_first():
+        if processes.is_first():
             files.sync(self._path)
 
     def _move(self, later: list[bytes], strange: list[bytes], last_step: int) -> None:
@@ -74,7 +72,7 @@ class JsonLines:
             reasons.append(f"{_count(later, 'row')} of {steps}, which are taken again")
         if strange:
             reasons.append(f"{_count(strange, 'line')} that cannot be used")
-        cli.warn(f"{self._path}: moved {' and '.join(reasons)}, to {target}")
+        console.warn(f"{self._path}: moved {' and '.join(reasons)}, to {target}")
 
 
 def _parsed(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:

@@ -130,7 +130,7 @@ def together(kind: type[Exception]) -> Iterator[None]:
 
 
 def _message(error: BaseException) -> str:
-    # One that is told already, see `cli.fail`.
+    # One that is told already, see `console.fail`.
     return getattr(error, "message", str(error))
 
 

@@ -12,12 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 import subtrack_jax as stj
 from train.benchmark import BenchmarkConfig
-from train.cli import command_line as cli
 from train.config.methods import moves_on_every_step
 from train.config.presets import PRESETS
 from train.planning.targets import open_target
 from train.planning.tpu_cycles import estimated_cycles
 from train.step import mesh as meshes
+from train.system import console
 from train.system.files import write_whole
 from train.system.provenance import machine, versions
 from train.timing import timed_programs as subjects
@@ -37,7 +37,7 @@ def run(config: BenchmarkConfig, command: str) -> None:
         jax.config.update("jax_platforms", config.backend)
     # Seconds are those of a compiler that has not seen the program before.
     jax.config.update("jax_enable_compilation_cache", False)
-    with cli.user_errors(ValueError):
+    with console.user_errors(ValueError):
         costs, interval = measure(config)
     print(table(costs, interval))
     if config.output is None:
@@ -51,7 +51,7 @@ def run(config: BenchmarkConfig, command: str) -> None:
         "versions": versions(),
         "machine": machine(),
     }
-    with cli.user_errors(OSError):
+    with console.user_errors(OSError):
         config.output.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(everything, indent=1, default=str) + "\n"
         write_whole(config.output.with_suffix(".json"), text)
