@@ -1,1 +1,1 @@
-"""Flax models that know nothing of optimizers or training programs."""
+"""Flax models and their weights' import and export."""

@@ -1,4 +1,4 @@
-"""The shape and the arithmetic of a LLaMA, and the published shapes by name."""
+"""LLaMA configuration: sizes, dtypes, rotary scaling; published shapes by name."""
 
 import dataclasses
 import typing
@@ -11,12 +11,11 @@ _CHOICES = {"dtype": Float, "param_dtype": Float, "remat": Remat}
 
 
 class RotaryScaling(NamedTuple):
-    """How the frequencies of a trained model are lowered to read longer sequences.
+    """Rotary frequency scaling of LLaMA 3, for sequences longer than in training.
 
-    A pair of dimensions that turns less than `low_frequency_factor` times over the
-    original length turns `factor` times slower, one that turns more than
-    `high_frequency_factor` times is left alone, and the frequencies of those
-    between are mixtures.
+    Count the rotations of a pair of dimensions over the original length. Below
+    `low_frequency_factor` rotations its frequency is divided by `factor`, above
+    `high_frequency_factor` it is unchanged, in between it is interpolated.
     """
 
     factor: float
@@ -27,7 +26,7 @@ class RotaryScaling(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The shape and the arithmetic of a LLaMA.
+    """Configuration of a LLaMA: sizes, dtypes and rematerialisation.
 
     Attributes:
       vocabulary_size: rows of the embedding, columns of the head.
@@ -36,30 +35,31 @@ class LlamaConfig:
       num_layers: transformer blocks.
       num_heads: attention heads.
       num_key_value_heads: heads of keys and values, each shared by a group of
-        query heads; None gives every query head its own.
+        query heads; None: as many as query heads.
       head_dim: dimensions of a head, even; None: hidden_size / num_heads.
-      tie_embeddings: let the embedding serve as the head, too.
+      tie_embeddings: use the embedding as the head.
       rotary_base: base of the rotary frequencies.
-      rotary_scaling_factor: how far LLaMA 3 stretches the slow rotary frequencies,
-        to read more tokens than it was first trained with; None: not at all.
-      rotary_original_length_tokens: sequence length before the stretching.
-      rotary_low_frequency_factor: pairs that turn fewer times than this over the
-        original length are stretched by the whole factor.
-      rotary_high_frequency_factor: pairs that turn more often than this are left
-        alone; between the two the stretching fades.
-      max_length_tokens: longest sequence that given weights are meant for, which an
-        export tells other programs; None: that of training.
+      rotary_scaling_factor: LLaMA 3's divisor of low rotary frequencies, see
+        `RotaryScaling`; None: no scaling.
+      rotary_original_length_tokens: sequence length before the scaling.
+      rotary_low_frequency_factor: pairs that rotate fewer times than this over the
+        original length are fully scaled.
+      rotary_high_frequency_factor: pairs that rotate more often than this are not
+        scaled.
+      max_length_tokens: longest sequence of imported weights, which an export writes
+        to config.json; None: that of training.
       norm_epsilon: added to the mean square in RMSNorm.
       init_std: standard deviation of every initial kernel and embedding.
       dtype: dtype of the computation; norms, softmax and loss stay in float32.
       param_dtype: dtype of the parameters.
-      remat: what of a layer the backward pass recomputes. none: nothing; dots:
-        all but the matrix products with weights; full: all, so that only the
-        layer's input is stored.
+      remat: rematerialisation, the activations that the backward pass recomputes.
+        none: none; dots: all but the matrix products with weights; full: all, so
+        that only each layer's input is stored.
 
     Raises:
-      ValueError: a number is not positive, a choice is unknown, heads do not divide
-        what they share, or the two rotary frequency factors are out of order.
+      ValueError: a number is not positive, a choice is unknown, the number of heads
+        does not divide the size or the heads that share them, or the rotary
+        frequency factors are out of order.
     """
 
     vocabulary_size: int
@@ -105,11 +105,11 @@ class LlamaConfig:
         if self.head_dim is None and self.hidden_size % (2 * self.num_heads):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of twice "
-                f"num_heads={self.num_heads}: rotary positions turn pairs"
+                f"num_heads={self.num_heads}: rotary positions rotate pairs"
             )
         if self.head_size % 2:
             raise ValueError(
-                f"head_dim={self.head_dim} must be even: rotary positions turn pairs"
+                f"head_dim={self.head_dim} must be even: rotary positions rotate pairs"
             )
         if self.num_heads % self.key_value_heads:
             raise ValueError(
@@ -119,17 +119,17 @@ class LlamaConfig:
 
     @property
     def head_size(self) -> int:
-        """Dimensions of a head, whether given or not."""
+        """Dimensions of a head, with the default resolved."""
         return self.head_dim or self.hidden_size // self.num_heads
 
     @property
     def key_value_heads(self) -> int:
-        """Heads of keys and values, whether given or not."""
+        """Heads of keys and values, with the default resolved."""
         return self.num_key_value_heads or self.num_heads
 
     @property
     def rotary_scaling(self) -> RotaryScaling | None:
-        """The stretching of the rotary frequencies, if there is one."""
+        """Scaling of the rotary frequencies, or None."""
         if self.rotary_scaling_factor is None:
             return None
         return RotaryScaling(
@@ -144,8 +144,8 @@ def _published(hidden: int, mlp: int, heads: int, layers: int) -> LlamaConfig:
     return LlamaConfig(32_000, hidden, mlp, num_layers=layers, num_heads=heads)
 
 
-# The shapes of the GaLore and SubTrack++ papers. Their names count what GaLore's
-# do, not always the parameters.
+# Shapes of the GaLore and SubTrack++ papers, under the papers' names: not all of them
+# are the number of parameters (llama-1b has 1.34 B).
 PRESETS = {
     "llama-9m": _published(128, 352, heads=4, layers=4),
     "llama-20m": _published(256, 688, heads=4, layers=4),

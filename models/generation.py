@@ -1,4 +1,4 @@
-"""Sampling text from a model, one token at a time, with a key-value cache."""
+"""Token sampling from a language model, with a key-value cache."""
 
 import functools
 from collections.abc import Collection, Iterator
@@ -12,19 +12,19 @@ from flax import nnx
 from models import llama
 from models.layers import constrain
 
-ENDED = -1  # in place of the tokens of a row that has ended
+ENDED = -1  # stands for the tokens of a row that has ended
 # Lengths are rounded up to a multiple of this, so that few programs are compiled.
 _STRIDE = 64
 
 
 class Sampling(NamedTuple):
-    """How tokens are drawn.
+    """Sampling settings: temperature, top-k and top-p.
 
     Attributes:
-      temperature: divides the logits; 0: the likeliest token is taken.
-      top_k: only so many of the likeliest tokens are drawn; None: all.
-      top_p: of these, by their probabilities at this temperature, only the fewest
-        likeliest that have this probability together are drawn; None: all.
+      temperature: divides the logits; 0: greedy, the likeliest token is taken.
+      top_k: number of likeliest tokens to draw from; None: all.
+      top_p: after top_k and the temperature, tokens are drawn from the smallest set
+        of likeliest tokens whose total probability reaches this; None: all.
     """
 
     temperature: jax.Array | float = 1.0
@@ -36,7 +36,7 @@ PLAIN = Sampling()
 
 
 def log_probabilities(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logarithms of the probabilities with which tokens are drawn.
+    """Log-probabilities of the next token under temperature, top-k and top-p.
 
     Args:
       logits: (..., vocabulary).
@@ -53,7 +53,7 @@ def log_probabilities(logits: jax.Array, sampling: Sampling) -> jax.Array:
     [0.0, 0.67, 0.33]
     """
     logits = logits.astype(jnp.float32)
-    # At low temperatures all but the highest would overflow, or be NaN.
+    # Subtracting the maximum first: at low temperatures logits would overflow.
     temperature = jnp.maximum(sampling.temperature, jnp.finfo(jnp.float32).tiny)
     scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
     if sampling.top_k is None and sampling.top_p is None:
@@ -66,7 +66,7 @@ def log_probabilities(logits: jax.Array, sampling: Sampling) -> jax.Array:
     if sampling.top_p is not None:
         probabilities = jax.nn.softmax(ranked)
         above = jnp.cumsum(probabilities, axis=-1) - probabilities
-        # The likeliest always stays; rounded sums reach 1 before the last token.
+        # Rounded sums may reach 1 before the last token, so top_p=1 keeps all.
         is_kept = (above < sampling.top_p) | (sampling.top_p >= 1)
         ranked = jnp.where(is_kept, ranked, -jnp.inf)
     ranked = jax.nn.log_softmax(ranked)
@@ -74,12 +74,12 @@ def log_probabilities(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def draw(keys: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draws a token for each row.
+    """Draws one token per row, or the likeliest one at temperature 0.
 
     Args:
       keys: (batch,) PRNG keys.
       logits: (batch, vocabulary).
-      sampling: how.
+      sampling: temperature, top-k and top-p.
 
     Returns:
       (batch,) int32.
@@ -99,23 +99,23 @@ def stream(
     stops: Collection[int] = (),
     positions: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Continues prompts token by token.
+    """Generates text from prompts, one token of each row at a time.
 
-    A row depends on its own prompt and key only. Where the model has read as many
-    tokens as it can, it goes on from the last half of them.
+    A row depends only on its own prompt and key. When the cache is full, generation
+    continues from the second half of its tokens.
 
     Args:
       model: the model.
       prompt: (batch, prompt length) token ids, at least one per row.
       keys: (batch,) PRNG keys.
-      length: most tokens to add to each row.
-      sampling: how they are drawn.
+      length: maximum number of tokens to add to each row.
+      sampling: temperature, top-k and top-p.
       stops: tokens that end a row.
-      positions: most tokens that the model reads; None: any number.
+      positions: maximum number of tokens that the model can read; None: no limit.
 
     Yields:
-      (batch,) int32, the next token of each row; `ENDED` from a row's stop on. No more
-      once all rows have ended.
+      (batch,) int32, the next token of each row, `ENDED` from its stop token on. Ends
+      when all rows have ended.
 
     Raises:
       ValueError: the prompt has no token, or more than `positions`.
@@ -164,7 +164,7 @@ def stream(
 
 
 def _as_arrays(sampling: Sampling, vocabulary_size: int) -> Sampling:
-    """Sampling settings with fixed dtypes, so that other values do not recompile."""
+    """Converts settings to fixed dtypes, so that new values do not recompile."""
     most = float(np.finfo(np.float32).max)
     temperature, top_k, top_p = sampling
     return Sampling(
@@ -190,10 +190,10 @@ def _begin(
     index: jax.Array,
     sampling: Sampling,
 ) -> tuple[jax.Array, llama.KeyValueCache]:
-    """Reads the first `count` tokens of a context and draws the next one."""
+    """Fills a new cache from `count` tokens of context and draws the next token."""
     model = nnx.merge(definition, params)
     cache = model.empty_cache(context.shape[0], capacity)
-    # What is written behind `count` is overwritten before it is read.
+    # Cache entries of the padding behind `count` are overwritten before being read.
     logits, cache = model.decode(context, 0, cache, last=count - 1)
     return _draw_next(logits, keys, index, sampling), cache
 
@@ -209,7 +209,7 @@ def _advance(
     index: jax.Array,
     sampling: Sampling,
 ) -> tuple[jax.Array, llama.KeyValueCache]:
-    """Reads one more token of each row and draws the next one."""
+    """Decodes one token per row into the cache and draws the next token."""
     model = nnx.merge(definition, params)
     logits, cache = model.decode(tokens[:, None], position, cache)
     return _draw_next(logits, keys, index, sampling), cache
@@ -219,5 +219,5 @@ def _draw_next(
     logits: jax.Array, keys: jax.Array, index: jax.Array, sampling: Sampling
 ) -> jax.Array:
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
-    # Every process reads them.
+    # Replicated, because every process reads the tokens.
     return constrain(draw(keys, logits, sampling), None)

@@ -1,8 +1,8 @@
-"""LLaMAs to and from Hugging Face's layout: config.json and safetensors files.
+"""Import and export of LLaMA weights in Hugging Face's layout.
 
-Tensors are read and written one by one; neither PyTorch nor transformers is
-needed. Their layout is `(out, in)` and one tensor for each layer, ours `(in, out)`
-and all layers stacked.
+A directory with config.json and safetensors files, read and written tensor by tensor,
+without PyTorch or transformers. Hugging Face's kernels are `(out, in)`, one tensor
+per layer; ours are `(in, out)` with all layers stacked.
 """
 
 import os
@@ -34,18 +34,18 @@ _LAYER_TENSORS = {
     "mlp.up_proj.weight": ("mlp", "up", "kernel"),
     "mlp.down_proj.weight": ("mlp", "down", "kernel"),
 }
-# Old files hold the rotary frequencies, which the config determines.
+# Rotary frequencies in old files: redundant, the config determines them.
 _IGNORED = re.compile(r"\brotary_emb\.inv_freq$")
 
 
 class _Place(NamedTuple):
-    """Where a tensor lives among the parameters."""
+    """Position of one Hugging Face tensor in the tree of parameters."""
 
     path: tuple[str, ...]
     layer: int | None = None
 
     def view(self, params: Any) -> Any:
-        """The tensor in Hugging Face's layout; of NumPy arrays a view to write to."""
+        """The tensor in Hugging Face's layout; a writable view for NumPy arrays."""
         leaf = params
         for key in self.path:
             leaf = leaf[key]
@@ -63,7 +63,7 @@ class _Place(NamedTuple):
 
 
 def _places(config: LlamaConfig) -> dict[str, _Place]:
-    """All tensors of a model by name, in the order of the computation."""
+    """Maps tensor names to positions in the tree, in order of the computation."""
     places = {_EMBEDDING: _Place(("embedding", "embedding"))}
     for layer in range(config.num_layers):
         for name, path in _LAYER_TENSORS.items():
@@ -85,28 +85,25 @@ def load(
     dtype: Float | None = None,
     param_dtype: Float | None = None,
 ) -> tuple[LlamaConfig, dict[str, Any]]:
-    """Reads a LLaMA from a directory with config.json and safetensors files.
+    """Loads a LLaMA from a directory with config.json and safetensors files.
 
-    Names and shapes of all tensors are checked before one is read. Beside the
-    parameters no more than one tensor is held in memory (two, if the file of a tied
-    model holds its head, too).
+    Checks names and shapes of all tensors before reading any. At most one tensor is
+    in memory beside the parameters (two if a tied model also stores its head).
 
     Args:
-      directory: holds config.json and either model.safetensors or
-        model.safetensors.index.json and the files that it lists.
-      dtype: dtype of the computation; None: that of the parameters as stored.
-      param_dtype: dtype of the parameters; None: as config.json says, float32 for
+      directory: contains config.json and either model.safetensors or
+        model.safetensors.index.json with the files that it lists.
+      dtype: dtype of the computation; None: the stored dtype of the parameters.
+      param_dtype: dtype of the parameters; None: that of config.json, float32 for
         float16.
 
     Returns:
-      The config, and the parameters as nested dictionaries of NumPy arrays, to be
-      placed by whoever knows the devices: `nnx.update(model, params)`, or
-      `jax.device_put` with shardings.
+      The config, and the parameters as nested dictionaries of NumPy arrays; place
+      them with `nnx.update(model, params)`, or `jax.device_put` and shardings.
 
     Raises:
-      ValueError: the model is not a LLaMA that `Llama` can compute, or its tensors
-        are not those that config.json promises, or hold NaN or infinities, or a file
-        is damaged.
+      ValueError: the model is not a LLaMA that `Llama` can compute, its tensors do
+        not match config.json or are not finite, or a file is damaged.
       OSError: a file is missing.
     """
     directory = pathlib.Path(directory)
@@ -121,8 +118,8 @@ def load(
         if not (finite := np.isfinite(tensor)).all():
             raise ValueError(
                 f"{name} in {directory} holds {np.count_nonzero(~finite):,} numbers "
-                "that are NaN or infinite: the weights are of a run that diverged, or "
-                "damaged; take others"
+                "that are NaN or infinite: the weights are damaged, or the run that "
+                "made them diverged; use others"
             )
         if name in places:
             places[name].view(params)[...] = tensor
@@ -148,14 +145,14 @@ def _check_names(
         if name not in missing:
             raise ValueError(
                 f"{directory} holds {name} "
-                + ("twice" if name in places else "which config.json has no place for")
-                + ": only the weights of a LLaMA without biases are read"
+                + ("twice" if name in places else "which config.json does not describe")
+                + ": only the weights of a LLaMA without biases are supported"
             )
         expected = places[name].shape(shapes)
         if shape != expected:
             raise ValueError(
-                f"{name} in {directory} has the shape {shape}, but by config.json it "
-                f"is {expected}: one of the two is not this model's"
+                f"{name} in {directory} has the shape {shape}, but config.json "
+                f"implies {expected}: one of the two belongs to another model"
             )
         missing.remove(name)
     if missing:
@@ -178,26 +175,26 @@ def save(
     max_shard_bytes: int = 5 * 10**9,
     extra_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a LLaMA as a directory that transformers and its kin can load.
+    """Saves a LLaMA as a directory that transformers can load.
 
-    The files appear under their names only when all are written, config.json last,
-    so that an interrupted export is not taken for a model; the next one clears it
-    away. Beside the parameters no more than one file's tensors are held in memory.
+    Files are renamed into place when all are written, config.json last, so that an
+    interrupted export does not look like a model; the next export removes its
+    leftovers. At most one file's tensors are in memory beside the parameters.
 
     Args:
-      directory: where to; made if need be. It may hold other files, such as
-        those of a tokenizer, but no model.
+      directory: created if missing. It may contain other files, such as a
+        tokenizer's, but no model.
       config: the model's config. Tensors are written in `config.param_dtype`.
       params: nested dictionaries of arrays: `nnx.to_pure_dict(nnx.state(model,
         nnx.Param))`.
-      max_shard_bytes: most bytes of tensors in a file (a larger tensor has a file
-        for itself); if one file is not enough, there is an index beside them.
+      max_shard_bytes: maximum bytes of tensors per file (a larger tensor gets its own
+        file); several files come with an index.
       extra_config: more entries of config.json, see `export_config`.
 
     Raises:
-      ValueError: the parameters do not fit the config, or `extra_config` changes
-        what the config decides.
-      OSError: the directory holds a model already, or cannot be written to.
+      ValueError: the parameters do not match the config, or `extra_config` has an
+        entry that the config determines.
+      OSError: the directory already contains a model, or cannot be written to.
 
     >>> import tempfile
     >>> from flax import nnx
@@ -222,13 +219,15 @@ def save(
     directory = pathlib.Path(directory)
     for pattern in (CONFIG_FILE, "model*.safetensors", "model*.index.json"):
         for path in directory.glob(pattern):
-            raise FileExistsError(f"{path} exists: export to a directory without model")
+            raise FileExistsError(
+                f"{path} exists: export to a directory without a model"
+            )
     staging = directory / "export.incomplete"
     if staging.exists():
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
     places = _places(config)
-    # Arrays of one number each, which have the shapes of the real ones.
+    # Zeros broadcast to the real shapes: sizes without the memory.
     hollow = jax.tree.map(
         lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), _shapes(config)
     )
@@ -257,6 +256,6 @@ def _check_params(config: LlamaConfig, params: Mapping[str, Any]) -> None:
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise ValueError(
-                f"the parameter {name} has the shape {found.get(name)}, but by the "
-                f"config it is {expected.get(name)}: export a model with its own config"
+                f"the parameter {name} has the shape {found.get(name)}, but the config "
+                f"implies {expected.get(name)}: export a model with its own config"
             )

@@ -1,96 +1,27 @@
-"""The config.json of Hugging Face's LLaMA, to and from `LlamaConfig`."""
+"""Import and export of Hugging Face's config.json as a `LlamaConfig`."""
 
 import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Annotated, Any
-
-import pydantic
+from typing import Any
 
 from models import safetensors_files
 from models.config import Float, LlamaConfig
+from models.hugging_face_entries import (
+    FIXED,
+    MISTRAL_DEFAULTS,
+    NAMES,
+    OPTIONAL_NAMES,
+    ROTARY_NAMES,
+    Entries,
+    Rope,
+    check_types,
+    missing_message,
+    shorten,
+)
 
 CONFIG_FILE = "config.json"
-
-_NAMES = {
-    "vocabulary_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "mlp_size": "intermediate_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-}
-# By entry of config.json, the field that takes it where it is given.
-_OPTIONAL_NAMES = {
-    "num_key_value_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "tie_word_embeddings": "tie_embeddings",
-    "rms_norm_eps": "norm_epsilon",
-    "initializer_range": "init_std",
-}
-_ROTARY_NAMES = {
-    "factor": "rotary_scaling_factor",
-    "low_freq_factor": "rotary_low_frequency_factor",
-    "high_freq_factor": "rotary_high_frequency_factor",
-    "original_max_position_embeddings": "rotary_original_length_tokens",
-}
-# Fixed properties of the model; entries with other values are refused.
-_FIXED = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "quantization_config": None,
-}
-
-# Defaults of transformers for entries that a Mistral's config.json lacks.
-_MISTRAL_DEFAULTS = {
-    "num_key_value_heads": 8,
-    "sliding_window": 4096,
-    "max_position_embeddings": 131_072,
-}
-
-_Size = Annotated[int, pydantic.Field(gt=0, lt=2**31)]
-_Number = Annotated[float, pydantic.Field(gt=0)]
-_STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class _Rope(pydantic.BaseModel):
-    """Types of the entries of `rope_scaling` and `rope_parameters`."""
-
-    model_config = _STRICT | pydantic.ConfigDict(extra="allow")
-    rope_type: str | None = None
-    type: str | None = None
-    rope_theta: _Number | None = None
-    partial_rotary_factor: _Number | None = None
-    factor: _Number | None = None
-    low_freq_factor: _Number | None = None
-    high_freq_factor: _Number | None = None
-    original_max_position_embeddings: _Size | None = None
-
-
-class _Entries(pydantic.BaseModel):
-    """Types of the entries of config.json; None: not given."""
-
-    model_config = _STRICT
-    vocab_size: _Size
-    hidden_size: _Size
-    intermediate_size: _Size
-    # More layers than any model has would be listed name by name.
-    num_hidden_layers: Annotated[int, pydantic.Field(gt=0, le=10_000)]
-    num_attention_heads: _Size
-    num_key_value_heads: _Size | None = None
-    head_dim: _Size | None = None
-    tie_word_embeddings: bool | None = None
-    rms_norm_eps: _Number | None = None
-    initializer_range: _Number | None = None
-    max_position_embeddings: _Size | None = None
-    sliding_window: _Size | None = None
-    rope_theta: _Number | None = None
-    partial_rotary_factor: _Number | None = None
-    rope_scaling: _Rope | None = None
-    rope_parameters: _Rope | None = None
-    dtype: str | None = None
-    torch_dtype: str | None = None
 
 
 def load_config(
@@ -99,7 +30,7 @@ def load_config(
     dtype: Float | None = None,
     param_dtype: Float | None = None,
 ) -> LlamaConfig:
-    """Reads the config.json in a directory; arguments and errors: `import_config`."""
+    """Loads the config.json of a directory; arguments and errors: `import_config`."""
     path = pathlib.Path(directory) / CONFIG_FILE
     entries = safetensors_files.read_json(path)
     return import_config(entries, dtype=dtype, param_dtype=param_dtype, place=str(path))
@@ -112,22 +43,20 @@ def import_config(
     param_dtype: Float | None = None,
     place: str = CONFIG_FILE,
 ) -> LlamaConfig:
-    """Reads the entries of a config.json.
+    """Converts the entries of a config.json to a `LlamaConfig`.
 
-    A Mistral without a sliding window is a LLaMA. Rotary positions may be described
-    as by transformers 4 (`rope_theta` and `rope_scaling`) or as by transformers 5
-    (`rope_parameters`).
+    Accepts LLaMA, and Mistral without a sliding window, with the rotary entries of
+    transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
 
     Args:
       entries: the entries; those that do not change the logits are ignored.
-      dtype: dtype of the computation; None: that of the parameters as stored.
-      param_dtype: dtype of the parameters; None: as stored. float16 is read as
-        float32, which holds all of its values.
-      place: the file, for errors.
+      dtype: dtype of the computation; None: the stored dtype of the parameters.
+      param_dtype: dtype of the parameters; None: the stored one, float32 for float16.
+      place: name of the file in error messages.
 
     Raises:
-      ValueError: an entry is missing, has another type, or describes what `Llama`
-        does not do.
+      ValueError: an entry is missing, has a wrong type, or describes a model that
+        `Llama` does not support.
 
     >>> from models import hugging_face_config
     >>> entries = {
@@ -147,23 +76,23 @@ def import_config(
     kind = entries.get("model_type")
     if kind not in ("llama", "mistral"):
         raise ValueError(
-            f"{place}: model_type={kind!r} is not supported: only 'llama' is, and "
-            "'mistral' without a sliding window"
+            f"{place}: model_type={kind!r} is not supported: use 'llama', or 'mistral' "
+            "without a sliding window"
         )
     if kind == "mistral":
-        entries = _MISTRAL_DEFAULTS | dict(entries)
-    for name, value in _FIXED.items():
+        entries = MISTRAL_DEFAULTS | dict(entries)
+    for name, value in FIXED.items():
         found = entries.get(name)
         if found is not None and found != value:
             raise ValueError(
-                f"{place}: {name}={_short(found)} is not supported: convert the model "
+                f"{place}: {name}={shorten(found)} is not supported: convert the model "
                 f"to one with {name}={value!r}"
             )
-    typed = _check_types(entries, place)
+    typed = check_types(entries, place)
     if kind == "mistral":
         _check_window(typed, place)
-    values = {field: getattr(typed, name) for field, name in _NAMES.items()}
-    for name, field in _OPTIONAL_NAMES.items():
+    values = {field: getattr(typed, name) for field, name in NAMES.items()}
+    for name, field in OPTIONAL_NAMES.items():
         if (value := getattr(typed, name)) is not None:
             values[field] = value
     stored = (typed.dtype or typed.torch_dtype or "").removeprefix("torch.")
@@ -178,7 +107,7 @@ def import_config(
         )
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
-    # Written out by Hugging Face, left to their defaults here.
+    # Hugging Face writes defaults out; here None stands for the default.
     if config.num_key_value_heads == config.num_heads:
         config = dataclasses.replace(config, num_key_value_heads=None)
     if config.head_dim == config.hidden_size / config.num_heads:
@@ -186,57 +115,32 @@ def import_config(
     return config
 
 
-def _check_types(entries: Mapping[str, Any], place: str) -> _Entries:
-    given = {name: value for name, value in entries.items() if value not in (None, {})}
-    try:
-        return _Entries.model_validate(given)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-    name = ".".join(map(str, first["loc"]))
-    if first["type"] == "missing":
-        raise ValueError(_missing(name, place))
-    if first["type"] == "model_type":
-        first["msg"] = "input should be a dictionary"
-    raise ValueError(
-        f"{place}: {name}={_short(first['input'])} cannot be read: "
-        f"{first['msg'][0].lower()}{first['msg'][1:]}"
-    )
-
-
-def _check_window(typed: _Entries, place: str) -> None:
+def _check_window(typed: Entries, place: str) -> None:
     window, length = typed.sliding_window, typed.max_position_embeddings
     if window is not None and length is not None and window < length:
         raise ValueError(
-            f"{place}: sliding_window={window} is not supported: attention sees all "
-            f"positions. Up to {window} tokens that is the same: for these set "
-            f"sliding_window to null and max_position_embeddings to {window}"
+            f"{place}: sliding_window={window} is not supported: attention is not "
+            f"windowed here. Up to {window} tokens the result is the same: to use the "
+            "model so, set sliding_window to null and max_position_embeddings to "
+            f"{window}"
         )
 
 
-def _missing(name: str, place: str) -> str:
-    return f"{place} has no {name}: add it, a LLaMA cannot do without"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _import_rotary(typed: _Entries) -> dict[str, Any]:
-    # Where both are given transformers reads rope_scaling, too.
-    rope = typed.rope_scaling or typed.rope_parameters or _Rope()
+def _import_rotary(typed: Entries) -> dict[str, Any]:
+    # If both are given, rope_scaling takes precedence, as in transformers.
+    rope = typed.rope_scaling or typed.rope_parameters or Rope()
     for name, value in (rope.model_extra or {}).items():
         if isinstance(value, Mapping):
             raise ValueError(
-                f"rotary positions of their own for {name} are not supported: all "
-                "layers of a LLaMA have the same"
+                f"separate rotary positions for {name} are not supported: all layers "
+                "of a LLaMA share one set"
             )
     parts = (rope.partial_rotary_factor, typed.partial_rotary_factor)
     part = next((part for part in parts if part is not None), 1)
     if part != 1:
         raise ValueError(
-            f"partial_rotary_factor={part} is not supported: heads are turned as a "
-            "whole"
+            f"partial_rotary_factor={part} is not supported: all dimensions of a head "
+            "are rotated"
         )
     kind = rope.rope_type or rope.type
     if kind is None and rope.factor not in (None, 1):
@@ -246,39 +150,38 @@ def _import_rotary(typed: _Entries) -> dict[str, Any]:
     kind = kind or "default"
     if kind not in ("default", "llama3"):
         raise ValueError(
-            f"rope_type={kind!r} is not supported: only 'default' and 'llama3' are"
+            f"rope_type={kind!r} is not supported: use 'default' or 'llama3'"
         )
     values = {"rotary_base": rope.rope_theta or typed.rope_theta or 10_000.0}
     if kind == "llama3":
-        for name, field in _ROTARY_NAMES.items():
+        for name, field in ROTARY_NAMES.items():
             values[field] = getattr(rope, name)
         length = "rotary_original_length_tokens"
-        # As transformers reads it.
+        # The fallback of transformers.
         values[length] = values[length] or typed.max_position_embeddings
-        for name, field in _ROTARY_NAMES.items():
+        for name, field in ROTARY_NAMES.items():
             if values[field] is None:
-                raise ValueError(_missing(name, "the llama3 scaling"))
+                raise ValueError(missing_message(name, "the llama3 scaling"))
     return values
 
 
 def export_config(
     config: LlamaConfig, extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Writes a config as the entries of a config.json.
+    """Converts a `LlamaConfig` to the entries of a config.json.
 
-    Rotary positions are written as by transformers 4, which transformers 5 reads,
-    too. The dtype is that of the parameters; `remat` and the dtype of the
-    computation have no place in it.
+    Rotary entries are those of transformers 4, which transformers 5 also reads.
+    `torch_dtype` is the parameters' dtype; `remat` and the compute dtype are dropped.
 
     Args:
       config: the config.
-      extra: more entries, for what only a tokenizer and a user know, such as
-        `bos_token_id`, `eos_token_id` (None unless given) and
-        `max_position_embeddings` (unless given that of the config, or 2048, or as far
-        as the stretched rotary positions reach).
+      extra: entries that the config does not determine, such as `bos_token_id`,
+        `eos_token_id` (default None) and `max_position_embeddings` (default: the
+        config's `max_length_tokens`, else the length that the scaled rotary positions
+        cover, else 2048).
 
     Raises:
-      ValueError: an extra entry is one that the config decides.
+      ValueError: `extra` has an entry that the config determines.
 
     >>> from models import hugging_face_config, llama
     >>> config = llama.LlamaConfig(
@@ -293,15 +196,15 @@ def export_config(
     filled = dataclasses.replace(
         config, num_key_value_heads=config.key_value_heads, head_dim=config.head_size
     )
-    names = {**_NAMES, **{field: name for name, field in _OPTIONAL_NAMES.items()}}
+    names = {**NAMES, **{field: name for name, field in OPTIONAL_NAMES.items()}}
     scaling = None
     if config.rotary_scaling_factor is not None:
-        scaling = {name: getattr(config, f) for name, f in _ROTARY_NAMES.items()}
+        scaling = {name: getattr(config, f) for name, f in ROTARY_NAMES.items()}
         scaling["rope_type"] = "llama3"
     decided = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{name: value for name, value in _FIXED.items() if value is not None},
+        **{name: value for name, value in FIXED.items() if value is not None},
         **{name: getattr(filled, field) for field, name in names.items()},
         "rope_theta": config.rotary_base,
         "rope_scaling": scaling,
@@ -310,8 +213,8 @@ def export_config(
     for name in extra or {}:
         if name in decided:
             raise ValueError(
-                f"{name} in config.json comes from the config: leave it out of the "
-                "extra entries"
+                f"{name} in config.json is determined by the config: remove it from "
+                "the extra entries"
             )
     length = 2048
     if config.max_length_tokens is not None:
@@ -319,7 +222,7 @@ def export_config(
     elif config.rotary_scaling is not None:
         scaling = config.rotary_scaling
         length = int(scaling.factor * scaling.original_length_tokens)
-    # Without these entries transformers would take the ids of LLaMA's tokenizer.
+    # If these are missing, transformers assumes the ids of LLaMA's tokenizer.
     open_entries = {
         "bos_token_id": None,
         "eos_token_id": None,

@@ -1,4 +1,4 @@
-"""The layers of a LLaMA: attention and MLP, each behind a norm."""
+"""LLaMA layers: causal attention, SwiGLU MLP, RMSNorm."""
 
 import math
 from typing import Any, NamedTuple, TypeVar
@@ -14,32 +14,32 @@ from models.rotary import Rotary, apply_rotary
 
 
 class KeyValueCache(NamedTuple):
-    """Keys and values of the positions read so far, for incremental decoding.
+    """Key-value cache for incremental decoding.
 
-    Both are (layers, batch, length, key_value_heads, head_size) in the compute
-    dtype; inside a layer the first axis is gone.
+    Shapes: keys and values (layers, batch, length, key_value_heads, head_size) in the
+    compute dtype; inside a layer without the first axis.
     """
 
     keys: jax.Array
     values: jax.Array
 
 
-# Whoever passes a cache gets one back.
+# A function given a cache returns a cache; given None it returns None.
 Cache = TypeVar("Cache", KeyValueCache, None)
 
 
 def named_axes(*axes: str) -> dict[str, Any]:
-    """Metadata by which a parameter carries the logical names of its axes."""
-    # Not eager: the names are logical, only a trainer with a mesh can place them.
+    """Parameter metadata with the logical names of the axes."""
+    # Not eager: logical names become mesh axes only through a trainer's rules.
     return {"out_sharding": axes, "eager_sharding": False}
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Splits an activation by the logical names of its axes.
+    """Constrains an activation's sharding by the logical names of its axes.
 
-    Without a mesh (`jax.set_mesh`) or rules for the names
-    (`flax.core.spmd.logical_axis_rules`) it is left to the compiler, as is an axis
-    that does not divide.
+    No effect without a mesh (`jax.set_mesh`) or without rules for the names
+    (`flax.core.spmd.logical_axis_rules`). An axis that the mesh axes do not divide
+    stays replicated.
     """
     rules = dict(spmd.get_logical_axis_rules() or ())
     mesh = jax.sharding.get_abstract_mesh()
@@ -59,7 +59,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def linear(
     config: LlamaConfig, rngs: nnx.Rngs, axes: tuple[str, str], sizes: tuple[int, int]
 ) -> nnx.Linear:
-    """A kernel (in, out) of these sizes and axis names, without a bias."""
+    """Linear layer without a bias; its kernel is (in, out)."""
     return nnx.Linear(
         *sizes,
         use_bias=False,
@@ -84,7 +84,7 @@ def norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with rotary positions and grouped keys and values."""
+    """Causal grouped-query self-attention with rotary positions."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         hidden = config.hidden_size
@@ -103,16 +103,17 @@ class Attention(nnx.Module):
         rotary: Rotary,
         cache: Cache,
     ) -> tuple[jax.Array, Cache]:
-        """Attends to all positions up to each one's own.
+        """Applies causal attention, to `x` alone or to a cache and `x`.
 
         Args:
           x: (batch, length, hidden).
           positions: (length,) int32, consecutive.
           rotary: the angles of these positions.
-          cache: this layer's past, to be continued at `positions`; None if x is all.
+          cache: this layer's keys and values before `positions`; None: `x` starts
+            the sequence.
 
         Returns:
-          (batch, length, hidden), and the cache with these positions written in.
+          (batch, length, hidden), and the cache with these positions added.
         """
 
         def heads(linear: nnx.Linear) -> jax.Array:
@@ -154,7 +155,7 @@ class Mlp(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One block: attention and MLP, each behind a norm and beside a residual."""
+    """Transformer block: pre-norm attention and MLP with residual connections."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         self.attention_norm = norm(config, rngs)
@@ -169,7 +170,7 @@ class Layer(nnx.Module):
         rotary: Rotary,
         cache: Cache,
     ) -> tuple[jax.Array, Cache]:
-        """The arguments and results of `Attention`."""
+        """Applies the block; arguments and results are those of `Attention`."""
         y, cache = self.attention(self.attention_norm(x), positions, rotary, cache)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), cache

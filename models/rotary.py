@@ -1,4 +1,4 @@
-"""Rotary positions, and how LLaMA 3 stretches them to longer sequences."""
+"""Rotary position embeddings, with LLaMA 3's scaling to longer sequences."""
 
 import math
 from typing import NamedTuple
@@ -20,12 +20,12 @@ class Rotary(NamedTuple):
 def rotary_frequencies(
     head_size: int, base: float = 10_000.0, scaling: RotaryScaling | None = None
 ) -> np.ndarray:
-    """Radians per position by which each pair of a head's dimensions turns.
+    """Rotary frequencies: radians per position for each pair of dimensions.
 
     Args:
       head_size: dimensions of a head, even.
-      base: before scaling, pair i turns by `base^(-2 i / head_size)`.
-      scaling: LLaMA 3's stretching; None leaves the frequencies as they are.
+      base: the frequency of pair i is `base^(-2 i / head_size)`.
+      scaling: LLaMA 3's scaling; None: none.
 
     Returns:
       (head_size / 2,), float64.
@@ -40,9 +40,9 @@ def rotary_frequencies(
     frequencies = base ** -(np.arange(0, head_size, 2) / head_size)
     if scaling is None:
         return frequencies
-    turns = scaling.original_length_tokens * frequencies / (2 * math.pi)
+    rotations = scaling.original_length_tokens * frequencies / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    kept = np.clip((turns - low) / (high - low), 0, 1)
+    kept = np.clip((rotations - low) / (high - low), 0, 1)
     return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
@@ -52,7 +52,7 @@ def rotary_angles(
     base: float = 10_000.0,
     scaling: RotaryScaling | None = None,
 ) -> Rotary:
-    """Angles by which the pairs of a head's dimensions turn at each position.
+    """Cosines and sines of the rotary angles of given positions.
 
     Args:
       positions: (length,) integers.
@@ -66,19 +66,19 @@ def rotary_angles(
 
 
 def apply_rotary(x: jax.Array, rotary: Rotary) -> jax.Array:
-    """Rotates queries or keys by their positions.
+    """Rotates queries or keys by the angles of their positions.
 
-    The pair of dimension i is (i, i + head_size / 2), as in Hugging Face's LLaMA.
+    Dimensions i and i + head_size / 2 form a pair, as in Hugging Face's LLaMA.
 
     Args:
       x: (batch, length, heads, head_size).
       rotary: from `rotary_angles` for the same positions.
 
     Returns:
-      The same shape and dtype; dot products of two rotated vectors depend on
-      their positions only through the difference.
+      The same shape and dtype. The dot product of two rotated vectors depends on
+      their relative position alone.
     """
     cos, sin = rotary.cos[:, None, :], rotary.sin[:, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Tensors by name in one safetensors file, or in several with an index."""
+"""Safetensors files, single or sharded with an index."""
 
 import json
 import os
@@ -18,42 +18,47 @@ _DTYPES = ("F32", "F16", "BF16")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; a ValueError names the file that has none."""
+    """Reads a JSON object from a file.
+
+    Raises:
+      ValueError: the file does not contain a JSON object.
+      OSError: the file cannot be read.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {str(values)[:40]!r}")
+        raise ValueError(f"{path} must contain a JSON object, got {str(values)[:40]!r}")
     return values
 
 
 def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON object that people can read, too; an OSError names the file."""
+    """Writes an indented JSON object; an OSError names the file."""
     try:
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:  # of a full disk it names none
+    except OSError as error:  # a full disk's error has no file name
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def shapes(directory: pathlib.Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all tensors; arguments and errors are those of `read`."""
+    """Yields names and shapes of all tensors; arguments and errors: see `read`."""
     for name, tensors in _tensors(directory):
         yield name, tuple(tensors.get_slice(name).get_shape())
 
 
 def read(directory: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-    """All tensors by name, each read when it is asked for.
+    """Reads tensors lazily, one at a time, with their names.
 
     Args:
-      directory: holds `SINGLE_FILE`, or `INDEX_FILE` and the files that it lists.
+      directory: contains `SINGLE_FILE`, or `INDEX_FILE` and the files that it lists.
 
     Yields:
       Name and tensor: float32, float16, or ml_dtypes' bfloat16.
 
     Raises:
-      ValueError: there is no safetensors file, one is damaged, or a tensor has
-        another dtype.
+      ValueError: there is no safetensors file, one is damaged, or a tensor has an
+        unsupported dtype.
       OSError: a file that the index lists is missing.
     """
     for name, tensors in _tensors(directory):
@@ -61,12 +66,12 @@ def read(directory: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _tensors(directory: pathlib.Path) -> Iterator[tuple[str, Any]]:
-    """Names of tensors, each with its open file."""
+    """Yields each tensor's name with the open file that contains it."""
     for file in _files(directory):
         path = directory / file
         try:
             with safetensors.safe_open(path, framework="np") as tensors:
-                for name in tensors.keys():  # noqa: SIM118, this is no dictionary
+                for name in tensors.keys():  # noqa: SIM118, not a dictionary
                     dtype = tensors.get_slice(name).get_dtype()
                     if dtype not in _DTYPES:
                         raise ValueError(
@@ -76,7 +81,7 @@ def _tensors(directory: pathlib.Path) -> Iterator[tuple[str, Any]]:
                     yield name, tensors
         except safetensors.SafetensorError as error:
             raise ValueError(
-                f"{path} is damaged or incomplete ({error}): fetch it anew"
+                f"{path} is damaged or incomplete ({error}): download it again"
             ) from error
 
 
@@ -86,15 +91,15 @@ def _files(directory: pathlib.Path) -> list[str]:
     path = directory / INDEX_FILE
     if not path.is_file():
         raise ValueError(
-            f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}: save the model "
-            "with safetensors, other formats are not read"
+            f"{directory} contains neither {SINGLE_FILE} nor {INDEX_FILE}: save the "
+            "model with safetensors, other formats are not supported"
         )
     files = read_json(path).get("weight_map")
     if not files:
-        raise ValueError(f"{path} has no weight_map: fetch it anew")
+        raise ValueError(f"{path} has no weight_map: download it again")
     names = files.values() if isinstance(files, dict) else [None]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: weight_map must give each tensor's file by name")
+        raise ValueError(f"{path}: weight_map must map each tensor's name to a file")
     return sorted(set(names))
 
 
@@ -104,28 +109,28 @@ def write(
     tensor: Callable[[str], np.ndarray],
     max_shard_bytes: int,
 ) -> list[str]:
-    """Writes tensors to one file or several, holding those of one file at a time.
+    """Writes tensors to one or more files, with one file's tensors in memory at a time.
 
     Args:
-      directory: exists.
+      directory: an existing directory.
       sizes_bytes: the size of each tensor by name, in the order of writing.
       tensor: returns the tensor of a name, contiguous.
-      max_shard_bytes: most bytes of tensors in a file; a larger tensor has a file
-        for itself.
+      max_shard_bytes: maximum bytes of tensors per file; a larger tensor gets its own
+        file.
 
     Returns:
-      The names of the files, the index behind what it lists.
+      The names of the files; the index, if there is one, comes last.
 
     Raises:
       OSError: a file could not be written.
     """
-    shards, room = [], 0
+    shards, free_bytes = [], 0
     for name, size in sizes_bytes.items():
-        if not shards or size > room:
+        if not shards or size > free_bytes:
             shards.append([])
-            room = max_shard_bytes
+            free_bytes = max_shard_bytes
         shards[-1].append(name)
-        room -= size
+        free_bytes -= size
 
     count = len(shards)
     files = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
@@ -145,7 +150,7 @@ def write(
 
 def _write_file(path: os.PathLike[str], tensors: dict[str, np.ndarray]) -> None:
     try:
-        # Without the format transformers 4 refuses the file.
+        # transformers 4 refuses files without this entry.
         safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
     except safetensors.SafetensorError as error:
         if number := re.search(r"os error (\d+)", str(error)):

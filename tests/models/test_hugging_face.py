@@ -183,7 +183,7 @@ def spoil(tensors):
         (spoil, r"layers.1.mlp.up_proj.weight .* holds 2 numbers that are NaN or inf"),
         (remove_head, r"lacks 1 tensors \(lm_head.weight\): .*set tie_word_embeddings"),
         (remove_norms, r"lacks 2 tensors \(model.layers.0.input_.*fetch the files"),
-        (add_bias, r"holds model.layers.0.self_attn.q_proj.bias which .*no place"),
+        (add_bias, r"holds model.layers.0.self_attn.q_proj.bias which .*not describe"),
         (transpose, r"mlp.up_proj.weight .*\(32, 48\), but .*\(48, 32\)"),
         (quantize, r"mlp.up_proj.weight .*dtype I8: .*one of F32, F16, BF16"),
     ],
@@ -214,7 +214,7 @@ def test_damaged_files_are_refused(tmp_path):
             hugging_face.load(tmp_path)
     for content in ('{"weight_map": [1]}', '{"weight_map": {"a": 1}}'):
         (tmp_path / INDEX).write_text(content)
-        with pytest.raises(ValueError, match=f"{INDEX}: weight_map must give"):
+        with pytest.raises(ValueError, match=f"{INDEX}: weight_map must map"):
             hugging_face.load(tmp_path)
     (tmp_path / INDEX).unlink()
     with pytest.raises(ValueError, match=r"neither model.safetensors nor .*with safet"):
@@ -222,8 +222,8 @@ def test_damaged_files_are_refused(tmp_path):
     for content, message in [
         ('{"model_type":', "is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
-        ("[1, 2]", "must hold a JSON object, got '\\[1, 2\\]'"),
-        ("NaN", "must hold a JSON object, got 'nan'"),
+        ("[1, 2]", "must contain a JSON object, got '\\[1, 2\\]'"),
+        ("NaN", "must contain a JSON object, got 'nan'"),
         ('{"model_type": "llama", "vocab_size": NaN}', ": vocab_size=nan cannot"),
     ]:
         (tmp_path / "config.json").write_text(content)
@@ -234,7 +234,7 @@ def test_damaged_files_are_refused(tmp_path):
 def test_a_config_of_another_size_is_told_before_memory_is_taken(saved):
     edit_json(saved / "config.json", vocab_size=2**30, hidden_size=2**20)
     with pytest.raises(
-        ValueError, match=r"weight in .* \(61, 32\), but by config.json .*1048576"
+        ValueError, match=r"weight in .* \(61, 32\), but config.json .*1048576"
     ):
         hugging_face.load(saved)
 

@@ -114,7 +114,7 @@ def test_extra_entries_are_added_but_decide_nothing():
     longer = dataclasses.replace(scaled, max_length_tokens=9000)
     entries = hugging_face_config.export_config(longer)
     assert entries["max_position_embeddings"] == 9000
-    with pytest.raises(ValueError, match=r"vocab_size in config.json comes from"):
+    with pytest.raises(ValueError, match=r"vocab_size in config.json is determined"):
         hugging_face_config.export_config(config, {"vocab_size": 65})
 
 
@@ -124,7 +124,7 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, "model_type='qwen2' .*only 'llama'"),
+        ({"model_type": "qwen2"}, "model_type='qwen2' .*use 'llama'"),
         ({"model_type": ["llama"]}, r"model_type=\['llama'\] "),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' .*hidden_act='silu'"),
         ({"hidden_act": ["silu"]}, r"hidden_act=\['silu'\] .*hidden_act='silu'"),
@@ -132,12 +132,12 @@ NAN = float("nan")
         ({"attention_bias": "false"}, "attention_bias='false' .*attention_bias=F"),
         ({"mlp_bias": True}, "mlp_bias=True .*mlp_bias=False"),
         ({"quantization_config": {"bits": 4}}, "quantization_config=.*'bits': 4"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_type='linear' .*'llama3' are"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_type='linear' .*or 'llama3'"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
             "the llama3 scaling has no low_freq_factor",
         ),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 .*as a whole"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 .*are rotated"),
         ({"num_key_value_heads": 5}, "num_key_value_heads=5"),
         # Other types than those of transformers.
         ({"rope_scaling": "linear"}, "rope_scaling='linear' cannot .* dictionary$"),
@@ -146,7 +146,7 @@ NAN = float("nan")
         ({"rope_parameters": 3, "rope_scaling": None}, "rope_parameters=3 cannot"),
         (
             {"rope_scaling": {"full_attention": {"rope_theta": 1e6}}},
-            "positions of their own for full_attention are not supported",
+            "separate rotary positions for full_attention are not supported",
         ),
         ({"rope_scaling": {"factor": 8.0}}, "by factor=8 has no rope_type: add it"),
         ({"rope_scaling": {"rope_type": 3}}, "rope_scaling.rope_type=3 cannot"),
