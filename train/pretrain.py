@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Lines leave at once, also where a second Ctrl-C ends the program.
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
     argv = sys.argv[1:] if argv is None else argv
-    start = cluster.asked_for(argv)
+    start = cluster.find_processes(argv)
     if start is None:
         sys.exit(_run(read(argv)))
     from train.system import processes

@@ -234,10 +234,10 @@ def test_help_that_is_not_read_to_its_end_is_no_error(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left"), "cannot write what is printed: No sp"),
+        (OSError(errno.ENOSPC, "No space left"), "cannot write to stdout: No sp"),
         (
             BrokenPipeError(errno.EPIPE, "Broken pipe"),
-            "cannot write what is printed: B",
+            "cannot write to stdout: B",
         ),
         (
             WriteError(errno.ENOSPC, "No space left", "a"),
@@ -269,4 +269,4 @@ def test_help_that_cannot_be_written_is_one_line(capsys, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("sys.stdout", FullDisk())
-    assert_refuses(export_main, capsys, ["--help"], "cannot write what is printed: No")
+    assert_refuses(export_main, capsys, ["--help"], "cannot write to stdout: No")

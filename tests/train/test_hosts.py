@@ -147,6 +147,6 @@ def test_one_process_checks_nothing(tmp_path):
     ],
 )
 def test_other_processes_are_known_before_all_else(argv, environment, expected):
-    start = cluster.asked_for(argv, environment)
+    start = cluster.find_processes(argv, environment)
     found = start and (start.coordinator_address, start.num_processes, start.process_id)
     assert found == expected

@@ -103,7 +103,7 @@ def test_an_interruption_that_is_ignored_stays_ignored(obeyed):
 # The main thread is in C for minutes, as while it compiles, with a file half-written.
 BUSY = """
 import hashlib, pathlib, sys
-from train import files, interruption
+from train.system import files, interruption
 with interruption.Interruption({answer}), files.replacing(pathlib.Path("file")) as new:
     new.write_text("half")
     print("ready", flush=True)

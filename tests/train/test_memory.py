@@ -18,7 +18,7 @@ def trimmed(monkeypatch):
 
 
 def test_compilation_is_followed_by_it(trimmed):
-    out_of_memory.return_what_compilers_free()
+    out_of_memory.trim_after_compilations()
     jax.jit(lambda x: x * 41 - 5)(2.0).block_until_ready()
     assert trimmed and set(trimmed) == {0}
     count = len(trimmed)
@@ -32,7 +32,7 @@ def test_other_c_libraries_do_without(monkeypatch):
     monkeypatch.setattr(
         jax.monitoring, "register_event_duration_secs_listener", registered.append
     )
-    out_of_memory.return_what_compilers_free()
+    out_of_memory.trim_after_compilations()
     assert not registered
 
 
@@ -53,9 +53,9 @@ def test_a_lack_of_memory_is_told_in_one_line():
         pytest.raises(
             MemoryError, match=r"Out of memory allocating 7.*--remat"
         ) as told,
-        out_of_memory.shortage(),
+        out_of_memory.one_line_errors(),
     ):
         raise jax.errors.JaxRuntimeError(text)
     assert "\n" not in str(told.value)
-    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory.shortage():
+    with pytest.raises(jax.errors.JaxRuntimeError), out_of_memory.one_line_errors():
         raise jax.errors.JaxRuntimeError("INTERNAL: a fault")

@@ -59,7 +59,7 @@ def test_rows_of_steps_that_are_taken_again_are_moved(config, tmp_path, capsys):
     assert read_rows(path) == rows
     assert dropped.read_bytes() == b"".join(before[5:])
     assert capsys.readouterr().err == (
-        f"warning: {path}: moved 3 rows of steps after 5, which are taken again, to "
+        f"warning: {path}: moved 3 rows of steps after 5, which are repeated, to "
         f"{dropped}\n"
     )
     write_steps(config, 6, [])
@@ -113,7 +113,7 @@ def test_lines_that_are_no_rows_take_no_others_with_them(
     assert read_rows(path) == rows
     assert dropped.read_bytes() == b'{"step": 9, "cut sho\n' + line + b"\n"
     told = capsys.readouterr().err
-    assert told == f"warning: {path}: moved 1 line that cannot be used, to {dropped}\n"
+    assert told == f"warning: {path}: moved 1 invalid line, to {dropped}\n"
 
 
 def test_rows_that_are_lost_are_told(config, tmp_path, capsys):

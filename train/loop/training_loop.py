@@ -249,7 +249,7 @@ def run(config: PretrainConfig) -> int:
     What the user can mend ends the program with one line. Returns the exit code.
     """
     compilation_cache.use(config.start)
-    out_of_memory.return_what_compilers_free()
+    out_of_memory.trim_after_compilations()
     quiet_orbax()
     with contextlib.ExitStack() as stack:
         with console.user_errors(ValueError, OSError):
@@ -282,7 +282,7 @@ def run(config: PretrainConfig) -> int:
         # From here on a ValueError is a fault of the program, not of its user.
         with (
             console.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
-            out_of_memory.shortage(),
+            out_of_memory.one_line_errors(),
             Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
         ):
             return pretrain(config, found, text, checkpoints, mesh, read_weights)

@@ -1,1 +1,1 @@
-"""Files, memory, signals and processes of the machine."""
+"""Operating system: files, memory, signals, processes, console."""

@@ -1,4 +1,7 @@
-"""Whether a program is one of several processes: known before JAX is imported."""
+"""Detection of multi-process runs from flags or a cluster's environment.
+
+Does not import JAX, which must not look for devices before the processes connect.
+"""
 
 import argparse
 import os
@@ -7,21 +10,20 @@ from collections.abc import Mapping, Sequence
 from train.config.run_config import StartConfig
 
 
-def asked_for(
+def find_processes(
     argv: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> StartConfig | None:
-    """How to find the other processes; None: there are none.
+    """Returns how to connect to the other processes, or None for a single process.
 
-    They are told by flags, or found in the environment of Slurm (`srun`), Open MPI, or
-    a TPU slice of several hosts. Flags that cannot be read are left to who reads all
-    of them.
+    Reads the flags, or the environment of Slurm (`srun`), Open MPI or a TPU slice of
+    several hosts. Invalid flags give None: the full parser reports them.
 
-    >>> asked_for(["--steps", "10"], {}) is None
+    >>> find_processes(["--steps", "10"], {}) is None
     True
     >>> flags = ["--coordinator-address", "a:1", "--num-processes=2", "--process-id=1"]
-    >>> asked_for(flags, {}).process_id
+    >>> find_processes(flags, {}).process_id
     1
-    >>> asked_for([], {"SLURM_STEP_NUM_TASKS": "2"}).process_id is None
+    >>> find_processes([], {"SLURM_STEP_NUM_TASKS": "2"}).process_id is None
     True
     """
     if "--help" in argv or "-h" in argv:
@@ -29,7 +31,7 @@ def asked_for(
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False
     )
-    # tyro takes underscores, too.
+    # tyro accepts underscores, too.
     parser.add_argument("--coordinator-address", "--coordinator_address")
     parser.add_argument("--num-processes", "--num_processes", type=int)
     parser.add_argument("--process-id", "--process_id", type=int)

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that the next start need not compile them."""
+"""Persistent compilation cache of JAX: directory, size limit, short warnings."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ import jax
 from train.config.run_config import CompilationConfig
 from train.system import console, files
 
-# Without a limit every new shape of a model would add to it for ever.
+# Size limit: every new shape of a model adds programs.
 LARGEST_BYTES = 2 * 2**30
 _OF_JAX = "JAX_COMPILATION_CACHE_DIR"
 _AT_LEAST = "jax_persistent_cache_min_compile_time_secs"
@@ -26,11 +26,11 @@ _PROBLEM = re.compile(r"Error (\w+) persistent compilation cache entry for '(.+?
 
 
 def use(config: CompilationConfig) -> None:
-    """Lets JAX keep compiled programs, to be called before it compiles the first.
+    """Enables JAX's compilation cache; call before the first compilation.
 
-    Each kind of CPU has a directory of its own, as programs hold its instructions.
-    JAX_COMPILATION_CACHE_DIR goes before a directory of the config. A directory that
-    cannot be written, or a damaged file in it, is one warning and costs time only.
+    Each kind of CPU gets a subdirectory, because programs contain its instructions.
+    JAX_COMPILATION_CACHE_DIR overrides the config. An unusable directory or a damaged
+    file in it gives one warning.
     """
     directory = config.compilation_cache_dir
     if directory == "none":
@@ -52,15 +52,15 @@ def use(config: CompilationConfig) -> None:
         limit_size(path, LARGEST_BYTES)
     except OSError as error:
         console.warn(
-            f"--compilation-cache-dir {directory} cannot be used, so that every start "
-            f"compiles anew: {error}"
+            f"--compilation-cache-dir {directory} cannot be used, so every start "
+            f"compiles again: {error}"
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
     if _AT_LEAST.upper() not in os.environ:
-        # JAX' second leaves out what makes up half of a small model's start.
+        # JAX's default of 1 s skips programs that are half of a small model's start.
         jax.config.update(_AT_LEAST, 0)
-    # Also the second of two programs with one name.
+    # "always": a second program of the same name must be reported, too.
     warnings.filterwarnings("always", _PROBLEM.pattern)
     warnings.showwarning = functools.partial(
         _show_warning, path, set(), warnings.showwarning
@@ -68,16 +68,16 @@ def use(config: CompilationConfig) -> None:
 
 
 def limit_size(directory: pathlib.Path, largest_bytes: int) -> None:
-    """Removes the files that were not used for longest, down to a size of all."""
+    """Removes the least recently used files until a directory fits a size."""
     files = []
     for path in directory.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process may do the same
+        with contextlib.suppress(FileNotFoundError):  # removed by another process
             files.append((path, path.stat()))
     size = sum(stat.st_size for _, stat in files)
     for path, stat in sorted(files, key=lambda file: _last_use(file[1])):
         if size <= largest_bytes:
             break
-        with contextlib.suppress(OSError):  # another user's, or a directory
+        with contextlib.suppress(OSError):  # another user's file, or a directory
             path.unlink()
             size -= stat.st_size
 
@@ -87,13 +87,13 @@ def _last_use(stat: os.stat_result) -> float:
 
 
 def _kind_of_cpu() -> str:
-    """A name for all machines whose CPUs have the same instructions."""
+    """Name of the CPU's instruction set, equal on machines that share programs."""
     kind = platform.machine()
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         text = platform.processor()
-    # x86 calls them flags, Arm Features.
+    # The line is called flags on x86, Features on Arm.
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     features = " ".join(sorted(found[1].split())) if found else text
     return f"{kind}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
@@ -101,15 +101,15 @@ def _kind_of_cpu() -> str:
 
 def _show_warning(
     directory: pathlib.Path,
-    told: set[str],
+    reported: set[str],
     show: Callable[..., None],
     message: Warning | str,
     *args: Any,
     **kwargs: Any,
 ) -> None:
-    """Shortens JAX' warnings about its cache, and removes the files they are about.
+    """Shortens JAX's warnings about its cache and removes the files they name.
 
-    JAX never replaces a file: one that was cut short would be in the way for good.
+    JAX never replaces a file, so a truncated one would cause the warning forever.
     """
     problem = _PROBLEM.match(str(message))
     if problem is None:
@@ -118,7 +118,7 @@ def _show_warning(
     action, program = problem.groups()
     for path in directory.glob(f"{glob.escape(program)}-*"):
         path.unlink(missing_ok=True)
-    if action not in told:
-        told.add(action)
+    if action not in reported:
+        reported.add(action)
         reason = str(message)[problem.end() :]
         console.warn(f"{action} the compilation cache, {directory}, failed: {reason}")

@@ -1,4 +1,4 @@
-"""Compressed files: told by their content, and read to their end or not at all."""
+"""Compressed files: detection by content, reading with truncation errors."""
 
 import bz2
 import contextlib
@@ -31,7 +31,7 @@ _SUFFIXES = {
 
 
 def split_name(name: str) -> tuple[pathlib.PurePath, str | None]:
-    """A file's name in lower case without a suffix of compression, and which it is.
+    """Splits a file's name into the name in lower case and its compression.
 
     Example:
       >>> split_name("Part.JSON.gz")
@@ -43,10 +43,10 @@ def split_name(name: str) -> tuple[pathlib.PurePath, str | None]:
 
 
 def find_compression(path: pathlib.Path) -> str | None:
-    """How the content of a file is compressed; None: not in a way that is read here.
+    """Detects a file's compression from its first bytes; None: none that is supported.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: the file cannot be read.
     """
     with open_bytes(path, None) as file:
         start = file.read(16)
@@ -55,10 +55,10 @@ def find_compression(path: pathlib.Path) -> str | None:
 
 @contextlib.contextmanager
 def open_bytes(path: pathlib.Path, compression: str | None) -> Iterator[BinaryIO]:
-    """Opens a file to read what is in it, decompressed.
+    """Opens a file for reading its decompressed bytes.
 
     Raises:
-      OSError: it cannot be read, is damaged or cut off.
+      OSError: the file cannot be read, is damaged or truncated.
     """
     openers: dict[str | None, Callable[..., Any]] = {
         None: open,
@@ -76,7 +76,7 @@ def open_bytes(path: pathlib.Path, compression: str | None) -> Iterator[BinaryIO
 
 @contextlib.contextmanager
 def _open_zstd(path: pathlib.Path, mode: str) -> Iterator[BinaryIO]:
-    # Unlike the package zstandard it notices a file that is cut off.
+    # pyarrow, because the package zstandard does not detect truncated files.
     import pyarrow
 
     with open(path, mode) as file, pyarrow.PythonFile(file, mode="r") as source:
@@ -89,7 +89,7 @@ def _open_zstd(path: pathlib.Path, mode: str) -> Iterator[BinaryIO]:
 def _open_streams(
     new: Callable[[], Any], path: pathlib.Path, mode: str
 ) -> Iterator[BinaryIO]:
-    # Python's own take a stream whose beginning is damaged for the end of the file.
+    # Not bz2.open and lzma.open: they take a damaged start of a stream for the end.
     with (
         open(path, mode) as file,
         io.BufferedReader(_Streams(file, new), BLOCK_BYTES) as buffered,
@@ -98,11 +98,11 @@ def _open_streams(
 
 
 class _Streams(io.RawIOBase):
-    """Decompressed streams that follow each other in a file, with zeros between them.
+    """Raw file of concatenated compressed streams, which zeros may separate.
 
     Args:
-      file: the file.
-      new: a decompressor of bz2 or lzma for one stream.
+      file: the compressed file.
+      new: creates a bz2 or lzma decompressor for one stream.
     """
 
     def __init__(self, file: BinaryIO, new: Callable[[], Any]):
@@ -118,7 +118,7 @@ class _Streams(io.RawIOBase):
             if self._stream.needs_input and not data:
                 data = self._file.read(BLOCK_BYTES)
                 if not data:
-                    raise EOFError("it is cut off")
+                    raise EOFError("the file is truncated")
             if block := self._stream.decompress(data, len(buffer)):
                 buffer[: len(block)] = block
                 return len(block)
@@ -134,7 +134,7 @@ class _Streams(io.RawIOBase):
 
 
 class _Readable(io.RawIOBase):
-    """An input stream of pyarrow with the interface of Python's files."""
+    """Raw file around an input stream of pyarrow."""
 
     def __init__(self, stream: Any):
         self._stream = stream

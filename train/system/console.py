@@ -38,7 +38,7 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
         is_full = number in (errno.ENOSPC, errno.EDQUOT)
         if (is_full or number == errno.EPIPE) and not getattr(error, "filename", "-"):
             # Errors of files name the file; errors of print name nothing.
-            message = f"cannot write what is printed: {error.strerror}"
+            message = f"cannot write to stdout: {error.strerror}"
         if is_full:
             message += ": free some space and run the same command again"
         fail(message)

@@ -1,4 +1,4 @@
-"""Atomic file writes: old or new content, never half of it, flushed to the disk."""
+"""Atomic file writes: a file has its old or its new content, flushed to disk."""
 
 import contextlib
 import errno
@@ -12,21 +12,21 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-# Directory and pattern of files that still lack their final name.
+# Directory and pattern of files that are not renamed to their final name yet.
 _unfinished: set[tuple[pathlib.Path, str]] = set()
 
 
 def user_cache(name: str) -> pathlib.Path:
-    """Directory of this name for what can be made again, in the user's cache."""
+    """Subdirectory of the user's cache directory, by the XDG standard."""
     candidates = (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache"))
-    # The standard (XDG) ignores relative paths, and not every user has a home.
+    # XDG ignores relative paths; expanduser returns one for a user without a home.
     fallback = os.path.join(tempfile.gettempdir(), f"cache-{os.getuid()}")
     base = next(filter(os.path.isabs, candidates), fallback)
     return pathlib.Path(base, "subtrack_jax", name)
 
 
 class WriteError(OSError):
-    """A file that cannot be written, and why."""
+    """OSError of a failed write: file and reason."""
 
     def __str__(self) -> str:
         return f"cannot write {self.filename}: {self.strerror}"
@@ -34,11 +34,11 @@ class WriteError(OSError):
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path for a file or a directory, which replaces `path` at the end.
+    """Atomically replaces a file or directory: yields a temporary path to write to.
 
-    The content is flushed to the disk before it gets its name. After an exception
-    `path` is as it was, and what was written is removed. A directory replaces only
-    an empty one.
+    At the end of the block the content is flushed to disk and renamed to `path`. After
+    an exception `path` is unchanged and the temporary path is removed. A directory can
+    replace only an empty one.
 
     Raises:
       WriteError: the file cannot be written.
@@ -56,7 +56,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     _unfinished.add(mark)
     try:
         with errors_name(path, partial):
-            _remove(partial)  # from a process that was killed
+            _remove(partial)  # left by a killed process
             yield partial
             sync(partial)
             os.replace(partial, path)
@@ -68,21 +68,21 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Replaces a file at once, see `replacing`; text is written as UTF-8."""
+    """Atomically writes a file, see `replacing`; text is encoded as UTF-8."""
     data = content.encode() if isinstance(content, str) else content
     with replacing(path) as partial:
         partial.write_bytes(data)
 
 
 def write_figure(path: pathlib.Path, figure: Any, **options: Any) -> None:
-    """Replaces a PNG by a drawing of matplotlib; `options` are those of `savefig`."""
+    """Atomically writes a matplotlib figure as PNG; `options` go to `savefig`."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", **options)
     write_whole(path, drawn.getvalue())
 
 
 def append_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Adds to a file, all or nothing; `sync` flushes it to the disk.
+    """Appends to a file, all or nothing; call `sync` to flush it to disk.
 
     Raises:
       WriteError: the content cannot be written.
@@ -92,7 +92,7 @@ def append_whole(path: pathlib.Path, content: str | bytes) -> None:
         before = file.tell()
         rest = memoryview(data)
         try:
-            while rest:  # a disk with a little space takes a part
+            while rest:  # an almost full disk writes a part
                 rest = rest[file.write(rest) :]
         except BaseException:
             file.truncate(before)
@@ -100,13 +100,13 @@ def append_whole(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def append_lines(path: pathlib.Path, lines: str | bytes) -> None:
-    """Adds lines to a file, behind the end of its last one, and flushes it.
+    """Appends lines to a file, ends an unfinished last line first, and flushes it.
 
     Raises:
       WriteError: the lines cannot be written.
     """
     with errors_name(path):
-        # A last line that was cut short must not swallow the next one.
+        # A truncated last line must not merge with the next one.
         if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
             append_whole(path, "\n")
         append_whole(path, lines)
@@ -114,14 +114,14 @@ def append_lines(path: pathlib.Path, lines: str | bytes) -> None:
 
 
 def sync(path: pathlib.Path, *, recursive: bool = True) -> None:
-    """Flushes a file, or a directory with all that is in it, to the disk.
+    """Flushes a file, or a directory and its content, to disk.
 
     Args:
       path: the file or directory.
-      recursive: False flushes only the names in the directory.
+      recursive: False: flush only the directory's entries, not its files.
 
     Raises:
-      OSError: something cannot be flushed.
+      OSError: the flush failed.
     """
     for inner in path.iterdir() if recursive and path.is_dir() else ():
         sync(inner)
@@ -140,10 +140,10 @@ def sync(path: pathlib.Path, *, recursive: bool = True) -> None:
 def errors_name(
     path: pathlib.Path, partial: pathlib.Path | None = None
 ) -> Iterator[None]:
-    """Makes a WriteError of an OSError that names no file, as those of a full disk.
+    """Converts OSErrors of a write to WriteErrors that name the file.
 
-    An error of another file is not changed. One of a file in the directory `partial`,
-    which is to become `path`, names the file in `path`.
+    Errors of a full disk name no file. Errors of other files are not converted. Those
+    in the temporary directory `partial` name the file as it will be in `path`.
     """
     try:
         yield
@@ -159,29 +159,29 @@ def errors_name(
 
 
 def discard_at_once(directory: pathlib.Path, pattern: str) -> None:
-    """Lets `discard_unfinished` remove what matches a pattern in a directory."""
+    """Registers a pattern of temporary files for `discard_unfinished`."""
     _unfinished.add((directory, pattern))
 
 
 def discard_unfinished() -> None:
-    """Removes what has no final name yet, for a program that ends at once."""
+    """Removes all registered temporary files, before an immediate exit."""
     for directory, pattern in tuple(_unfinished):
         discard(directory, pattern)
 
 
 def discard(directory: pathlib.Path, pattern: str) -> None:
-    """Removes what matches a pattern in a directory, as far as that is possible."""
+    """Removes files that match a pattern in a directory; ignores errors."""
     for _ in range(5):
         found = list(directory.glob(pattern))
         for partial in found:
             rest = partial.with_name(f".discarded.{partial.name}")
-            # Another thread may be giving it its name; one of the two moves it.
+            # Another thread may be renaming it to its final name: only one succeeds.
             with contextlib.suppress(OSError):
                 partial.rename(rest)
                 _remove(rest)
         if not found:
             break
-        time.sleep(0.02)  # another thread may still write to it
+        time.sleep(0.02)  # another thread may still be writing
 
 
 def _remove(path: pathlib.Path) -> None:

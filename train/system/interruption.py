@@ -1,8 +1,8 @@
-"""Signals that stop a program: answered at once, obeyed between two steps.
+"""SIGTERM and Ctrl-C: a message at once, a stop after the current step.
 
-Python runs a signal's handler only between two bytecodes of the main thread, which
-may be minutes away while a program compiles. The C part of the handler writes the
-signal's number to a pipe at once, and a thread reads it.
+Python runs signal handlers between two bytecodes of the main thread, which may be
+minutes later during a compilation. So Python's wakeup descriptor writes the signal's
+number to a pipe, and a thread reads it.
 """
 
 import contextlib
@@ -19,18 +19,18 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interruption:
-    """A context in which SIGTERM and the first Ctrl-C are answered, not obeyed.
+    """Context manager that delays SIGTERM and Ctrl-C until the step is finished.
 
-    A second signal ends the program, with exit code 130 after Ctrl-C and 143 after
-    SIGTERM; files that are not finished are removed.
+    A second signal exits at once and removes temporary files, with exit code 130 for
+    Ctrl-C and 143 for SIGTERM.
 
     Args:
-      answer: says on stderr what will happen after the first signal. None: the first
-        signal ends the program.
+      answer: message on stderr after the first signal. None: the first signal exits
+        at once.
 
     Attributes:
-      received: the signal that came, or None. The loop asks `reached` after each
-        step, saves and leaves.
+      received: the first signal, or None. The loop calls `reached` after each step
+        and, if it returns True, saves and ends.
     """
 
     def __init__(self, answer: str | None = None):
@@ -42,11 +42,11 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """0 for SIGTERM, which a scheduler sends, 130 for Ctrl-C."""
+        """Exit code after a saved stop: 130 for Ctrl-C, 0 for a scheduler's SIGTERM."""
         return 130 if self.received == signal.SIGINT else 0
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step; several processes stop after the same."""
+        """Whether to stop after this step, the same one in all processes."""
         if not self._is_alone:
             from jax.experimental import multihost_utils
 
@@ -67,9 +67,9 @@ class Interruption:
         self._writing = writing
         self._wakeup_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         threading.Thread(target=self._listen, args=[reading], daemon=True).start()
-        # SIGTERM of one of several processes is JAX's: it tells the others.
+        # Among several processes JAX handles SIGTERM and notifies the others.
         for number in _SIGNALS if self._is_alone else (signal.SIGINT,):
-            # A process in the background ignores Ctrl-C, and goes on to.
+            # Background processes ignore SIGINT; that must not change.
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._wait)
         return self
@@ -93,7 +93,7 @@ class Interruption:
                     self._is_answered.release()
 
     def _wait(self, number: int, frame: object) -> None:
-        """Stops the main thread, which writes no more files where the program ends."""
+        """Blocks the main thread, so that it creates no files while exiting."""
         self._is_answered.acquire()
 
     def _receive(self, received: signal.Signals) -> None:
@@ -103,13 +103,13 @@ class Interruption:
             self.received = received
             _say(f"{received.name}: {self._answer}; again to stop now")
             if not self._is_alone:
-                # JAX tells the other processes of a SIGTERM.
+                # JAX passes a SIGTERM on to the other processes.
                 os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say(message: str) -> None:
-    # Not through sys.stderr, which the main thread may be writing to. The line may
-    # hold a progress bar.
+    # Not through sys.stderr, which the main thread may be writing to. The leading
+    # line break ends a progress bar.
     with contextlib.suppress(OSError):
         os.write(2, f"\n{message}\n".encode())
 
@@ -117,7 +117,7 @@ def _say(message: str) -> None:
 def _stop_now(received: signal.Signals) -> NoReturn:
     for _ in range(5):
         files.discard_unfinished()
-        time.sleep(0.02)  # another thread may be about to create one more
+        time.sleep(0.02)  # another thread may be creating one more
     _say(f"stopped by {received.name}")
-    # Not by an exception: the main thread may not see it for minutes.
+    # Not an exception, which the main thread may only see minutes later.
     os._exit(128 + received)

@@ -1,4 +1,4 @@
-"""JSON lines of a run: appended row by row, and cleaned without loss on resume."""
+"""JSON lines files of a run: append rows, drop rows of repeated steps on resume."""
 
 import json
 import math
@@ -10,17 +10,17 @@ from train.system import console, files, processes
 
 
 class JsonLines:
-    """Rows in a file, one JSON object a line, readable once `append` returns.
+    """JSON lines file: one row per line, on file when `append` returns.
 
-    Rows of an earlier process are kept up to a step. The others, whose steps are taken
-    again, and lines that are no rows are moved to a file beside this one, to the end
-    of what it holds. Of several processes all keep the rows and the first writes them.
+    When opened, keeps rows up to `last_step`. Later rows, whose steps will be repeated,
+    and invalid lines are moved to the end of `NAME.dropped.jsonl`. With several
+    processes all have the rows and the first writes the file.
 
     Args:
       path: the file.
-      last_step: the last step that keeps its rows.
-      is_row: whether a JSON object with a step and numbers or texts is a row of this
-        file.
+      last_step: the last step whose rows are kept.
+      is_row: checks a JSON object with a step and numbers or strings; False: the line
+        is invalid.
 
     Raises:
       OSError: a file cannot be read or written.
@@ -50,18 +50,18 @@ class JsonLines:
                 files.write_whole(path, content)
 
     def append(self, *rows: dict[str, Any]) -> None:
-        """Adds rows, each with its `step`."""
+        """Appends rows; each has a `step`."""
         if processes.is_first():
             files.append_whole(self._path, "".join(map(_line, rows)))
         self.rows += rows
 
     def sync(self) -> None:
-        """Flushes the rows to the disk, where they outlive a loss of power."""
+        """Flushes the rows to disk."""
         if processes.is_first():
             files.sync(self._path)
 
     def _move(self, later: list[bytes], strange: list[bytes], last_step: int) -> None:
-        """Adds lines to the file of those that were moved, and reports it."""
+        """Appends lines to the file of dropped lines, with a warning."""
         if not (later or strange):
             return
         target = self._path.with_name(f"{self._path.stem}.dropped{self._path.suffix}")
@@ -69,14 +69,14 @@ class JsonLines:
         reasons = []
         if later:
             steps = f"steps after {last_step}" if last_step > 0 else "all steps"
-            reasons.append(f"{_count(later, 'row')} of {steps}, which are taken again")
+            reasons.append(f"{_count(later, 'row')} of {steps}, which are repeated")
         if strange:
-            reasons.append(f"{_count(strange, 'line')} that cannot be used")
+            reasons.append(f"{_count(strange, 'invalid line')}")
         console.warn(f"{self._path}: moved {' and '.join(reasons)}, to {target}")
 
 
 def _parsed(path: pathlib.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Each line that is not blank, and the row in it, if it is one."""
+    """Yields each line that is not blank with its row, or None if it is invalid."""
     for line in path.read_bytes().splitlines() if path.exists() else []:
         if stripped := line.strip():
             yield stripped, _row(stripped)
@@ -89,7 +89,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict):
         return None
-    # Not isinstance, for which True is a number.
+    # type, not isinstance, which accepts True as a number.
     if not {type(value) for value in row.values()} <= {int, float, str, type(None)}:
         return None
     step = row.get("step")
@@ -99,7 +99,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _line(row: dict[str, Any]) -> str:
-    def known(value):  # JSON knows no NaN
+    def known(value):  # JSON has no NaN
         return value if isinstance(value, str) or math.isfinite(value) else None
 
     return json.dumps({name: known(value) for name, value in row.items()}) + "\n"

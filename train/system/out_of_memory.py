@@ -1,4 +1,4 @@
-"""Memory: a lack of it told in one line, and what compilers freed given back."""
+"""Out-of-memory errors in one line; memory freed by compilers is returned."""
 
 import contextlib
 import ctypes
@@ -11,19 +11,19 @@ from typing import Any
 import jax
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-# Little programs leave little, and there are many of them.
+# Shorter compilations free too little to be worth a call.
 SHORTEST_SECONDS = 0.5
 _ADVICE = (
-    "make the model smaller, share it among more devices (--mesh), or take a smaller "
+    "make the model smaller, split it over more devices (--mesh), or use a smaller "
     "--rank"
 )
 
 
 def check(state: Any) -> None:
-    """Raises a MemoryError if a state alone is larger than the devices' memory.
+    """Raises a MemoryError if a training state does not fit the devices' memory.
 
     Args:
-      state: shapes, dtypes and shardings of its arrays.
+      state: tree of shapes, dtypes and shardings.
     """
     leaves = jax.tree.leaves(state)
     needed = sum(
@@ -32,7 +32,7 @@ def check(state: Any) -> None:
     )
     device, where = jax.local_devices()[0], "a device"
     present = (device.memory_stats() or {}).get("bytes_limit")
-    if device.platform == "cpu":  # devices that share the memory of the host
+    if device.platform == "cpu":  # all devices share the host's memory
         needed, where = needed * jax.local_device_count(), "this host"
         present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if present is not None and needed > present:
@@ -43,8 +43,8 @@ def check(state: Any) -> None:
 
 
 @contextlib.contextmanager
-def shortage() -> Iterator[None]:
-    """Raises a MemoryError of one line where a device runs out of memory."""
+def one_line_errors() -> Iterator[None]:
+    """Converts a device's out-of-memory error to a MemoryError of one line."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -52,19 +52,19 @@ def shortage() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2]
         raise MemoryError(
-            f"a device has too little memory ({reason}): compute a step in more parts "
-            "(--gradient-accumulation-steps), less at once (--remat full, "
-            f"--batch-size-sequences), or {_ADVICE}"
+            f"a device has too little memory ({reason}): split the step "
+            "(--gradient-accumulation-steps), keep fewer activations (--remat full, a "
+            f"smaller --batch-size-sequences), or {_ADVICE}"
         ) from error
 
 
-def return_what_compilers_free() -> None:
-    """Makes each long compilation end with its memory given back.
+def trim_after_compilations() -> None:
+    """Returns memory freed by each long compilation to the system (malloc_trim).
 
-    The C library keeps what was freed, between what is still in use: a fifth of the
-    most that the default run ever takes, and half of what it keeps while it trains.
+    Otherwise glibc keeps it: a fifth of the peak memory of the default run, and half
+    of its memory while training.
     """
-    if hasattr(_c_library(), "malloc_trim"):  # as glibc has
+    if hasattr(_c_library(), "malloc_trim"):  # glibc only
         jax.monitoring.register_event_duration_secs_listener(_after)
 
 

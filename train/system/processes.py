@@ -1,4 +1,4 @@
-"""Several processes that train one model: finding and agreeing with each other."""
+"""Multi-process runs: connection, collective exchange of values, joint errors."""
 
 import contextlib
 import json
@@ -16,24 +16,24 @@ from jax.experimental import multihost_utils
 
 from train.config.run_config import StartConfig
 
-# Messages of JAX when the process of another host is gone.
+# JAX's error messages when the process of another host has exited.
 _LOST = re.compile(r"(closed|reset) by peer|broken pipe|heartbeat", re.IGNORECASE)
 
 
 @contextlib.contextmanager
 def connected(start: StartConfig) -> Iterator[None]:
-    """Connects this process to the others, before JAX looks for devices.
+    """Connects this process to the others; call before JAX looks for devices.
 
-    At the end of a block that fails, the process ends without waiting for the others
-    for long: they may be waiting for this one, and JAX ends them once it is gone.
+    If the block fails, the process exits after at most ten seconds: the others may be
+    waiting for it, and JAX stops them once it has exited.
 
     Raises:
-      ValueError: the flags are incomplete, or the others are not reached.
+      ValueError: the flags are incomplete, or the connection failed.
     """
     flags = (start.coordinator_address, start.num_processes, start.process_id)
     if any(flag is None for flag in flags) and any(flag is not None for flag in flags):
         raise ValueError(
-            "--coordinator-address, --num-processes and --process-id are given "
+            "--coordinator-address, --num-processes and --process-id must be given "
             "together or not at all"
         )
     try:
@@ -52,8 +52,8 @@ def connected(start: StartConfig) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
             print(
-                "error: another process of the run has ended, and says why; start all "
-                "of them again to continue",
+                "error: another process of the run has ended, see its output; start "
+                "all of them again to continue",
                 file=sys.stderr,
             )
         else:
@@ -62,7 +62,7 @@ def connected(start: StartConfig) -> Iterator[None]:
 
 
 def _leave(code: int) -> NoReturn:
-    # This waits for all others, which may fail with the same error.
+    # In a thread: shutdown waits for the others, which may have failed, too.
     parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     parting.start()
     parting.join(timeout=10)
@@ -72,24 +72,24 @@ def _leave(code: int) -> NoReturn:
 
 
 def is_alone() -> bool:
-    """Whether there are no other processes."""
+    """Whether this is the only process."""
     return jax.process_count() == 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is the first process, which writes files and messages."""
     return jax.process_index() == 0
 
 
 def agree(value: bool) -> bool:
-    """What the first process says, in all of them; waits until all ask."""
+    """Broadcasts the first process's value to all; waits until all have called."""
     if is_alone():
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON values of all processes, in each of them."""
+    """Gathers the JSON values of all processes in each of them."""
     if is_alone():
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -103,18 +103,18 @@ def gather(value: Any) -> list[Any]:
 
 
 def share(value: Any) -> Any:
-    """The JSON value that the first process has, in all of them."""
+    """Broadcasts the first process's JSON value to all."""
     return gather(value)[0]
 
 
 @contextlib.contextmanager
 def together(kind: type[Exception]) -> Iterator[None]:
-    """Ends the block in all processes if it fails in one, instead of waiting for it.
+    """Raises an error in all processes if the block fails in one.
 
-    No process may wait for another within the block.
+    The block must not contain collective calls.
 
     Args:
-      kind: what the others raise, with the message of the one that failed.
+      kind: exception that the other processes raise, with the failed one's message.
     """
     error = None
     try:
@@ -130,13 +130,13 @@ def together(kind: type[Exception]) -> Iterator[None]:
 
 
 def _message(error: BaseException) -> str:
-    # One that is told already, see `console.fail`.
+    # A `console.Failure` has printed its message already.
     return getattr(error, "message", str(error))
 
 
 @contextlib.contextmanager
 def silence_all_but_first() -> Iterator[None]:
-    """Lets only the first process write to stdout; errors are every process' own."""
+    """Discards the stdout of all processes but the first; stderr stays."""
     with contextlib.ExitStack() as stack:
         if not is_first():
             null = stack.enter_context(open(os.devnull, "w"))

@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, machine, commit."""
+"""Provenance of measurements: software versions, machine, commit."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ _PACKAGES = ("jax", "jaxlib", "libtpu", "optax", "flax", "subtrack-jax")
 
 
 def versions() -> dict[str, str]:
-    """Versions of the software that decides the numbers."""
+    """Versions of Python, the packages used, and the checkout's commit."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """The hardware that decides the seconds."""
+    """Devices, processor and operating system."""
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -38,11 +38,11 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Commit of the checkout, with a + if something in it has changed since."""
+    """Commit of the checkout, with a + if it has uncommitted changes."""
     git, checkout = shutil.which("git"), pathlib.Path(__file__).parent
     if git is None:
         return "unknown"
-    # In a form for which Python need not fork, which JAX warns of.
+    # close_fds=False lets Python spawn instead of fork, of which JAX warns.
     done = subprocess.run(
         [git, "-C", checkout, "describe", "--always", "--dirty=+", "--abbrev=12"],
         stdout=subprocess.PIPE,
