@@ -17,7 +17,6 @@ from subtrack_jax import diagnostics, grassmann
 from subtrack_jax._internal.dimension_numbers import by_path
 from subtrack_jax._internal.eight_bit import EightBitAdamState
 from subtrack_jax._internal.matrix_view import MatrixView
-from subtrack_jax._internal.record import LowRankLeaf
 from subtrack_jax._internal.state_bytes import state_bytes
 from subtrack_jax._version import __version__
 from subtrack_jax.low_rank import LowRank
@@ -27,11 +26,7 @@ from subtrack_jax.optimizers.iterative_trackers import online_pca, power_iterati
 from subtrack_jax.optimizers.random import apollo, apollo_mini, grass_jump, grass_walk
 from subtrack_jax.optimizers.subtrack import subtrack, subtrack_grad
 from subtrack_jax.sharding import state_sharding
-from subtrack_jax.stages.coordinates import (
-    on_coordinates,
-    project,
-    scale_by_projection_aware_adam,
-)
+from subtrack_jax.stages.adam import scale_by_projection_aware_adam
 from subtrack_jax.stages.draw_projection import (
     DrawProjectionState,
     draw_projection,
@@ -39,12 +34,14 @@ from subtrack_jax.stages.draw_projection import (
 )
 from subtrack_jax.stages.feed_back import FeedBackState, feed_back
 from subtrack_jax.stages.monitor import MonitorEnergyState, monitor_energy
+from subtrack_jax.stages.on_coordinates import on_coordinates
+from subtrack_jax.stages.project import project
+from subtrack_jax.stages.record import LowRankLeaf
 from subtrack_jax.stages.recover import (
     RecoverAndScaleState,
     recover_and_scale,
     scale_gradient,
 )
-from subtrack_jax.stages.rotation import DenseRotation, RankOneRotation, Rotation
 from subtrack_jax.stages.track import TrackSubspaceState, track_subspace
 from subtrack_jax.stages.trackers import (
     Tracker,
@@ -54,7 +51,13 @@ from subtrack_jax.stages.trackers import (
     svd,
     switch,
 )
-from subtrack_jax.stages.transport import transport_adam, transport_momentum
+from subtrack_jax.stages.transport import (
+    DenseRotation,
+    RankOneRotation,
+    Rotation,
+    transport_adam,
+    transport_momentum,
+)
 
 __all__ = [
     "DenseRotation",

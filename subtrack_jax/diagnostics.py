@@ -23,8 +23,10 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import grassmann, sharding
-from subtrack_jax._internal.leaves import content, is_masked, path_name, state_dtype
+from subtrack_jax._internal.boxes import content
+from subtrack_jax._internal.named_leaves import path_name
 from subtrack_jax._internal.products import power_of_two, replicated, unit_scale
+from subtrack_jax._internal.trees import is_masked, state_dtype
 from subtrack_jax.low_rank import LowRank
 
 

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from subtrack_jax._internal.boxes import is_box
 from subtrack_jax._internal.description import Choice, table
 from subtrack_jax._internal.dimension_numbers import SPECS, axes_of, resolve, suggestion
-from subtrack_jax._internal.leaves import NamedLeaf, is_box, named_leaves
 from subtrack_jax._internal.matrix_view import MatrixView
+from subtrack_jax._internal.named_leaves import NamedLeaf, named_leaves
 
 _MOST_NAMES = 20
 

@@ -15,15 +15,10 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from subtrack_jax._internal import placement
-from subtrack_jax._internal.leaves import (
-    as_arrays,
-    content,
-    is_box,
-    is_hashable,
-    is_traceable,
-    path_name,
-)
-from subtrack_jax._internal.record import LowRankLeaf, is_record, map_records
+from subtrack_jax._internal.boxes import content, is_box
+from subtrack_jax._internal.named_leaves import path_name
+from subtrack_jax._internal.trees import as_arrays, is_hashable, is_traceable
+from subtrack_jax.stages.record import LowRankLeaf, is_record, map_records
 
 
 def state_sharding(

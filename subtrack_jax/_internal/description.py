@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from subtrack_jax._internal.leaves import NamedLeaf, state_dtype
 from subtrack_jax._internal.matrix_view import MatrixView
+from subtrack_jax._internal.named_leaves import NamedLeaf
+from subtrack_jax._internal.trees import state_dtype
 
 
 class Choice(NamedTuple):

@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import optax
 
-from subtrack_jax._internal.leaves import NamedLeaf, is_box, is_masked, named_leaf
+from subtrack_jax._internal.boxes import is_box
+from subtrack_jax._internal.named_leaves import NamedLeaf, named_leaf
+from subtrack_jax._internal.trees import is_masked
 
 SPECS = (optax.contrib.MuonDimensionNumbers, optax.contrib.GaLoreDimensionNumbers)
 

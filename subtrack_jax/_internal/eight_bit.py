@@ -14,9 +14,9 @@ import optax
 from jax.sharding import PartitionSpec
 
 from subtrack_jax._internal import placement
+from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.dynamic_map import SMALLEST_ROW, block_size, decode, encode
-from subtrack_jax._internal.leaves import content, is_box, is_masked
-from subtrack_jax._internal.record import Pair, unzip
+from subtrack_jax._internal.trees import Pair, is_masked, unzip
 
 _SMALLEST_LEAF = 4096
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import optax
 
-from subtrack_jax._internal.leaves import is_hashable, is_traceable
+from subtrack_jax._internal.trees import is_hashable, is_traceable
 
 Factory = TypeVar("Factory", bound=Callable[..., optax.GradientTransformationExtraArgs])
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from subtrack_jax._internal.leaves import map_leaves, state_dtype
 from subtrack_jax._internal.matrix_view import MatrixView
 from subtrack_jax._internal.products import replicated
+from subtrack_jax._internal.trees import map_leaves, state_dtype
 
 
 def basis_like(leaf: Any, view: MatrixView, dtype: Any) -> jax.Array:

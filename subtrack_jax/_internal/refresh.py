@@ -11,7 +11,7 @@ import numpy as np
 
 from subtrack_jax._internal.loops import switch, unstack
 from subtrack_jax._internal.matrix_view import MatrixView
-from subtrack_jax.stages.rotation import RankOneRotation
+from subtrack_jax.stages.transport import RankOneRotation
 
 
 class Moved(NamedTuple):

@@ -7,9 +7,9 @@ import optax
 
 from subtrack_jax._internal.validation import check_factor
 from subtrack_jax.low_rank import LowRank
-from subtrack_jax.stages.coordinates import project
 from subtrack_jax.stages.feed_back import feed_back
 from subtrack_jax.stages.monitor import monitor_energy
+from subtrack_jax.stages.project import project
 
 
 def assemble(

@@ -10,7 +10,7 @@ from subtrack_jax._internal.validation import check_steps
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.optimizers.chains import assemble
 from subtrack_jax.stages import trackers
-from subtrack_jax.stages.coordinates import scale_by_projection_aware_adam
+from subtrack_jax.stages.adam import scale_by_projection_aware_adam
 from subtrack_jax.stages.recover import Residual, recover_and_scale
 from subtrack_jax.stages.track import track_subspace
 from subtrack_jax.stages.trackers import Align, Init

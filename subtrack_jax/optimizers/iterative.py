@@ -9,7 +9,7 @@ from subtrack_jax._internal.injection import with_values_as_operands
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.optimizers.chains import assemble
 from subtrack_jax.optimizers.iterative_trackers import online_pca, power_iteration
-from subtrack_jax.stages.coordinates import scale_by_projection_aware_adam
+from subtrack_jax.stages.adam import scale_by_projection_aware_adam
 from subtrack_jax.stages.recover import recover_and_scale
 from subtrack_jax.stages.track import track_subspace
 from subtrack_jax.stages.trackers import Init

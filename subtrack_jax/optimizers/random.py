@@ -11,7 +11,7 @@ from subtrack_jax._internal.validation import check_factor
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.optimizers.chains import assemble
 from subtrack_jax.stages import trackers
-from subtrack_jax.stages.coordinates import scale_by_projection_aware_adam
+from subtrack_jax.stages.adam import scale_by_projection_aware_adam
 from subtrack_jax.stages.draw_projection import draw_projection
 from subtrack_jax.stages.recover import recover_and_scale, scale_gradient
 from subtrack_jax.stages.track import track_subspace

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import sharding
-from subtrack_jax._internal.leaves import content, is_box, state_dtype
-from subtrack_jax._internal.record import LowRankLeaf
-from subtrack_jax._internal.state_check import expect_state
+from subtrack_jax._internal.boxes import content, is_box
+from subtrack_jax._internal.trees import state_dtype
 from subtrack_jax.low_rank import LowRank
+from subtrack_jax.stages.checks import expect_state
+from subtrack_jax.stages.record import LowRankLeaf
 from subtrack_jax.stages.track import check_schedule, expect_plain
 
 Draw = Callable[[jax.Array, int, int, jax.typing.DTypeLike], jax.Array]

@@ -7,23 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax import sharding
+from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.eight_bit import EightBitAdamState, decode_moments
-from subtrack_jax._internal.leaves import (
-    content,
-    is_box,
-    is_masked,
-    map_leaves,
-    state_dtype,
-)
-from subtrack_jax._internal.record import (
-    LowRankLeaf,
-    expect_records,
-    map_records,
-    widened,
-)
-from subtrack_jax._internal.state_check import expect_shapes, expect_state
+from subtrack_jax._internal.trees import is_masked, map_leaves, state_dtype
 from subtrack_jax._internal.validation import check_decay
 from subtrack_jax.low_rank import LowRank
+from subtrack_jax.stages.checks import expect_records, expect_shapes, expect_state
+from subtrack_jax.stages.record import LowRankLeaf, map_records, widened
 
 
 class FeedBackState(NamedTuple):

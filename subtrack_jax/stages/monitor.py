@@ -7,8 +7,10 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._internal import placement
-from subtrack_jax._internal.record import Pair, expect_records, map_records, unzip
+from subtrack_jax._internal.trees import Pair, unzip
 from subtrack_jax.low_rank import LowRank
+from subtrack_jax.stages.checks import expect_records
+from subtrack_jax.stages.record import map_records
 
 
 class MonitorEnergyState(NamedTuple):

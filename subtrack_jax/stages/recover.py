@@ -11,16 +11,11 @@ import optax
 from subtrack_jax import sharding
 from subtrack_jax._internal import placement
 from subtrack_jax._internal.products import root
-from subtrack_jax._internal.record import (
-    LowRankLeaf,
-    Pair,
-    expect_records,
-    map_records,
-    unzip,
-)
-from subtrack_jax._internal.state_check import expect_shapes, expect_state
+from subtrack_jax._internal.trees import Pair, unzip
 from subtrack_jax._internal.validation import check_factor, check_precise
 from subtrack_jax.low_rank import LowRank
+from subtrack_jax.stages.checks import expect_records, expect_shapes, expect_state
+from subtrack_jax.stages.record import LowRankLeaf, map_records
 
 Residual = Literal["exact", "published"]
 

@@ -11,19 +11,16 @@ import optax
 
 from subtrack_jax import sharding
 from subtrack_jax._internal import placement
-from subtrack_jax._internal.leaves import content, is_box, map_leaves, state_dtype
+from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.loops import apply_if
-from subtrack_jax._internal.record import LowRankLeaf, is_record
 from subtrack_jax._internal.refresh import Leaf, Moved, knows_rotations, refresh
-from subtrack_jax._internal.state_check import (
-    expect_rule_state,
-    expect_shapes,
-    expect_state,
-)
+from subtrack_jax._internal.trees import map_leaves, state_dtype
 from subtrack_jax._internal.validation import check, check_steps
 from subtrack_jax.low_rank import LowRank
-from subtrack_jax.stages.rotation import RankOneRotation
+from subtrack_jax.stages.checks import expect_rule_state, expect_shapes, expect_state
+from subtrack_jax.stages.record import LowRankLeaf, is_record
 from subtrack_jax.stages.trackers import Tracker
+from subtrack_jax.stages.transport import RankOneRotation
 
 
 class TrackSubspaceState(NamedTuple):

@@ -16,7 +16,7 @@ from subtrack_jax import grassmann, sharding
 from subtrack_jax._internal import products as linear_algebra
 from subtrack_jax._internal.loops import cond
 from subtrack_jax._internal.validation import check, check_steps
-from subtrack_jax.stages.rotation import RankOneRotation
+from subtrack_jax.stages.transport import RankOneRotation
 
 Init = Literal["randomized", "svd"]
 Align = Literal["none", "sign", "procrustes"]

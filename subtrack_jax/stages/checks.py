@@ -1,4 +1,4 @@
-"""Whether a state belongs to the stage, the parameters and the LowRank it meets.
+"""Checks that a stage is given the updates and the state that belong to it.
 
 A checkpoint of another rank, side or optimizer can have the structure that is
 expected, and `flax.serialization` restores it without a look at shapes.
@@ -9,21 +9,65 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from subtrack_jax._internal.leaves import (
-    content,
-    expect_gradients,
-    is_box,
-    is_masked,
-    path_name,
-)
+from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.matrix_view import MatrixView
-from subtrack_jax._internal.record import is_record
+from subtrack_jax._internal.named_leaves import path_name
+from subtrack_jax._internal.trees import is_masked
+from subtrack_jax.low_rank import LowRank
+from subtrack_jax.stages.record import is_record, map_records
 
 _ADVICE = (
     "the state is of another optimizer, rank, side or tree of parameters; restore the"
     " one that belongs to these, or begin with init"
 )
+
+
+def expect_records(
+    stage: str, low_rank: LowRank, needs: str
+) -> Callable[[optax.Updates], None]:
+    """Builds the check that a stage is chained after the stages it needs.
+
+    Args:
+      stage: name of the stage that asks.
+      low_rank: which leaves must be records.
+      needs: field of the record that the stage works from.
+
+    Returns:
+      A function of the stage's updates that raises a TypeError naming the first
+      leaf at fault and the stage it has missed.
+    """
+    before = {
+        "basis": "track_subspace",
+        "coordinates": "project",
+        "direction": "scale_by_projection_aware_adam or on_coordinates",
+    }[needs]
+
+    if not isinstance(low_rank, LowRank):
+        raise TypeError(f"{stage} takes a LowRank first, was given {low_rank!r}.")
+
+    def check(path, leaf, view):
+        if is_record(leaf) and leaf.view != view:
+            raise TypeError(
+                f"{stage} was given {path_name(path)} tracked as {leaf.view}, which"
+                f" its own LowRank sees as {view}: give all stages the same one."
+            )
+        reached = is_record(leaf) and getattr(leaf, needs) is not None
+        if view is not None and not reached:
+            raise TypeError(
+                f"{stage} was given {path_name(path)} without its {needs}: chain"
+                f" {before} before it, with the same LowRank."
+            )
+
+    def check_updates(updates):
+        gradients = map_records(lambda record: record.gradient, lambda g: g, updates)
+        views = low_rank.views(gradients)
+        jax.tree.map_with_path(
+            check, updates, views, is_leaf=lambda node: is_record(node) or is_box(node)
+        )
+
+    return check_updates
 
 
 def expect_state(stage: str, kind: type, state: Any) -> None:
@@ -105,6 +149,30 @@ def expect_rule_state(stage: str, found: Any, expected: Any) -> None:
                 f" {jnp.shape(leaf)}, where {wanted[name].shape} is expected:"
                 f" {_ADVICE}."
             )
+
+
+def expect_gradients(updates: Any, state: Any) -> None:
+    """Raises if a leaf has no gradient that had a parameter when `init` was called.
+
+    Args:
+      updates: the gradients, `None` where there is none.
+      state: of the same structure, with something for each parameter.
+
+    Raises:
+      ValueError: naming the leaves.
+    """
+    is_hole = lambda node: node is None or is_masked(node)
+    nodes = jax.tree.leaves_with_path(updates, is_leaf=is_hole)
+    missing = {path for path, node in nodes if node is None}
+    if not missing:
+        return
+    kept = [path for path, _ in jax.tree.leaves_with_path(state, is_leaf=is_masked)]
+    if names := [path_name(path) for path in kept if path in missing]:
+        raise ValueError(
+            f"The gradient of {', '.join(names)} is None, and init was given an array:"
+            " give init what is differentiated, such as"
+            " eqx.filter(model, eqx.is_inexact_array) of an Equinox model."
+        )
 
 
 def _is_one_leaf(entry: Any) -> bool:

@@ -2,16 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax._internal.leaves import content, is_box, path_name
+from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.matrix_view import MatrixView
-from subtrack_jax.low_rank import LowRank
-from subtrack_jax.stages.rotation import DenseRotation, RankOneRotation, Rotation
+from subtrack_jax.stages.transport import DenseRotation, RankOneRotation, Rotation
 
 
 @jax.tree_util.register_dataclass
@@ -182,65 +181,3 @@ def _wider(dtype: Any, other: Any) -> Any:
     if dtype.itemsize != other.itemsize:
         return max(dtype, other, key=lambda x: x.itemsize)
     return jnp.promote_types(dtype, other)
-
-
-class Pair(NamedTuple):
-    """Two results for one leaf, until `unzip` parts them."""
-
-    first: Any
-    second: Any
-
-
-def unzip(pairs: Any) -> tuple[Any, Any]:
-    """Turns a tree of `Pair`s into two trees."""
-    is_pair = lambda leaf: isinstance(leaf, Pair)
-    return (
-        jax.tree.map(lambda pair: pair.first, pairs, is_leaf=is_pair),
-        jax.tree.map(lambda pair: pair.second, pairs, is_leaf=is_pair),
-    )
-
-
-def expect_records(
-    stage: str, low_rank: LowRank, needs: str
-) -> Callable[[optax.Updates], None]:
-    """Builds the check that a stage is chained after the stages it needs.
-
-    Args:
-      stage: name of the stage that asks.
-      low_rank: which leaves must be records.
-      needs: field of the record that the stage works from.
-
-    Returns:
-      A function of the stage's updates that raises a TypeError naming the first
-      leaf at fault and the stage it has missed.
-    """
-    before = {
-        "basis": "track_subspace",
-        "coordinates": "project",
-        "direction": "scale_by_projection_aware_adam or on_coordinates",
-    }[needs]
-
-    if not isinstance(low_rank, LowRank):
-        raise TypeError(f"{stage} takes a LowRank first, was given {low_rank!r}.")
-
-    def check(path, leaf, view):
-        if is_record(leaf) and leaf.view != view:
-            raise TypeError(
-                f"{stage} was given {path_name(path)} tracked as {leaf.view}, which"
-                f" its own LowRank sees as {view}: give all stages the same one."
-            )
-        reached = is_record(leaf) and getattr(leaf, needs) is not None
-        if view is not None and not reached:
-            raise TypeError(
-                f"{stage} was given {path_name(path)} without its {needs}: chain"
-                f" {before} before it, with the same LowRank."
-            )
-
-    def check_updates(updates):
-        gradients = map_records(lambda record: record.gradient, lambda g: g, updates)
-        views = low_rank.views(gradients)
-        jax.tree.map_with_path(
-            check, updates, views, is_leaf=lambda node: is_record(node) or is_box(node)
-        )
-
-    return check_updates

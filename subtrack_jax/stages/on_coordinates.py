@@ -1,73 +1,20 @@
-"""Projection into the subspace, and optimizer rules that run in its coordinates.
-
-`project` computes coordinates; `on_coordinates` runs any optax transformation
-on them, `scale_by_projection_aware_adam` runs Adam and keeps its moments true
-to a basis that moves.
-"""
+"""Any optax transformation, run in the coordinates of low-rank leaves."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from subtrack_jax import sharding
-from subtrack_jax._internal import eight_bit, placement
-from subtrack_jax._internal.leaves import is_box, is_masked, map_leaves, state_dtype
+from subtrack_jax._internal import placement
+from subtrack_jax._internal.boxes import is_box
 from subtrack_jax._internal.loops import apply_if
-from subtrack_jax._internal.record import (
-    LowRankLeaf,
-    expect_records,
-    is_record,
-    map_records,
-    widened,
-)
-from subtrack_jax._internal.state_check import expect_rule_state
-from subtrack_jax._internal.validation import check, check_decay, check_precise
+from subtrack_jax._internal.trees import is_masked, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
-from subtrack_jax.stages.transport import transport_adam, transport_momentum
-
-Transport = Callable[[optax.OptState, Any], optax.OptState]
-
-
-def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
-    """Adds to every low-rank gradient its coordinates A = S^T G.
-
-    Args:
-      low_rank: the same `LowRank` as in the other stages.
-
-    Returns:
-      A stateless transformation, to be chained after `track_subspace`. Products
-      accumulate in the basis' dtype, float32 at least. Gradients, and with them the
-      updates, leave in the wider of their own dtype and the parameter's, if `update`
-      is given the parameters.
-    """
-
-    def update_fn(updates, state, **extra_args):
-        del extra_args
-        return map_records(
-            lambda record: record.replace(coordinates=record.map(_coordinates)),
-            lambda g: g,
-            updates,
-        ), state
-
-    stage = sharding.stage(
-        optax.init_empty_state, update_fn, expect_records("project", low_rank, "basis")
-    )
-
-    def update(updates, state, params=None, **extra_args):
-        return stage.update(widened(updates, params), state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(stage.init, update)
-
-
-# Jitted, as other functions of one record: traced once for leaves that are alike.
-@jax.jit
-def _coordinates(record: LowRankLeaf) -> jax.Array:
-    basis = placement.replicated_basis(record.basis, record.view)
-    return placement.unsplit_rank(record.view.project(basis, record.gradient))
+from subtrack_jax.stages.checks import expect_records, expect_rule_state
+from subtrack_jax.stages.record import is_record, map_records
+from subtrack_jax.stages.transport import Transport
 
 
 def on_coordinates(
@@ -205,105 +152,6 @@ def on_coordinates(
         expect_records("on_coordinates", low_rank, "coordinates"),
         forwards=True,
     )
-
-
-def scale_by_projection_aware_adam(
-    low_rank: LowRank,
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    mu_dtype: jax.typing.DTypeLike | None = None,
-    transport: bool | Literal["momentum"] = True,
-    moments_dtype: Literal["int8"] | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Adam on coordinates, with moments that follow the basis.
-
-    On a step that moved the basis the moments are first rewritten in the new
-    coordinates (`transport_adam`, unless `transport` says otherwise); then, and on
-    all other leaves, it is `optax.scale_by_adam`.
-
-    Args:
-      low_rank: the same `LowRank` as in the other stages.
-      b1: decay of the first moment, in [0, 1).
-      b2: decay of the second moment, in [0, 1).
-      eps: added to the root of the second moment.
-      mu_dtype: dtype of the first moment; None for the parameter's, float32 at
-        least. The second moment always has the latter: bfloat16 cannot hold
-        its small increments. "int8" is an older spelling of
-        `moments_dtype="int8"`.
-      transport: what happens to the moments when the basis moves. True rewrites
-        both; "momentum" the first alone (`transport_momentum`), as in GoLore (He et
-        al. 2024, arXiv 2410.11289); False keeps both as they are, as in GaLore and
-        SubTrack (2024).
-      moments_dtype: "int8" for 8-bit block-wise moments (Dettmers et al. 2022, arXiv
-        2110.02861), both of them, of all leaves of at least 4096 numbers in rows of at
-        least 32: a quarter of float32's bytes, see `EightBitAdamState`. None for the
-        first moment as `mu_dtype` says.
-
-    Returns:
-      A transformation, to be chained after `project`. Its state is an
-      `optax.ScaleByAdamState`, moments of low-rank leaves of shape (..., r, n), or
-      an `EightBitAdamState` of codes of these shapes.
-
-    Raises:
-      ValueError: if an argument is out of its range.
-    """
-    check_decay("b2", b2, 0.999)  # first: it suffers most from rounding
-    check_decay("b1", b1, 0.9)
-    small = "0 or a small positive number"
-    check_precise("eps", eps, lambda x: 0 <= x < float("inf"), small, 1e-8)
-    mu_dtype, is_int8 = _storage(mu_dtype, moments_dtype)
-    if transport not in (True, False, "momentum"):
-        raise ValueError(f"transport={transport!r}: use True, False or 'momentum'.")
-    follow: dict[Any, Transport | None] = {
-        True: functools.partial(transport_adam, b1=b1, b2=b2),
-        False: None,
-        "momentum": transport_momentum,
-    }
-
-    def adam():
-        return optax.scale_by_adam(
-            *map(sharding.local, (b1, b2, eps)), mu_dtype=mu_dtype
-        )
-
-    inner = optax.GradientTransformation(
-        lambda params: adam().init(params),
-        lambda *arguments: adam().update(*arguments),
-    )
-    transport_state = follow[transport]
-    if is_int8:
-        inner = eight_bit.in_eight_bits(inner)
-        transport_state = transport_state and eight_bit.transported(transport_state)
-    return on_coordinates(low_rank, inner, transport_state)
-
-
-def _storage(
-    mu_dtype: jax.typing.DTypeLike | None, moments_dtype: Any
-) -> tuple[jax.typing.DTypeLike | None, bool]:
-    """The first moment's dtype, and whether both moments are in eight bits."""
-
-    def is_int8(dtype):
-        return jnp.dtype(dtype) == jnp.int8
-
-    if moments_dtype is not None:
-        words = "'int8' (both moments in eight bits) or None; see mu_dtype"
-        check("moments_dtype", moments_dtype, is_int8, words)
-    if mu_dtype is None:
-        return None, moments_dtype is not None
-    check(
-        "mu_dtype",
-        mu_dtype,
-        lambda x: jnp.issubdtype(jnp.dtype(x), jnp.floating) or is_int8(x),
-        "a floating-point dtype, or int8 as moments_dtype",
-    )
-    if is_int8(mu_dtype):
-        return None, True
-    if moments_dtype is not None:
-        raise ValueError(
-            f"mu_dtype={mu_dtype!r} and moments_dtype={moments_dtype!r} exclude each"
-            " other: give one of them."
-        )
-    return mu_dtype, False
 
 
 def _mask_plain(

@@ -1,0 +1,91 @@
+"""Maps over trees of parameters, and the kinds of their leaves."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from subtrack_jax._internal.boxes import content, is_box
+from subtrack_jax._internal.matrix_view import MatrixView
+
+
+def map_leaves(
+    low_rank: Callable[[Any, MatrixView], Any],
+    plain: Callable[[Any], Any],
+    params: optax.Params,
+    views: Any,
+) -> Any:
+    """Maps one function over the low-rank leaves of a tree, another over the rest.
+
+    Args:
+      low_rank: from an array, without its box, and its view.
+      plain: from a leaf, in its box.
+      params: the tree.
+      views: of `LowRank.views`.
+
+    Returns:
+      The tree of results, which take the place of boxes as well.
+    """
+
+    def function(leaf, view):
+        return plain(leaf) if view is None else low_rank(content(leaf), view)
+
+    return jax.tree.map(function, params, views, is_leaf=is_box)
+
+
+class Pair(NamedTuple):
+    """Two results for one leaf, until `unzip` parts them."""
+
+    first: Any
+    second: Any
+
+
+def unzip(pairs: Any) -> tuple[Any, Any]:
+    """Turns a tree of `Pair`s into two trees."""
+    is_pair = lambda leaf: isinstance(leaf, Pair)
+    return (
+        jax.tree.map(lambda pair: pair.first, pairs, is_leaf=is_pair),
+        jax.tree.map(lambda pair: pair.second, pairs, is_leaf=is_pair),
+    )
+
+
+def is_masked(node: Any) -> bool:
+    """Whether a node of a tree stands for a leaf that is left out."""
+    return isinstance(node, optax.MaskedNode)
+
+
+def state_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """Dtype of bases and moments: the parameter's, float32 at least."""
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    is_wide = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4
+    return dtype if is_wide else jnp.dtype(jnp.float32)
+
+
+def as_arrays(tree: Any) -> Any:
+    """A tree whose Python numbers have become arrays."""
+    if not any(map(is_python_number, jax.tree.leaves(tree))):
+        return tree
+    return jax.tree.map(lambda x: jnp.asarray(x) if is_python_number(x) else x, tree)
+
+
+def is_python_number(leaf: Any) -> bool:
+    """Whether a leaf is a number of Python's, not an array."""
+    return isinstance(leaf, (bool, int, float, complex))
+
+
+def is_traceable(tree: Any) -> bool:
+    """Whether a tree holds numbers and arrays only, and no functions or text."""
+    kinds = jax.Array, np.ndarray, np.generic, bool, int, float, complex
+    return all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(tree))
+
+
+def is_hashable(value: Any) -> bool:
+    """Whether a value, with all that it holds, can be a static argument."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
