@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from models import safetensors_files
 from models.config import Float, LlamaConfig
 from models.hugging_face_config import CONFIG_FILE, export_config, load_config
-from models.llama import Llama
+from models.llama import abstract_params
 
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
@@ -74,11 +73,6 @@ def _places(config: LlamaConfig) -> dict[str, _Place]:
     return places
 
 
-def _shapes(config: LlamaConfig) -> Any:
-    model = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0)))
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-
 def load(
     directory: str | os.PathLike[str],
     *,
@@ -108,7 +102,7 @@ def load(
     """
     directory = pathlib.Path(directory)
     config = load_config(directory, dtype=dtype, param_dtype=param_dtype)
-    places, shapes = _places(config), _shapes(config)
+    places, shapes = _places(config), abstract_params(config)
     _check_names(directory, config, places, shapes)
     params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
     spare_head = None
@@ -229,7 +223,8 @@ def save(
     places = _places(config)
     # Zeros broadcast to the real shapes: sizes without the memory.
     hollow = jax.tree.map(
-        lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), _shapes(config)
+        lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape),
+        abstract_params(config),
     )
     files = safetensors_files.write(
         staging,
@@ -252,7 +247,7 @@ def _check_params(config: LlamaConfig, params: Mapping[str, Any]) -> None:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
 
-    found, expected = by_name(params), by_name(_shapes(config))
+    found, expected = by_name(params), by_name(abstract_params(config))
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise ValueError(

@@ -8,6 +8,7 @@ Kernels are (in, out). Every parameter carries logical axis names (`out_sharding
 metadata, see `nnx.get_partition_spec`); nothing here places an array on a device.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from optax.contrib import MuonDimensionNumbers
 
+from models import parameters
 from models.config import PRESETS, LlamaConfig
 from models.layers import (
     Cache,
@@ -35,7 +37,9 @@ __all__ = [
     "Llama",
     "LlamaConfig",
     "TokenLoss",
+    "abstract_params",
     "apply_rotary",
+    "definition",
     "matrix_axes",
     "rotary_angles",
     "token_loss",
@@ -158,6 +162,17 @@ class Llama(nnx.Module):
         return self.norm(x), cache
 
 
+def abstract_params(config: LlamaConfig) -> Any:
+    """Shapes and dtypes of a LLaMA's parameters, as nested dictionaries."""
+    return parameters.abstract(functools.partial(Llama, config))
+
+
+@functools.cache
+def definition(config: LlamaConfig) -> nnx.GraphDef[Llama]:
+    """A LLaMA without its parameters: `nnx.merge` joins them again."""
+    return parameters.definition(functools.partial(Llama, config))
+
+
 _MATRIX = re.compile(r"\b(attention|mlp)/\w+/kernel\b")
 
 
@@ -176,12 +191,9 @@ def matrix_axes(params: Any) -> Any:
       kernels, whose leading axis of layers is a batch axis, and None for the
       embedding, the head and the norms.
 
-    >>> import jax
-    >>> from flax import nnx
     >>> from models import llama
     >>> config = llama.LlamaConfig(64, 16, 32, num_layers=2, num_heads=2)
-    >>> model = nnx.eval_shape(lambda: llama.Llama(config, rngs=nnx.Rngs(0)))
-    >>> axes = llama.matrix_axes(nnx.to_pure_dict(nnx.state(model)))
+    >>> axes = llama.matrix_axes(llama.abstract_params(config))
     >>> axes["layers"]["mlp"]["up"]["kernel"]
     MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
     >>> axes["head"]["kernel"] is None

@@ -1,12 +1,21 @@
 """The loss of a language model, without the logits of the whole batch at once."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-    from models.llama import Llama
+
+class LanguageModel(Protocol):
+    """A model with a head that can be applied to a part of the positions."""
+
+    config: Any  # with `vocabulary_size`
+
+    def hidden_states(self, tokens: jax.Array) -> jax.Array:
+        """Inputs of the head, (batch, length, hidden)."""
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits, (..., vocabulary), float32, of hidden states."""
 
 
 class TokenLoss(NamedTuple):
@@ -21,7 +30,7 @@ class TokenLoss(NamedTuple):
 
 
 def token_loss(
-    model: "Llama",
+    model: LanguageModel,
     inputs: jax.Array,
     targets: jax.Array,
     mask: jax.Array | None = None,

@@ -11,7 +11,6 @@ from flax import nnx
 from models import hugging_face, llama
 from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice
 from train.rundir import trained_model as trained
-from train.step.train_step import model_definition
 from train.tokenization.tokenizer import Tokenizer
 
 # Default of transformers where config.json does not say.
@@ -89,4 +88,4 @@ def _build(config: llama.LlamaConfig, params: Any) -> llama.Llama:
     if jax.default_backend() == "cpu":  # several times slower in bfloat16
         config = dataclasses.replace(config, dtype="float32", param_dtype="float32")
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, config.param_dtype), params)
-    return nnx.merge(model_definition(config), params)
+    return nnx.merge(llama.definition(config), params)

@@ -3,14 +3,12 @@
 import pathlib
 from typing import Any, NamedTuple
 
-import jax
 from flax import nnx
 
 from models import llama
 from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, PretrainConfig
 from train.rundir.checkpoint_reading import Restored, restore_params
 from train.rundir.directory import CONFIG_FILE, load_config
-from train.step.train_step import model_definition
 from train.system import console
 from train.tokenization import special_tokens
 from train.tokenization.tokenizer import Tokenizer
@@ -31,7 +29,7 @@ class Trained(NamedTuple):
     @property
     def model(self) -> llama.Llama:
         """The model with its parameters."""
-        return nnx.merge(model_definition(self.config.model), self.params)
+        return nnx.merge(llama.definition(self.config.model), self.params)
 
 
 def is_hugging_face(directory: pathlib.Path) -> bool:
@@ -70,11 +68,7 @@ def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> 
             "Hugging Face's layout already"
         )
     config = load_config(PretrainConfig, saved)
-    model = nnx.eval_shape(lambda: llama.Llama(config.model, rngs=nnx.Rngs(0)))
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        nnx.to_pure_dict(nnx.state(model, nnx.Param)),
-    )
+    abstract = llama.abstract_params(config.model)
     checkpoint = restore_params(directory, abstract, choice, console.warn)
     tokenizer = Tokenizer.load(directory)
     # An old run's files may begin texts with a token that training never saw.

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 import subtrack_jax as stj
 from models import llama
@@ -46,9 +45,8 @@ def check_rank(config: OptimizerConfig, model: llama.LlamaConfig) -> None:
     rank = resolved(config).rank
     if rank < min(model.hidden_size, model.mlp_size):
         return  # the MLP's kernels are larger; to ask all of them takes longer
-    shapes = nnx.eval_shape(lambda: llama.Llama(model, rngs=nnx.Rngs(0)))
-    params = nnx.to_pure_dict(nnx.state(shapes, nnx.Param))
-    choices = stj.LowRank(rank, llama.matrix_axes).choices(params)
+    low_rank = stj.LowRank(rank, llama.matrix_axes)
+    choices = low_rank.choices(llama.abstract_params(model))
     largest = max(each.short_side for each in choices if each.spec is not None)
     if rank >= largest:
         raise ValueError(

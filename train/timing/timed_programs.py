@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from models import llama
 from train.config.methods import LOW_RANK, Method
@@ -108,11 +107,7 @@ def parameter_shapes(model: llama.LlamaConfig, layout: Layout) -> Any:
       layout: "stacked" has the kernels of all layers in one array, as our model
         does; "unstacked" one array for each, as models without a scan do.
     """
-    module = nnx.eval_shape(lambda: llama.Llama(model, rngs=nnx.Rngs(0)))
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        nnx.to_pure_dict(nnx.state(module, nnx.Param)),
-    )
+    shapes = llama.abstract_params(model)
     if layout == "unstacked":
         one = jax.tree.map(lambda x: x.update(shape=x.shape[1:]), shapes["layers"])
         shapes["layers"] = {str(layer): one for layer in range(model.num_layers)}

@@ -1,0 +1,38 @@
+"""Parameters of a Flax module as nested dictionaries: shapes, first values, axes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+# Builds a module from `rngs`, e.g. `functools.partial(Llama, config)`.
+MakeModule = Callable[..., nnx.Module]
+
+
+def definition(make: MakeModule) -> nnx.GraphDef:
+    """The module without its parameters: `nnx.merge` joins them again."""
+    return nnx.graphdef(_abstract_module(make))
+
+
+def abstract(make: MakeModule) -> Any:
+    """Shapes and dtypes of the parameters; nothing is allocated."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        nnx.to_pure_dict(nnx.state(_abstract_module(make), nnx.Param)),
+    )
+
+
+def initial(make: MakeModule, key: jax.Array) -> Any:
+    """Fresh parameters."""
+    return nnx.to_pure_dict(nnx.state(make(rngs=nnx.Rngs(key)), nnx.Param))
+
+
+def partition_specs(make: MakeModule) -> Any:
+    """Axis names of each parameter, translated by the logical axis rules in force."""
+    params = nnx.state(_abstract_module(make), nnx.Param)
+    return nnx.to_pure_dict(nnx.get_partition_spec(params))
+
+
+def _abstract_module(make: MakeModule) -> nnx.Module:
+    return nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
