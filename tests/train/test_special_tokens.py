@@ -285,7 +285,7 @@ def test_documents_cannot_be_marked_in_two_ways(tmp_path, capsys):
 
 def test_offsets_are_kept_where_the_beginning_is_not(tmp_path):
     tokenizer = Tokenizer.train(["call me"], 300)
-    raw = tokenizer._tokenizer
+    raw = tokenizer._backend._tokenizer
     raw.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),

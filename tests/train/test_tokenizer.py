@@ -87,11 +87,11 @@ def test_a_failed_save_leaves_the_old_file(tokenizer, tmp_path, monkeypatch):
     tokenizer.save(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fail(path):
+    def fail(path, begin):
         pathlib.Path(path).write_bytes(b"half of")
         raise OSError("no space left")
 
-    monkeypatch.setattr(tokenizer, "_write", fail)
+    monkeypatch.setattr(tokenizer._backend, "write", fail)
     with pytest.raises(OSError, match="no space left"):
         tokenizer.save(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -195,12 +195,15 @@ def test_wrong_files_are_refused(tmp_path):
     with pytest.raises(OSError, match=r"--tokenizer .*missing.json: no such file"):
         Tokenizer.open(str(tmp_path / "missing.json"))
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": 3}))
-    with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer.json"):
+    with pytest.raises(ValueError, match=r"tokenizer.json is not a tokenizer.json"):
         Tokenizer.open(str(tmp_path))
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"tokenizer.json has no tokens"):
         Tokenizer.open(str(tmp_path))
-    for content, message in [(b"abc", "is no SentencePiece model"), (b"", "is empty")]:
+    for content, message in [
+        (b"abc", "is not a SentencePiece"),
+        (b"", "is empty"),
+    ]:
         (tmp_path / "a.model").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             Tokenizer.open(str(tmp_path / "a.model"))

@@ -1,1 +1,1 @@
-"""Tokenizers and their special tokens."""
+"""Tokenizers: backends, special tokens, download from the hub."""

@@ -1,4 +1,4 @@
-"""Files of a repository on Hugging Face's hub, or of the hub's cache."""
+"""Download of tokenizers from Hugging Face's hub, or from its local cache."""
 
 import pathlib
 import re
@@ -13,15 +13,15 @@ _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def download_tokenizer(
     name: str, choices: Sequence[str], beside: Iterable[str]
 ) -> pathlib.Path:
-    """Fetches the file of a tokenizer.
+    """Downloads a tokenizer's file and returns its path.
 
     Args:
       name: the repository.
-      choices: names of the file, of which the first that exists is fetched.
-      beside: further files, fetched into the same directory where they exist.
+      choices: possible names of the file; the first that exists is downloaded.
+      beside: further files, downloaded into the same directory if they exist.
 
     Raises:
-      OSError: there is no such repository or file, or it cannot be reached.
+      OSError: there is no such repository or file, or the hub cannot be reached.
     """
     if not _NAME.fullmatch(name) or name.endswith((".json", ".model")):
         raise FileNotFoundError(
@@ -40,7 +40,7 @@ def download_tokenizer(
             for file in beside:
                 try:
                     _download(name, file)
-                except errors.LocalEntryNotFoundError:  # not in the cache, either
+                except errors.LocalEntryNotFoundError:  # not in the cache either
                     continue
             return path
     raise FileNotFoundError(f"--tokenizer {name} holds neither {' nor '.join(choices)}")

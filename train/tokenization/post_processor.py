@@ -1,4 +1,4 @@
-"""Tokens that a tokenizer.json puts around texts: its entry `post_processor`."""
+"""The `post_processor` of a tokenizer.json: special tokens put around texts."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import tokenizers
 
 
 def first_added(tokenizer: tokenizers.Tokenizer) -> int | None:
-    """The id that a tokenizer's post-processor puts before texts, if it does."""
+    """Id of the token that a post-processor puts before texts, or None."""
     model = tokenizers.models.WordLevel({"a": 0}, unk_token="a")
     word = tokenizers.Tokenizer(model).encode("a")
     processed = tokenizer.post_process(word)
@@ -16,11 +16,11 @@ def first_added(tokenizer: tokenizers.Tokenizer) -> int | None:
 def replaced(
     found: dict[str, Any] | None, begin: tuple[str, int] | None
 ) -> dict[str, Any] | None:
-    """The entry of tokenizer.json that puts the beginning token there, if any.
+    """Builds the post-processor that puts a begin token before texts.
 
     Args:
-      found: the entry as it was, of which only what moves offsets is kept.
-      begin: the token and its id; None: texts begin without one.
+      found: the previous entry; only its ByteLevel parts, which set offsets, are kept.
+      begin: the token and its id; None: no begin token.
     """
     parts = [found] if found else []
     if parts and parts[0]["type"] == "Sequence":

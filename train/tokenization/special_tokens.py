@@ -1,4 +1,4 @@
-"""Tokens that end, begin and pad texts, as a model's own files name them."""
+"""Special tokens (end, begin, padding) in a model's files: read, complete, save."""
 
 import json
 import pathlib
@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from models import safetensors_files
+from models.hugging_face_entries import shorten
 from train.system import files
 
 GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILE = "tokenizer_config.json"
-# In the order in which they are asked.
+# In order of precedence.
 FILES = (
     GENERATION_FILE,
     TOKENIZER_FILE,
     "special_tokens_map.json",
     "config.json",
 )
-# Names of usual tokenizers, for those whose files name none: GPT's and LLaMA's first.
+# Common names, tried when no file names the token.
 END_NAMES = (
     "<|endoftext|>",
     "<|end_of_text|>",
@@ -39,37 +40,37 @@ BEGIN_NAMES = (
     "<|startoftext|>",
     "[BOS]",
 )
-# Entries of tokenizer_config.json that a saved tokenizer keeps.
+# Entries of tokenizer_config.json that a saved tokenizer retains.
 _KEPT_SETTINGS = ("chat_template", "padding_side", "unk_token")
 TEMPLATE_FILE = "chat_template.jinja"
 ADDED_FILE = "added_tokens.json"
-# All that is read beside a tokenizer's own file.
+# All files that are read beside a tokenizer's own file.
 BESIDE = (*FILES, TEMPLATE_FILE, ADDED_FILE)
-# Classes that put BOS before texts unless their file says otherwise.
+# Classes that put BOS before texts unless add_bos_token is false.
 _CLASSES_WITH_BEGIN = ("LlamaTokenizer", "LlamaTokenizerFast")
-# An id that transformers takes for "there is none".
+# transformers' id for a missing token.
 _NO_ID = -1
 
 
 class Vocabulary(Protocol):
-    """What `read` has to know of a tokenizer."""
+    """Protocol of a vocabulary: lookup of tokens by name and by id."""
 
     vocabulary_size: int
 
     def find(self, name: str) -> int | None:
-        """The id of a token."""
+        """Id of a token, or None."""
 
     def name(self, index: int) -> str | None:
-        """The token of an id."""
+        """Token of an id, or None."""
 
 
 class SpecialTokens(NamedTuple):
-    """Ids of the tokens with a role.
+    """Ids of the special tokens: end, begin, padding.
 
     Attributes:
-      ends: end a text, the one that training puts there first; empty: unknown.
-      begin: begins a text; None: there is none.
-      padding: fills a batch; None: there is none.
+      ends: tokens that end a text; training uses the first; empty: unknown.
+      begin: token that begins a text, or None.
+      padding: token that fills a batch, or None.
     """
 
     ends: tuple[int, ...] = ()
@@ -78,24 +79,24 @@ class SpecialTokens(NamedTuple):
 
     @property
     def all(self) -> tuple[int, ...]:
-        """Every token with a role, once."""
+        """All special tokens without duplicates."""
         given = [*self.ends, self.begin, self.padding]
         return tuple(dict.fromkeys(i for i in given if i is not None))
 
 
 def read(directories: Sequence[pathlib.Path], vocabulary: Vocabulary) -> SpecialTokens:
-    """Reads the special tokens from `FILES`, as Hugging Face's programs write them.
+    """Reads the special tokens from Hugging Face's configuration files (`FILES`).
 
-    A role is that of the first file that names it, but all are checked. They name it
-    by id or by a list of ids (`eos_token_id`), or by token, as a string or an object
+    The first file that names a token wins; all are validated. A token is named by an
+    id or a list of ids (`eos_token_id`), or by its text, as a string or an object
     (`eos_token`).
 
     Args:
-      directories: hold some of the files; an earlier directory comes first.
+      directories: contain some of the files, in order of precedence.
       vocabulary: the tokenizer.
 
     Raises:
-      ValueError: a file is damaged, or names what the vocabulary does not have.
+      ValueError: a file is damaged, or names a token that the vocabulary lacks.
       OSError: a file cannot be read.
     """
     sources = [
@@ -122,14 +123,14 @@ def read(directories: Sequence[pathlib.Path], vocabulary: Vocabulary) -> Special
 def fill(
     tokens: SpecialTokens, find: Callable[[str], int | None], **found: int | None
 ) -> SpecialTokens:
-    """Adds what no file names: as the vocabulary has it, else by usual names.
+    """Completes special tokens that no file names, from the vocabulary.
 
-    Where files name the end of a text but no beginning, there is none.
+    If files name an end token but no begin token, common names are not tried for it.
 
     Args:
       tokens: from `read`.
-      find: gives the id of a token.
-      **found: `end` and `begin` as the vocabulary has them.
+      find: returns the id of a token.
+      **found: ids of `end` and `begin` in the tokenizer's own file, or None.
 
     Raises:
       ValueError: there is no token that ends a text.
@@ -148,7 +149,7 @@ def fill(
         if end is None:
             raise ValueError(
                 "the tokenizer has no token that ends a text: name it as eos_token in "
-                f"a {TOKENIZER_FILE} beside the tokenizer's file; usual names are "
+                f"a {TOKENIZER_FILE} beside the tokenizer's file; common names are "
                 f"{', '.join(END_NAMES)}"
             )
         tokens = tokens._replace(ends=(end,))
@@ -156,15 +157,15 @@ def fill(
 
 
 class Kept(NamedTuple):
-    """What else a model's files say of its tokenizer, to be handed on."""
+    """Other entries of a model's files that a saved tokenizer retains."""
 
     settings: dict[str, Any]  # entries of tokenizer_config.json
     generation: dict[str, Any]  # entries of generation_config.json
-    adds_begin: bool | None = None  # whether texts begin with the token; None: unsaid
+    adds_begin: bool | None = None  # whether BOS is put before texts; None: not given
 
 
 def read_kept(directories: Sequence[pathlib.Path]) -> Kept:
-    """Reads what `save` hands on; arguments and errors are those of `read`."""
+    """Reads the entries that `save` retains; arguments and errors: see `read`."""
     settings, generation, kept = {}, {}, {}
     for directory in reversed(directories):
         found = read_json(directory / TOKENIZER_FILE)
@@ -177,8 +178,8 @@ def read_kept(directories: Sequence[pathlib.Path]) -> Kept:
     adds_begin = settings.get("add_bos_token")
     if not isinstance(adds_begin, bool | None):
         raise ValueError(
-            f"{TOKENIZER_FILE} in {directories[0]}: add_bos_token={short(adds_begin)} "
-            "must be true or false"
+            f"{TOKENIZER_FILE} in {directories[0]}: "
+            f"add_bos_token={shorten(adds_begin)} must be true or false"
         )
     has_fast = any((each / "tokenizer.json").exists() for each in directories)
     if adds_begin is None and not has_fast:
@@ -193,14 +194,14 @@ def save(
     kept: Kept,
     settings: Mapping[str, Any],
 ) -> None:
-    """Writes tokenizer_config.json and generation_config.json.
+    """Saves tokenizer_config.json and generation_config.json.
 
     Args:
-      directory: where to.
-      tokens: what the files name.
-      name: gives the token of an id.
-      kept: further entries.
-      settings: further entries of tokenizer_config.json.
+      directory: an existing directory.
+      tokens: the special tokens to name.
+      name: returns the token of an id.
+      kept: other entries of both files.
+      settings: other entries of tokenizer_config.json, overriding `kept`.
     """
     roles = {"eos": tokens.ends[0], "bos": tokens.begin, "pad": tokens.padding}
     names = {f"{role}_token": name(i) for role, i in roles.items() if i is not None}
@@ -212,18 +213,18 @@ def save(
 
 
 def ids(tokens: SpecialTokens) -> dict[str, Any]:
-    """The entries of generation_config.json and of a model's config.json."""
+    """Entries that name the tokens in generation_config.json and config.json."""
     ends = tokens.ends[0] if len(tokens.ends) == 1 else list(tokens.ends)
     roles = {"eos": ends, "bos": tokens.begin, "pad": tokens.padding}
     return {f"{role}_token_id": i for role, i in roles.items() if i is not None}
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; nothing if there is no such file.
+    """Reads a JSON object from a file; returns {} if the file does not exist.
 
     Raises:
-      ValueError: it holds something else.
-      OSError: it cannot be read.
+      ValueError: the file does not contain a JSON object.
+      OSError: the file cannot be read.
     """
     return safetensors_files.read_json(path) if path.is_file() else {}
 
@@ -232,7 +233,7 @@ def _read_text(path: pathlib.Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: fetch it anew") from error
+        raise ValueError(f"{path} is not UTF-8 text: download it again") from error
 
 
 def _ids(
@@ -243,12 +244,12 @@ def _ids(
     for i in ids:
         if isinstance(i, bool) or not isinstance(i, int):
             raise ValueError(
-                f"{path}: {key}={short(value)} must be the id of a token, or a list "
+                f"{path}: {key}={shorten(value)} must be the id of a token, or a list "
                 "of ids"
             )
         if i < 0 or vocabulary.name(i) is None:
             raise ValueError(
-                f"{path}: {key}={short(value)}, but the tokenizer has no token {i}: "
+                f"{path}: {key}={shorten(value)}, but the tokenizer has no token {i}: "
                 f"its ids are 0 to {vocabulary.vocabulary_size - 1}; correct the file"
             )
     return tuple(dict.fromkeys(ids))
@@ -262,7 +263,7 @@ def _named(
     name = content(value)
     if name is None:
         raise ValueError(
-            f"{path}: {key}={short(value)} must be a token, or an object with its "
+            f"{path}: {key}={shorten(value)} must be a token, or an object with its "
             "content"
         )
     index = vocabulary.find(name)
@@ -275,13 +276,7 @@ def _named(
 
 
 def content(token: Any) -> str | None:
-    """The token itself, which files give as a string or as an object."""
+    """Text of a token that a file gives as a string or as an object, or None."""
     if isinstance(token, Mapping):
         token = token.get("content")
     return token if isinstance(token, str) else None
-
-
-def short(value: Any) -> str:
-    """A value, for an error."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
