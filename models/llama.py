@@ -1,11 +1,11 @@
 """LLaMA in Flax NNX: layers scanned, parameters stacked on a leading axis.
 
-Parameters are named `embedding/embedding`, `norm/scale`, `head/kernel` (unless the
-embedding serves as the head) and, with a leading axis of `num_layers`,
+Parameters are named `embedding/embedding`, `norm/scale`, `head/kernel` (unless tied to
+the embedding) and, with a leading axis of `num_layers`,
 `layers/attention/{query,key,value,output}/kernel`,
 `layers/mlp/{gate,up,down}/kernel`, `layers/{attention_norm,mlp_norm}/scale`.
-Kernels are (in, out). Every parameter carries logical axis names (`out_sharding`
-metadata, see `nnx.get_partition_spec`); nothing here places an array on a device.
+Kernels are (in, out). Every parameter has logical axis names (`out_sharding` metadata,
+see `nnx.get_partition_spec`); this module places no array on a device.
 """
 
 import functools
@@ -45,7 +45,7 @@ __all__ = [
     "token_loss",
 ]
 
-# Products with weights have no batch axes, those of queries and keys have.
+# "dots" saves products with weights: unlike attention's, they have no batch axes.
 _SAVED = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -53,7 +53,7 @@ _SAVED = {
 
 
 class Llama(nnx.Module):
-    """A decoder-only transformer from token ids to next-token logits.
+    """LLaMA: a decoder-only transformer from token ids to next-token logits.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp
@@ -87,20 +87,20 @@ class Llama(nnx.Module):
         if not config.tie_embeddings:
             sizes = (config.hidden_size, config.vocabulary_size)
             self.head = linear(config, rngs, ("embed", "vocab"), sizes)
-            # A loss of bfloat16 logits would lose most of its digits.
+            # float32 logits: bfloat16 ones would lose most digits of the loss.
             self.head.preferred_element_type = jnp.float32
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits (batch, length, vocabulary), float32, of tokens (batch, length)."""
+        """Maps tokens (batch, length) to float32 logits (batch, length, vocabulary)."""
         return self.logits(self.hidden_states(tokens))
 
     def hidden_states(self, tokens: jax.Array) -> jax.Array:
-        """What the head reads: (batch, length, hidden) in the compute dtype."""
+        """Inputs of the head: (batch, length, hidden) in the compute dtype."""
         positions = jnp.arange(tokens.shape[1])
         return self._run(tokens, positions, None)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits (..., vocabulary), float32, of the last `hidden_states`."""
+        """Maps `hidden_states` to float32 logits (..., vocabulary)."""
         if not self.config.tie_embeddings:
             return self.head(hidden)
         embedding = self.embedding.embedding[...].astype(hidden.dtype)
@@ -109,7 +109,7 @@ class Llama(nnx.Module):
         )
 
     def empty_cache(self, batch_size: int, length: int) -> KeyValueCache:
-        """An empty cache for `decode`, of `length` positions."""
+        """Creates an empty cache of `length` positions for `decode`."""
         config = self.config
         heads = (config.key_value_heads, config.head_size)
         shape = (config.num_layers, batch_size, length, *heads)
@@ -124,13 +124,13 @@ class Llama(nnx.Module):
         cache: KeyValueCache,
         last: jax.Array | int = -1,
     ) -> tuple[jax.Array, KeyValueCache]:
-        """Reads more tokens of sequences whose beginning is in the cache.
+        """Decodes further tokens of sequences whose start is in the cache.
 
         Args:
           tokens: (batch, new) token ids at positions `start`, `start + 1`, ...
-          start: positions read before; `start + new` must fit the cache.
-          cache: from `empty_cache` or the call before.
-          last: index of the new token after which the next one is wanted.
+          start: number of cached positions; `start + new` must fit the cache.
+          cache: from `empty_cache` or the previous call.
+          last: index of the new token whose next-token logits are returned.
 
         Returns:
           Logits (batch, vocabulary), float32, after the token `last`; the cache.
@@ -154,7 +154,7 @@ class Llama(nnx.Module):
             return nnx.merge(layer_def, parameters)(x, positions, rotary, cache)
 
         if config.remat != "none":
-            # Inside a scan XLA cannot undo the recomputation, so need not be told.
+            # prevent_cse is not needed inside a scan.
             layer = jax.checkpoint(
                 layer, prevent_cse=False, policy=_SAVED[config.remat]
             )
@@ -169,7 +169,7 @@ def abstract_params(config: LlamaConfig) -> Any:
 
 @functools.cache
 def definition(config: LlamaConfig) -> nnx.GraphDef[Llama]:
-    """A LLaMA without its parameters: `nnx.merge` joins them again."""
+    """Graph definition of a LLaMA: `nnx.merge` adds the parameters."""
     return parameters.definition(functools.partial(Llama, config))
 
 
@@ -177,10 +177,10 @@ _MATRIX = re.compile(r"\b(attention|mlp)/\w+/kernel\b")
 
 
 def matrix_axes(params: Any) -> Any:
-    """Which axes of which parameters form the matrices of the linear layers.
+    """Dimension numbers of the attention and MLP kernels, for matrix optimizers.
 
-    For optimizers that treat matrices apart, such as `optax.contrib.muon` or
-    `subtrack_jax.subtrack`: pass the function itself as `dimension_numbers`.
+    Pass the function itself as `dimension_numbers` to `subtrack_jax.subtrack` or
+    as `muon_weight_dimension_numbers` to `optax.contrib.muon`.
 
     Args:
       params: a tree of the model's parameters, gradients or shapes: an
@@ -188,8 +188,8 @@ def matrix_axes(params: Any) -> Any:
 
     Returns:
       The same tree with `MuonDimensionNumbers` (in, out) for attention and MLP
-      kernels, whose leading axis of layers is a batch axis, and None for the
-      embedding, the head and the norms.
+      kernels (the leading axis of layers is a batch axis), None for the embedding,
+      the head and the norms.
 
     >>> from models import llama
     >>> config = llama.LlamaConfig(64, 16, 32, num_layers=2, num_heads=2)

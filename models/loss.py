@@ -1,4 +1,4 @@
-"""The loss of a language model, without the logits of the whole batch at once."""
+"""Cross-entropy of a language model, with bounded memory for the logits."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class LanguageModel(Protocol):
-    """A model with a head that can be applied to a part of the positions."""
+    """Protocol of a model whose head can be applied to some positions at a time."""
 
     config: Any  # with `vocabulary_size`
 
@@ -19,14 +19,14 @@ class LanguageModel(Protocol):
 
 
 class TokenLoss(NamedTuple):
-    """Sums over the tokens of a batch that count; all are ().
+    """Loss sums over the unmasked tokens of a batch, scalars.
 
-    Means are left to the caller, who may add up several batches first.
+    Sums, not means, so that a caller can add several batches before dividing.
     """
 
     loss: jax.Array  # float32; cross-entropy in nats
     squared_log_z: jax.Array  # float32; logsumexp(logits)^2, for PaLM's z-loss
-    count: jax.Array  # int32; the tokens
+    count: jax.Array  # int32; number of tokens
 
 
 def token_loss(
@@ -37,23 +37,23 @@ def token_loss(
     *,
     logits_at_once: int = 2**26,
 ) -> TokenLoss:
-    """Cross-entropy of the targets and what else a loss is made of.
+    """Sums of cross-entropy and squared log-normaliser over the unmasked tokens.
 
-    When the logits of the batch are more than `logits_at_once`, they are made and
-    consumed a stretch of positions at a time, forward and again backward;
-    stretches, not rows, so that a batch split over devices stays split. Sums that
-    the caller does not use are not computed under `jax.jit`.
+    If the batch has more than `logits_at_once` logits, they are computed for a chunk of
+    positions at a time, in the forward and again in the backward pass. Chunks split
+    positions, not rows, so that a batch sharded over devices stays sharded. Under
+    `jax.jit` unused sums are not computed.
 
     Args:
       model: the model.
       inputs: (batch, length) token ids.
-      targets: (batch, length), the id that should follow each input.
-      mask: (batch, length) bool, False where the target does not count (its id
-        may then be anything); None counts all.
-      logits_at_once: bound on the float32 logits held at a time.
+      targets: (batch, length), the next token of each input.
+      mask: (batch, length) bool, False for targets to ignore, whose ids are not used;
+        None: all True.
+      logits_at_once: maximum number of float32 logits in memory.
 
     Returns:
-      The sums over the counted tokens.
+      The sums over the unmasked tokens.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -80,22 +80,22 @@ def token_loss(
 
     batch_size, length = inputs.shape
     logits_per_position = batch_size * model.config.vocabulary_size
-    stretches = -(-length // max(1, logits_at_once // logits_per_position))
-    if stretches == 1:
+    chunks = -(-length // max(1, logits_at_once // logits_per_position))
+    if chunks == 1:
         return TokenLoss(*float_sums(hidden, targets, mask), count)
 
     def split(x):
-        stretch = -(-length // stretches)
+        size = -(-length // chunks)
         padding = [(0, 0)] * x.ndim
-        padding[1] = (0, stretches * stretch - length)
-        x = jnp.pad(x, padding).reshape(batch_size, stretches, stretch, *x.shape[2:])
+        padding[1] = (0, chunks * size - length)
+        x = jnp.pad(x, padding).reshape(batch_size, chunks, size, *x.shape[2:])
         return jnp.moveaxis(x, 1, 0)
 
     @jax.checkpoint
-    def add_stretch(totals, stretch):
-        return jax.tree.map(jnp.add, totals, float_sums(*stretch)), None
+    def add_chunk(totals, chunk):
+        return jax.tree.map(jnp.add, totals, float_sums(*chunk)), None
 
-    stretched = (split(hidden), split(targets), split(mask))
+    chunked = (split(hidden), split(targets), split(mask))
     zeros = (jnp.float32(0), jnp.float32(0))
-    totals, _ = jax.lax.scan(add_stretch, zeros, stretched)
+    totals, _ = jax.lax.scan(add_chunk, zeros, chunked)
     return TokenLoss(*totals, count)

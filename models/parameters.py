@@ -1,4 +1,4 @@
-"""Parameters of a Flax module as nested dictionaries: shapes, first values, axes."""
+"""Parameters of a Flax module as nested dictionaries: shapes, initial values, axes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ MakeModule = Callable[..., nnx.Module]
 
 
 def definition(make: MakeModule) -> nnx.GraphDef:
-    """The module without its parameters: `nnx.merge` joins them again."""
+    """Graph definition of the module: `nnx.merge` adds the parameters."""
     return nnx.graphdef(_abstract_module(make))
 
 
 def abstract(make: MakeModule) -> Any:
-    """Shapes and dtypes of the parameters; nothing is allocated."""
+    """Shapes and dtypes of the parameters, without allocating them."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         nnx.to_pure_dict(nnx.state(_abstract_module(make), nnx.Param)),
@@ -24,12 +24,12 @@ def abstract(make: MakeModule) -> Any:
 
 
 def initial(make: MakeModule, key: jax.Array) -> Any:
-    """Fresh parameters."""
+    """Initial parameters."""
     return nnx.to_pure_dict(nnx.state(make(rngs=nnx.Rngs(key)), nnx.Param))
 
 
 def partition_specs(make: MakeModule) -> Any:
-    """Axis names of each parameter, translated by the logical axis rules in force."""
+    """Partition specs of the parameters by the current logical axis rules."""
     params = nnx.state(_abstract_module(make), nnx.Param)
     return nnx.to_pure_dict(nnx.get_partition_spec(params))
 
