@@ -15,10 +15,10 @@ import pytest
 from tests.train import program
 from tests.train.program import assert_refuses
 from train import compare
-from train.comparison import comparing
-from train.comparison import trial_list as comparison
+from train.comparison import comparing, comparison_report
 from train.comparison import trial_records as records
 from train.comparison import trial_training as trials
+from train.comparison.search import Search
 from train.config import methods
 from train.config.optimizer_config import OptimizerConfig
 from train.data import dataset as data
@@ -201,7 +201,7 @@ def test_a_comparison_may_be_extended_but_not_changed(finished, capsys):
 def test_a_damaged_record_is_one_line(tmp_path, capsys):
     (tmp_path / "trials").mkdir()
     config = compare.read(arguments(tmp_path))
-    trial = comparison.make_plan(config).trials[0]
+    trial = Search(config).trials[0]
     save_config(config.task, tmp_path / comparing.TASK_FILE)
     (tmp_path / "tokenizer.json").write_text("{}")
     path = records.path_of(trial, tmp_path / "trials")
@@ -227,20 +227,22 @@ def test_trials_of_a_task_that_is_lost_are_not_taken(finished, tmp_path, capsys)
 
 def test_seeds_that_are_not_finished_are_left_out(finished, tmp_path):
     config = compare.read(arguments(tmp_path))
-    plan = comparison.make_plan(config)
-    found = records.load_finished(plan.trials, finished[0] / "trials")
-    comparing.write_report(config, plan, dict(list(found.items())[:-1]))
+    search = Search(config)
+    found = records.load_finished(search.trials, finished[0] / "trials")
+    comparison_report.write(search, dict(list(found.items())[:-1]))
     results = json.loads((tmp_path / "results.json").read_text())
     for each in results["optimizers"]:
         assert {len(tried["losses"]) for tried in each["tries"]} == {1}
-    comparing.write_report(config, plan, dict(list(found.items())[:2]))
+    comparison_report.write(search, dict(list(found.items())[:2]))
     results = json.loads((tmp_path / "results.json").read_text())
     assert [len(each["tries"]) for each in results["optimizers"]] == [1, 1]
 
 
 def test_methods_take_turns_and_seeds_come_last(tmp_path):
-    plan = comparison.make_plan(compare.read(arguments(tmp_path)))
-    order = [(t.seed, t.optimizer.learning_rate, t.optimizer.name) for t in plan.trials]
+    search = Search(compare.read(arguments(tmp_path)))
+    order = [
+        (t.seed, t.optimizer.learning_rate, t.optimizer.name) for t in search.trials
+    ]
     assert [seed for seed, *_ in order] == [0] * 9 + [1] * 9
     names = ["adamw", "subtrack", "subtrack", "adamw"]
     assert [name for *_, name in order[:4]] == names
@@ -258,7 +260,7 @@ def test_a_trial_is_the_run_of_train_pretrain(finished):
     )
     trial = next(
         t
-        for t in comparison.make_plan(config).trials
+        for t in Search(config).trials
         if (t.optimizer.name, t.optimizer.learning_rate, t.seed)
         == ("subtrack", 0.01, 1)
     )
@@ -325,9 +327,7 @@ def test_a_hopeless_trial_ends_early_and_a_stopped_one_has_no_record(
         ),
     )
     adamw = [
-        trial
-        for trial in comparison.make_plan(config).trials
-        if trial.optimizer.name == "adamw"
+        trial for trial in Search(config).trials if trial.optimizer.name == "adamw"
     ]
     lost = next(t for t in adamw if t.optimizer.learning_rate == 1e30)
     record = runner.run(lost, lambda loss: True)

@@ -10,7 +10,7 @@ import pytest
 from tests.train.test_comparison_report import cells, record
 from train import compare
 from train.comparison import comparing
-from train.comparison.trial_list import later_trials, make_plan
+from train.comparison.search import Search
 from train.data import dataset as data
 
 STEPS = 10
@@ -172,11 +172,13 @@ def test_a_signal_while_the_search_ends_is_obeyed(program):
 
 def test_nothing_follows_before_the_search_has_finished():
     config = compare.read([*ASKED, "--tuning-seeds", "2"])
-    plan = make_plan(config)
-    finished = {t: record(t.optimizer, t.seed, [made_up_loss(t)]) for t in plan.trials}
-    assert [trial.seed for trial in later_trials(config, plan, finished)] == [2, 2]
-    del finished[plan.trials[-1]]
-    assert later_trials(config, plan, finished) == []
+    search = Search(config)
+    finished = {
+        t: record(t.optimizer, t.seed, [made_up_loss(t)]) for t in search.trials
+    }
+    assert [trial.seed for trial in search.later_trials(finished)] == [2, 2]
+    del finished[search.trials[-1]]
+    assert search.later_trials(finished) == []
 
 
 def test_a_seed_that_some_methods_lack_is_left_out(program, tmp_path):

@@ -1,12 +1,15 @@
 """Tables of made-up records, whose numbers are known."""
 
 import dataclasses
+import json
 import math
+import pathlib
 
+import pydantic
 import pytest
 
 from train.comparison import comparison_report as report
-from train.comparison.best_tries import Entry, Try
+from train.comparison.search import Entry, choose
 from train.comparison.trial_records import Record
 from train.comparison.variants import Trial, parse_sweep, parse_variant
 from train.config.optimizer_config import OptimizerConfig
@@ -34,21 +37,23 @@ def record(optimizer, seed, losses, seconds=1.0):
     )
 
 
-def entry(text, losses, scales=(1.0,), seconds=1.0):
-    """A variant tried at rates of 0.1, 0.2, ... with final losses of each seed."""
-    variant = parse_variant(text, BASE)
+def tries(text, losses, scales=(1.0,), seconds=1.0):
+    """Records of a variant at rates of 0.1, 0.2, ... with final losses of each seed."""
     rates = [(k + 1) / 10 for k in range(len(losses) // len(scales))]
-    tries = [
-        Try(
-            optimizer,
-            tuple(
-                record(optimizer, seed, [9.0, loss], seconds)
-                for seed, loss in enumerate(each)
-            ),
-        )
-        for optimizer, each in zip(variant.search(rates, scales), losses, strict=True)
-    ]
-    return Entry(variant, tuple(tries))
+    searched = parse_variant(text, BASE).search(rates, scales)
+    return {
+        optimizer: [
+            record(optimizer, seed, [9.0, loss], seconds)
+            for seed, loss in enumerate(each)
+        ]
+        for optimizer, each in zip(searched, losses, strict=True)
+    }
+
+
+def entry(text, *args, **settings):
+    """Results of such a variant."""
+    found = tries(text, *args, **settings)
+    return Entry.of(text, found, found[choose(found)], STEPS)
 
 
 def cells(table):
@@ -64,7 +69,7 @@ LOST = entry("muon", [(None, None), (None, 3.0)])
 
 
 def test_the_first_table_has_the_best_of_each_by_loss():
-    table = cells(report.results_table([LOST, ADAMW, SUBTRACK], STEPS))
+    table = cells(report.results_table([SUBTRACK, ADAMW, LOST]))
     assert table[0][:4] == ["optimizer", "held-out loss", "seeds", "learning rate"]
     # 5 + 8 + 3 seconds, and 5 + 9 x 2; the least rate that was tried has its mark.
     assert table[2:4] == [
@@ -76,7 +81,7 @@ def test_the_first_table_has_the_best_of_each_by_loss():
 
 def test_the_grid_has_every_try():
     twice = entry("galore", [(3.0,), (2.0,), (2.5,), (4.0,)], scales=(0.25, 1.0))
-    assert cells(report.grid_table([ADAMW, twice]))[2:] == [
+    assert cells(report.grid_table([twice, ADAMW]))[2:] == [
         ["galore", "0.25", "3.000", "2.500", ""],
         ["galore", "1", "**2.000**", "4.000", ""],
         ["adamw", "1", "4.100 ± 0.141", "**3.100 ± 0.141**", "diverged (1 of 2)"],
@@ -86,7 +91,7 @@ def test_the_grid_has_every_try():
 @pytest.mark.parametrize(("rate", "mark"), [(0.1, "*"), (0.2, ""), (0.3, "*")])
 def test_the_edges_of_the_grid_are_marked(rate, mark):
     losses = [(2.0,) if k == round(rate * 10) else (3.0,) for k in (1, 2, 3)]
-    row = cells(report.results_table([entry("adamw", losses)], STEPS))[2]
+    row = cells(report.results_table([entry("adamw", losses)]))[2]
     assert row[3] == f"{rate:g}{mark}"
     assert row[1] == "2.000"
 
@@ -109,13 +114,10 @@ def test_notes_say_how_rates_were_chosen():
 
 
 def test_sweeps_show_methods_without_the_setting_as_they_are():
-    variants = [ADAMW.variant, SUBTRACK.variant]
+    variants = [parse_variant(name, BASE) for name in ("adamw", "subtrack")]
     sweep = parse_sweep("rank=2,4", variants)
-    swept = [
-        dataclasses.replace(SUBTRACK, variant=variant)
-        for variant in sweep.variants(SUBTRACK.variant).values()
-    ]
-    table = cells(report.sweep_table(sweep, variants, [ADAMW, swept[1]]))
+    swept = dataclasses.replace(SUBTRACK, optimizer="subtrack rank=4")
+    table = cells(report.sweep_table(sweep, [ADAMW, swept]))
     assert table[0] == ["optimizer, by rank", "2", "4"]
     assert table[2:] == [
         ["adamw", "3.100 ± 0.141", "3.100 ± 0.141"],
@@ -123,17 +125,16 @@ def test_sweeps_show_methods_without_the_setting_as_they_are():
     ]
 
 
-def test_numbers_for_json_have_no_infinity():
-    first, *_, last = report.aggregate([LOST, ADAMW, SUBTRACK], STEPS)
-    assert first["optimizer"] == "subtrack"
-    assert first["best"]["losses"] == [2.9, 3.1]
-    assert first["seconds"] == 16
-    assert last["best"]["mean"] is None
-    assert last["best"]["losses"] == [None, None]
+def test_diverged_losses_are_none_as_json_has_no_infinity():
+    assert SUBTRACK.best.losses == [2.9, 3.1]
+    assert SUBTRACK.seconds == 16
+    assert LOST.best.mean is None
+    assert LOST.best.losses == [None, None]
+    assert LOST.best.order > ADAMW.best.order > SUBTRACK.best.order
 
 
 def test_the_plot_has_lines_bands_and_a_legend_by_loss():
-    figure = report.plot([LOST, ADAMW, SUBTRACK], "title")
+    figure = report.plot([SUBTRACK, ADAMW, LOST], "title")
     by_steps, by_seconds = figure.axes
     lines = {line.get_label().split(":")[0]: line for line in by_steps.lines}
     assert list(lines) == ["subtrack", "adamw", "muon"]
@@ -149,3 +150,26 @@ def test_the_plot_has_lines_bands_and_a_legend_by_loss():
         "muon: diverged (2 of 2)",
     ]
     assert not math.isnan(by_steps.get_ylim()[0])
+
+
+@pytest.mark.parametrize("name", ["compare-9m", "sensitivity-9m"])
+def test_published_results_give_their_published_tables(name):
+    directory = pathlib.Path(report.__file__).parents[1] / "results"
+    results = json.loads((directory / f"{name}.json").read_text())
+    published = (directory / f"{name}.md").read_text().split("\n\n")
+
+    def entries(found):
+        values = [each | {"curve": []} for each in found]
+        return pydantic.TypeAdapter(list[Entry]).validate_python(values)
+
+    main = entries(results["optimizers"])
+    swept = {name: entries(found) for name, found in results["sweeps"].items()}
+    assert published[1] == report.results_table(main)
+    assert published[2] == report.notes(main, (), results["tuning_seeds"])
+    assert published[4].strip() == report.grid_table(main)
+    variants = [parse_variant(each.optimizer, BASE) for each in main]
+    tables = [each.strip() for each in published[6::2]]
+    for table, (setting, found) in zip(tables, swept.items(), strict=True):
+        head = cells(table)[0]
+        sweep = parse_sweep(f"{setting}={','.join(head[1:])}", variants)
+        assert table == report.sweep_table(sweep, [*main, *found])

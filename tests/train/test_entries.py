@@ -1,40 +1,51 @@
 """The best of made-up tries, and the seconds that count."""
 
 import dataclasses
-import math
 
 import pytest
 
-from tests.train.test_comparison_report import SUBTRACK, entry, record
-
-
-def with_later(found, *losses, rate=None):
-    """The entry with records of seeds from 10 on, at its best rates or another."""
-    optimizer = found.chosen.optimizer
-    if rate is not None:
-        optimizer = dataclasses.replace(optimizer, learning_rate=rate)
-    later = tuple(
-        record(optimizer, seed, [9.0, loss]) for seed, loss in enumerate(losses, 10)
-    )
-    return dataclasses.replace(found, later=(*found.later, *later))
+from tests.train.test_comparison_report import STEPS, entry, record, tries
+from train import compare
+from train.comparison.search import Entry, Search, choose
+from train.comparison.variants import Trial
 
 
 def test_a_try_that_lacks_seeds_is_not_the_best():
-    started = entry("adamw", [(3.0, 3.0), (2.0,)])
-    assert started.best.optimizer.learning_rate == 0.1
+    found = tries("adamw", [(3.0, 3.0), (2.0,)])
+    assert choose(found).learning_rate == 0.1
+
+
+def results(first, later=(), rate=0.1):
+    """Results of adamw at two rates, with later losses at one of them."""
+    argv = ["--optimizers", "adamw", "--learning-rates", "0.1", "0.2", "--seeds"]
+    argv += [*map(str, range(1 + len(later))), "--tuning-seeds", "1"]
+    search = Search(compare.read([*argv, "--matrix-scales", "1"]))
+    finished = {}
+    for trial in search.trials:
+        loss = first[trial.optimizer.learning_rate]
+        finished[trial] = record(trial.optimizer, trial.seed, [9.0, loss])
+    (optimizer,) = (
+        t.optimizer for t in search.trials if t.optimizer.learning_rate == rate
+    )
+    more = [Trial(optimizer, seed) for seed in range(1, 1 + len(later))]
+    finished |= {
+        t: record(t.optimizer, t.seed, [9.0, loss])
+        for t, loss in zip(more, later, strict=True)
+    }
+    (found,) = search.entries(search.variants, finished, [0], more)
+    return found
 
 
 def test_later_seeds_count_but_do_not_choose():
-    found = with_later(entry("adamw", [(2.0,), (3.0,)]), 8.0, None)
-    assert found.chosen.losses == [2.0]
+    found = results({0.1: 2.0, 0.2: 3.0}, [8.0, None])
+    assert [each.losses for each in found.tries] == [[2.0], [3.0]]
     assert found.best.learning_rate == 0.1
-    assert found.best.losses == [2.0, 8.0, math.inf]
+    assert found.best.losses == [2.0, 8.0, None]
     assert found.best.text == "diverged (1 of 3)"
 
 
 def test_later_seeds_at_other_rates_do_not_count():
-    found = with_later(entry("adamw", [(2.0,), (3.0,)]), 1.0, rate=0.2)
-    assert found.best.losses == [2.0]
+    assert results({0.1: 2.0, 0.2: 3.0}, [1.0], rate=0.2).best.losses == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +65,13 @@ def test_the_best_may_be_at_the_edge_of_what_was_tried(losses, scales, edges):
 
 
 def test_seconds_are_those_of_the_trial_disturbed_least():
-    slow, fast = (entry("subtrack", [(2.0,)], seconds=s).tries for s in (4.0, 0.5))
-    both = dataclasses.replace(SUBTRACK, tries=slow + fast)
+    slow = tries("subtrack", [(2.0,)], seconds=4.0)
+    fast = tries("subtrack", [(3.0,)], seconds=0.5)
+    ((optimizer, best),) = slow.items()
+    other = {dataclasses.replace(optimizer, learning_rate=0.2): fast[optimizer]}
+    both = Entry.of("subtrack", slow | other, best, STEPS)
     assert both.step_seconds == {"first": 5.0, "steady": 0.5, "moving": 3.0}
-    assert both.seconds(10) == 5 + 8 * 0.5 + 3
-    slow_alone = dataclasses.replace(SUBTRACK, tries=slow)
-    assert with_later(slow_alone, 3.0).step_seconds["steady"] == 1.0
+    assert both.seconds == 5 + 8 * 0.5 + 3
+    # A later seed counts, too.
+    later = Entry.of("subtrack", slow, [*best, *fast[optimizer]], STEPS)
+    assert later.step_seconds["steady"] == 0.5

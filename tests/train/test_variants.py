@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.comparison.variants import all_variants, parse_sweep, parse_variant
+from train.comparison.variants import parse_sweep, parse_variant
 from train.config.methods import resolved
 from train.config.optimizer_config import OptimizerConfig
 
@@ -107,7 +107,7 @@ def test_what_a_variant_names_is_not_searched():
 def test_a_sweep_changes_one_setting_of_those_that_have_it():
     variants = [parse("adamw"), parse("subtrack"), parse("galore:rank=4")]
     sweep = parse_sweep("rank=4,8", variants)
-    swept = list(all_variants(variants, [sweep]))[len(variants) :]
+    swept = [form for variant in variants for form in sweep.rows[variant]]
     ranks = [(each.label, each.optimizer.rank) for each in swept]
     assert ranks == [
         ("adamw", 8),
@@ -125,15 +125,13 @@ def test_a_sweep_changes_one_setting_of_those_that_have_it():
 def test_words_are_swept_like_numbers(text):
     galore = parse("galore")
     name, _, values = text.partition("=")
-    labels = [
-        each.label for each in parse_sweep(text, [galore]).variants(galore).values()
-    ]
+    labels = [each.label for each in parse_sweep(text, [galore]).rows[galore]]
     assert labels == [f"galore {name}={value}" for value in values.split(",")]
 
 
 def test_an_ablation_shares_the_trials_of_what_the_method_does_anyway():
     variants = [parse("subtrack"), parse("galore")]
-    on, off = parse_sweep("transport=on,off", variants).variants(variants[0]).values()
+    on, off = parse_sweep("transport=on,off", variants).rows[variants[0]]
     assert on.label == "subtrack transport=on"
     assert on.search((1e-3,), (1.0,)) == variants[0].search((1e-3,), (1.0,))
     assert off.search((1e-3,), (1.0,)) != variants[0].search((1e-3,), (1.0,))

@@ -1,26 +1,16 @@
-"""Runs the trials of a comparison and writes its report."""
+"""Runs the trials of a comparison, or goes on with them, and writes its report."""
 
 import contextlib
-import json
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import tqdm
 
 from train.comparison import comparison_report
 from train.comparison import trial_records as records
-from train.comparison.best_tries import Entry
 from train.comparison.comparison_config import CompareConfig, Task
-from train.comparison.trial_list import (
-    Plan,
-    later_trials,
-    make_entries,
-    make_plan,
-    phases,
-)
-from train.comparison.trial_records import Record
+from train.comparison.search import Finished, Search
 from train.comparison.trial_training import Runner
-from train.comparison.variants import Trial, Variant, all_variants
+from train.comparison.variants import Trial
 from train.config.rules import flag
 from train.data import dataset as data
 from train.rundir import changes, identity
@@ -33,22 +23,91 @@ from train.rundir.directory import (
 )
 from train.step import optimizers
 from train.system import compilation_cache, console
-from train.system.files import write_figure, write_whole
 from train.system.interruption import Interruption
 
 TASK_FILE = "task.json"
 TRIALS = "trials"
 
 
-def run_trials(
-    trials: Sequence[Trial], runner: Runner, directory: pathlib.Path, steps: int
+def run(config: CompareConfig, command: str) -> int:
+    """Runs what has not finished yet and reports; returns the exit code.
+
+    Args:
+      config: the comparison.
+      command: the command line, to go on with it.
+    """
+    compilation_cache.use(config.start)
+    directory = config.output_dir / TRIALS
+    finished, runner, interruption = {}, None, None
+    with contextlib.ExitStack() as stack:
+        with console.user_errors(ValueError, OSError):
+            search = Search(config)
+            for trial in search.trials:
+                optimizers.check_rank(trial.optimizer, config.task.model)
+            own = (TRIALS, "table.md", "results.json", "loss.png", *OWN_FILES)
+            check_owned(config.output_dir, TASK_FILE, own)
+            stack.enter_context(lock_directory(config.output_dir))
+            has_trials = _check_task(config)
+            directory.mkdir(exist_ok=True)
+        for trials, words, more in _phases(search, finished):
+            with console.user_errors(ValueError, OSError):
+                finished |= records.load_finished(trials, directory)
+                missing = [trial for trial in trials if trial not in finished]
+                if missing and runner is None:
+                    text = _open_text(config, has_trials)
+            before = len(trials) - len(missing)
+            print(f"{len(trials)} {words}, {before} of them finished before{more}")
+            if not missing:
+                continue
+            with console.user_errors(OSError):
+                if runner is None:
+                    print(text.description, flush=True)
+                    runner = Runner(config.task, text, command)
+                interruption = _run_trials(missing, runner, config)
+                finished |= records.load_finished(missing, directory)
+            if interruption.received:
+                break
+        with console.user_errors(OSError):
+            tables = comparison_report.write(search, finished) if finished else ""
+    wanted = (*search.trials, *search.later_trials(finished))
+    if all(trial in finished for trial in wanted):
+        print(f"\n{tables}\nTables, plot and numbers are in {config.output_dir}")
+        return 0
+    done = sum(trial in finished for trial in trials)
+    print(
+        f"Stopped by {interruption.received.name}: {done} of {len(trials)} {words} are "
+        f"finished. To go on: {command}"
+    )
+    return interruption.exit_code
+
+
+def _phases(
+    search: Search, finished: Finished
+) -> Iterator[tuple[list[Trial], str, str]]:
+    """Trials to run at a time, what they are called, and what is said to follow.
+
+    First the search of rates, then the best rates by what is then in `finished`.
+    """
+    if not search.config.later_seeds:
+        yield search.trials, "trials", ""
+        return
+    more = f"; then at most {search.most_later_trials} at the best rates"
+    yield search.trials, "trials to search rates", more
+    if later := search.later_trials(finished):
+        yield later, "trials at the best rates", ""
+
+
+def _run_trials(
+    trials: Sequence[Trial], runner: Runner, config: CompareConfig
 ) -> Interruption:
     """Runs trials and saves each, up to the end or to an interruption."""
+    steps, words = (
+        config.task.steps,
+        "stopping after this step, finished trials are kept",
+    )
     with (
         tqdm.tqdm(total=len(trials) * steps, unit="step", dynamic_ncols=True) as bar,
-        Interruption(
-            "stopping after this step, finished trials are kept"
-        ) as interruption,
+        Interruption(words) as interruption,
     ):
 
         def after_step(loss: float) -> bool:
@@ -57,87 +116,18 @@ def run_trials(
             return interruption.received is None
 
         for done, trial in enumerate(trials, start=1):
-            optimizer = trial.optimizer
-            bar.set_description(
-                f"{optimizer.name} {optimizer.learning_rate:g} seed {trial.seed}"
-            )
+            name, rate = trial.optimizer.name, trial.optimizer.learning_rate
+            bar.set_description(f"{name} {rate:g} seed {trial.seed}")
             record = runner.run(trial, after_step)
             if record is None:
                 break
-            records.save(record, directory)
-            bar.update(done * steps - bar.n)  # of a diverged trial, what it left out
+            records.save(record, config.output_dir / TRIALS)
+            bar.update(done * steps - bar.n)  # a diverged trial ended early
     return interruption
 
 
-def write_report(
-    config: CompareConfig, plan: Plan, finished: Mapping[Trial, Record]
-) -> str:
-    """Writes tables, plot and numbers of what has finished; returns the tables.
-
-    Seeds that some trials still lack are left out, unless there is no other on which
-    rates are searched.
-    """
-    later = later_trials(config, plan, finished)
-    lacking = {trial.seed for trial in (*plan.trials, *later) if trial not in finished}
-    whole = [seed for seed in config.searched_seeds if seed not in lacking]
-    seeds = whole or config.searched_seeds
-    kept = [finished[trial] for trial in later if trial.seed not in lacking]
-
-    def entries(variants: Sequence[Variant]) -> list[Entry]:
-        return make_entries(config, variants, finished, seeds, kept)
-
-    main, steps = entries(plan.variants), config.task.steps
-    tables, swept = [], {}
-    for sweep in plan.sweeps:
-        variants = list(all_variants(plan.variants, [sweep]))
-        tables += [
-            f"## {sweep.name}",
-            comparison_report.sweep_table(sweep, plan.variants, entries(variants)),
-        ]
-        swept[sweep.name] = entries(variants[len(plan.variants) :])
-    tuning_seeds = seeds if config.later_seeds else ()
-    first = next(iter(finished.values()))
-    title = _title(config, first)
-    parts = [
-        f"# {title}",
-        comparison_report.results_table(main, steps),
-        comparison_report.notes(
-            main, [entry for found in swept.values() for entry in found], tuning_seeds
-        ),
-        "## All that was tried",
-        comparison_report.grid_table(main),
-        *tables,
-    ]
-    text = "\n\n".join(parts) + "\n"
-    results = {
-        "title": title,
-        "machine": first.machine,
-        "versions": first.versions,
-        "tuning_seeds": tuning_seeds,
-        "optimizers": comparison_report.aggregate(main, steps),
-        "sweeps": {
-            name: comparison_report.aggregate(found, steps)
-            for name, found in swept.items()
-        },
-    }
-    directory = config.output_dir
-    write_whole(directory / "table.md", text)
-    write_whole(directory / "results.json", json.dumps(results, indent=2) + "\n")
-    write_figure(directory / "loss.png", comparison_report.plot(main, title))
-    return text
-
-
-def _title(config: CompareConfig, record: Record) -> str:
-    task = config.task
-    return (
-        f"{config.preset}, {record.parameters / 1e6:.3g} M parameters: "
-        f"{task.steps:,} steps of {task.data.batch_size_tokens:,} tokens on "
-        f"{record.machine['device']}"
-    )
-
-
-def _open_directory(config: CompareConfig) -> bool:
-    """Whether there are trials already; raises a ValueError if they are of others."""
+def _check_task(config: CompareConfig) -> bool:
+    """Whether the directory has trials; raises a ValueError if their task differs."""
     directory = config.output_dir
     saved = directory / TASK_FILE
     if not saved.exists():
@@ -158,69 +148,17 @@ def _open_directory(config: CompareConfig) -> bool:
     return has_trials
 
 
-def _open_text(config: CompareConfig, is_known: bool) -> data.Text:
-    """The text of all trials; the directory then says which task it is of."""
+def _open_text(config: CompareConfig, has_trials: bool) -> data.Text:
+    """Opens the text of all trials, and saves the task in the directory."""
     text = data.open_text(
         config.task.data,
         config.task.model.vocabulary_size,
         seed=config.seeds[0],
-        tokenizer_directory=config.output_dir if is_known else None,
+        tokenizer_directory=config.output_dir if has_trials else None,
         report=console.warn,
     )
-    # In this order: with a task the other files are this program's own.
+    # The task comes first: with it the other files are known to be this program's.
     save_config(config.task, config.output_dir / TASK_FILE)
     text.tokenizer.save(config.output_dir)
     identity.save(config.task.data, config.output_dir)
     return text
-
-
-def run(config: CompareConfig, command: str) -> int:
-    """Runs what has not finished yet and reports; returns the exit code.
-
-    Args:
-      config: the comparison.
-      command: the command line, to go on with it.
-    """
-    compilation_cache.use(config.start)
-    directory = config.output_dir / TRIALS
-    finished, runner, interruption = {}, None, None
-    with contextlib.ExitStack() as stack:
-        with console.user_errors(ValueError, OSError):
-            plan = make_plan(config)
-            for trial in plan.trials:
-                optimizers.check_rank(trial.optimizer, config.task.model)
-            own = (TRIALS, "table.md", "results.json", "loss.png", *OWN_FILES)
-            check_owned(config.output_dir, TASK_FILE, own)
-            stack.enter_context(lock_directory(config.output_dir))
-            is_known = _open_directory(config)
-            directory.mkdir(exist_ok=True)
-        for trials, words, more in phases(config, plan, finished):
-            with console.user_errors(ValueError, OSError):
-                finished |= records.load_finished(trials, directory)
-                missing = [trial for trial in trials if trial not in finished]
-                if missing and runner is None:
-                    text = _open_text(config, is_known)
-            before = len(trials) - len(missing)
-            print(f"{len(trials)} {words}, {before} of them finished before{more}")
-            if not missing:
-                continue
-            with console.user_errors(OSError):
-                if runner is None:
-                    print(text.description, flush=True)
-                    runner = Runner(config.task, text, command)
-                interruption = run_trials(missing, runner, directory, config.task.steps)
-                finished |= records.load_finished(missing, directory)
-            if interruption.received:
-                break
-        with console.user_errors(OSError):
-            tables = write_report(config, plan, finished) if finished else ""
-        following = later_trials(config, plan, finished)
-        if any(trial not in finished for trial in (*plan.trials, *following)):
-            done = sum(trial in finished for trial in trials)
-            print(
-                f"Stopped by {interruption.received.name}: {done} of {len(trials)} "
-                f"{words} are finished. To go on: {command}"
-            )
-            return interruption.exit_code
-        print(f"\n{tables}\nTables, plot and numbers are in {config.output_dir}")
-        return 0

@@ -14,7 +14,9 @@ from train.config.rules import (
     check,
     check_name,
     fits_32_bits,
+    flag,
     not_negative,
+    positive,
     steps_of_32_bits,
 )
 from train.config.run_config import (
@@ -126,22 +128,16 @@ class CompareConfig:
     def __post_init__(self):
         lists = ("optimizers", "learning_rates", "matrix_scales", "seeds")
         for name in (*lists, "sweep"):
-            values, flag = getattr(self, name), "--" + name.replace("_", "-")
+            values = getattr(self, name)
             if name in lists and not values:
-                raise ValueError(f"{flag} must have at least one value")
+                raise ValueError(f"{flag(name)} must have at least one value")
             if len(set(values)) < len(values):
                 shown = " ".join(map(str, values))
-                raise ValueError(f"{flag} has a value twice: {shown}")
+                raise ValueError(f"{flag(name)} has a value twice: {shown}")
         for text in self.optimizers:
             method_of(text)
-        for name in ("learning_rates", "matrix_scales"):
-            for value in getattr(self, name):
-                if not 0 < value < float("inf"):
-                    flag = "--" + name.replace("_", "-")
-                    raise ValueError(f"{flag} must be positive and finite, got {value}")
-        for seed in self.seeds:
-            if not fits_32_bits.holds(seed):
-                raise ValueError(f"--seeds must be {fits_32_bits.words}, got {seed}")
+        check(self, positive, "learning_rates", "matrix_scales")
+        check(self, fits_32_bits, "seeds")
         if self.tuning_seeds is not None:
             most = len(self.seeds)
             if not 1 <= self.tuning_seeds <= most:

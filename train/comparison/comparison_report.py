@@ -1,21 +1,71 @@
-"""Tables and plots of a comparison, from the records of its trials."""
+"""Tables, plot and numbers of a comparison, from the records of its trials."""
 
 import dataclasses
-import math
-import statistics
+import itertools
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib import figure
 
-from train.comparison.best_tries import Entry, Try, by_loss
-from train.comparison.variants import Sweep, Variant, word
-from train.config.methods import resolved
-from train.reports import figures
+from train.comparison.search import Entry, Finished, Search
+from train.comparison.variants import Sweep
+from train.config.rules import flag
+from train.reports import figures, tables
+from train.system.files import write_figure, write_whole
 
 # The loss of the first tenth of a run would flatten all that follows.
 SHOWN_FROM_FRACTION = 0.1
+
+
+def write(search: Search, finished: Finished) -> str:
+    """Writes tables, plot and numbers of finished trials; returns the tables.
+
+    Seeds that lack some trials are left out, unless no searched seed is complete.
+    """
+    config = search.config
+    later = search.later_trials(finished)
+    lacking = {t.seed for t in (*search.trials, *later) if t not in finished}
+    seeds = [seed for seed in config.searched_seeds if seed not in lacking]
+    seeds = seeds or config.searched_seeds
+    kept = [trial for trial in later if trial.seed not in lacking]
+    main = search.entries(search.variants, finished, seeds, kept)
+    swept = {
+        sweep.name: search.entries(
+            itertools.chain(*sweep.rows.values()), finished, seeds, kept
+        )
+        for sweep in search.sweeps
+    }
+    tuning_seeds = seeds if config.later_seeds else ()
+    first, task = next(iter(finished.values())), config.task
+    title = (
+        f"{config.preset}, {first.parameters / 1e6:.3g} M parameters: {task.steps:,} "
+        f"steps of {task.data.batch_size_tokens:,} tokens on {first.machine['device']}"
+    )
+    parts = [
+        f"# {title}",
+        results_table(main),
+        notes(main, [*itertools.chain(*swept.values())], tuning_seeds),
+        "## All that was tried",
+        grid_table(main),
+    ]
+    for sweep in search.sweeps:
+        parts += [f"## {sweep.name}", sweep_table(sweep, [*main, *swept[sweep.name]])]
+    text = "\n\n".join(parts) + "\n"
+    results = {
+        "title": title,
+        "machine": first.machine,
+        "versions": first.versions,
+        "tuning_seeds": tuning_seeds,
+        "optimizers": _numbers(main),
+        "sweeps": {name: _numbers(found) for name, found in swept.items()},
+    }
+    directory = config.output_dir
+    write_whole(directory / "table.md", text)
+    write_whole(directory / "results.json", json.dumps(results, indent=2) + "\n")
+    write_figure(directory / "loss.png", plot(main, title))
+    return text
 
 
 def notes(
@@ -34,148 +84,89 @@ def notes(
     if tuning_seeds:
         plural = "s" if len(tuning_seeds) > 1 else ""
         searched = f" on seed{plural} {', '.join(map(str, tuning_seeds))}"
-    lines = [
+    text = (
         "Loss: mean ± standard deviation over seeds, at the rates of the least mean"
         f"{searched}. Matrices: factor on the updates of attention and MLP matrices. "
         "Seconds: of all steps, by the median step of each kind in the fastest trial."
-    ]
+    )
     if searched:
         counts = sorted({len(entry.tries) for entry in entries})
         tries = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        lines.append(
-            f"Rates were searched{searched} alone, with {tries} tries for each method; "
-            "other seeds were run at the best of them, unless all diverged."
+        text += (
+            f"\nRates were searched{searched} alone, with {tries} tries for each "
+            "method; other seeds were run at the best of them, unless all diverged."
         )
-    at_edge = {rate for entry in (*entries, *swept) for rate in entry.at_edge}
-    if at_edge:
-        flags = " and ".join(f"--{rate.replace('_', '-')}s" for rate in sorted(at_edge))
-        lines.append(
-            "\\*: the least or the largest that was tried; the best may lie beyond: "
+    if at_edge := {rate for entry in (*entries, *swept) for rate in entry.at_edge}:
+        flags = " and ".join(f"{flag(rate)}s" for rate in sorted(at_edge))
+        text += (
+            "\n\\*: the least or the largest that was tried; the best may lie beyond: "
             f"extend {flags}."
         )
-    return "\n".join(lines)
+    return text
 
 
-def results_table(entries: Sequence[Entry], steps: int) -> str:
-    """One line for each variant, at its best rates, by final loss."""
-    rows = [
-        (
-            *("optimizer", "held-out loss", "seeds", "learning rate", "matrices"),
-            *("tries", "seconds", "state, MB"),
-        )
-    ]
-    for entry in by_loss(entries):
+def results_table(entries: Sequence[Entry]) -> str:
+    """One line for each variant, at its best rates."""
+    head = (
+        "optimizer|held-out loss|seeds|learning rate|matrices|tries|seconds|state, MB"
+    )
+    rows = [head.split("|")]
+    for entry in entries:
         best = entry.best
-        rows.append(
-            (
-                entry.variant.label,
-                best.text,
-                str(len(best.records)),
-                f"{best.learning_rate:g}{_mark(entry, 'learning_rate')}",
-                f"{best.matrix_scale:g}{_mark(entry, 'matrix_scale')}",
-                str(len(entry.tries)),
-                _seconds(entry, steps),
-                f"{best.records[0].state_bytes / 1e6:.2f}",
-            )
-        )
-    return markdown(rows)
+        row = [entry.optimizer, best.text, len(best.losses)]
+        row += [f"{best.learning_rate:g}{_mark(entry, 'learning_rate')}"]
+        row += [f"{best.matrix_scale:g}{_mark(entry, 'matrix_scale')}"]
+        row += [len(entry.tries)]
+        row += ["-" if entry.seconds is None else f"{entry.seconds:.3g}"]
+        rows.append([*map(str, row), f"{entry.state_bytes / 1e6:.2f}"])
+    return tables.markdown(rows)
 
 
 def grid_table(entries: Sequence[Entry]) -> str:
     """Every try: the mean loss of each learning rate and factor on matrices."""
     rates = sorted({each.learning_rate for e in entries for each in e.tries})
-    rows = [("optimizer", "matrices", *(f"{rate:g}" for rate in rates))]
-    for entry in by_loss(entries):
-        for factor in sorted({each.matrix_scale for each in entry.tries}):
-            cells = {
-                each.learning_rate: f"**{each.text}**"
-                if each is entry.chosen
-                else each.text
-                for each in entry.tries
-                if each.matrix_scale == factor
-            }
-            found = (cells.get(rate, "") for rate in rates)
-            rows.append((entry.variant.label, f"{factor:g}", *found))
-    return markdown(rows)
+    rows = [["optimizer", "matrices", *(f"{rate:g}" for rate in rates)]]
+    for entry in entries:
+        best = (entry.best.learning_rate, entry.best.matrix_scale)
+        cells = {(e.learning_rate, e.matrix_scale): e.text for e in entry.tries}
+        cells[best] = f"**{cells[best]}**"
+        for factor in sorted({factor for _, factor in cells}):
+            found = (cells.get((rate, factor), "") for rate in rates)
+            rows.append([entry.optimizer, f"{factor:g}", *found])
+    return tables.markdown(rows)
 
 
-def sweep_table(
-    sweep: Sweep, variants: Sequence[Variant], entries: Sequence[Entry]
-) -> str:
+def sweep_table(sweep: Sweep, entries: Sequence[Entry]) -> str:
     """The best mean loss of each variant at each value of one setting."""
-    known = {e.variant: e.best.text + _mark(e, *e.at_edge) for e in entries}
-    columns = [word(value) for value in sweep.values]
-    rows = [(f"optimizer, by {sweep.name}", *columns)]
-    for variant in variants:
-        cells = (known.get(each, "-") for each in sweep.variants(variant).values())
-        rows.append((variant.label, *cells))
-    return markdown(rows)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns are as wide in a terminal; the first row is its head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def aggregate(entries: Sequence[Entry], steps: int) -> list[dict[str, Any]]:
-    """The numbers of the tables, for JSON."""
-    return [
-        {
-            "optimizer": entry.variant.label,
-            "settings": dataclasses.asdict(resolved(entry.best.optimizer)),
-            "seconds": entry.seconds(steps) if entry.ran_fully else None,
-            "step_seconds": entry.step_seconds,
-            "state_bytes": entry.best.records[0].state_bytes,
-            "best": _numbers(entry.best),
-            "at_edge": entry.at_edge,
-            "tries": [_numbers(each) for each in entry.tries],
-        }
-        for entry in by_loss(entries)
-    ]
+    known = {e.optimizer: e.best.text + _mark(e, *e.at_edge) for e in entries}
+    rows = [[f"optimizer, by {sweep.name}", *sweep.values]]
+    for variant, forms in sweep.rows.items():
+        cells = (known.get(form.label, "-") for form in forms)
+        rows.append([variant.label, *cells])
+    return tables.markdown(rows)
 
 
 def plot(entries: Sequence[Entry], title: str) -> figure.Figure:
     """Held-out loss against steps and against seconds; a band spans the seeds."""
     fig, (panels,) = figures.panels(1, 2, (11, 4.5), sharey=True)
     colors = matplotlib.color_sequences["tab10" if len(entries) <= 10 else "tab20"]
-    ordered = by_loss(entries)
-    shown = []
-    for k, entry in enumerate(ordered):
-        color = colors[k % len(colors)]
-        bands = _bands(entry.best)
-        steps = [step for step, _ in bands]
-        means = [statistics.fmean(losses) for _, losses in bands]
-        label = f"{entry.variant.label}: {entry.best.text}"
-        for axes, x in zip(
-            panels, (steps, [entry.seconds(step) for step in steps]), strict=True
-        ):
-            axes.plot(x, means, color=color, label=label, marker=".", markersize=3)
-            axes.fill_between(
-                x,
-                [min(losses) for _, losses in bands],
-                [max(losses) for _, losses in bands],
-                color=color,
-                alpha=0.2,
-                linewidth=0,
-            )
-        last = max(steps, default=0)
-        shown += [
-            loss
-            for step, losses in bands
-            for loss in losses
-            if step >= SHOWN_FROM_FRACTION * last
-        ]
+    shown: list[float] = []
+    for k, entry in enumerate(entries):
+        steps, seconds, losses = (
+            zip(*entry.curve, strict=True) if entry.curve else [()] * 3
+        )
+        style = {"color": colors[k % len(colors)], "marker": ".", "markersize": 3}
+        style["label"] = f"{entry.optimizer}: {entry.best.text}"
+        for axes, x in zip(panels, (steps, seconds), strict=True):
+            figures.band(axes, x, losses, **style)
+        first = SHOWN_FROM_FRACTION * max(steps, default=0)
+        shown += [x for step, _, each in entry.curve if step >= first for x in each]
     if shown:
         margin = 0.05 * (max(shown) - min(shown)) or 0.1
         panels[0].set_ylim(min(shown) - margin, max(shown) + margin)
     figures.count(panels[0].xaxis)
     panels[0].set(xlabel="step", ylabel="held-out loss (nats per token)")
     panels[1].set(xlabel="seconds in steps")
-    for axes in panels:
-        axes.grid(alpha=0.3)
     panels[1].legend(
         loc="upper right", fontsize="small", title="final loss, best rates"
     )
@@ -183,29 +174,12 @@ def plot(entries: Sequence[Entry], title: str) -> figure.Figure:
     return fig
 
 
-def _bands(best: Try) -> list[tuple[int, list[float]]]:
-    """At each evaluation the losses of all seeds, as far as all have one."""
-    curves = [dict(record.evaluations) for record in best.records]
-    steps = sorted(set.intersection(*map(set, curves)))
-    bands = [(step, [curve[step] for curve in curves]) for step in steps]
-    return [(step, losses) for step, losses in bands if None not in losses]
-
-
-def _seconds(entry: Entry, steps: int) -> str:
-    return f"{entry.seconds(steps):.3g}" if entry.ran_fully else "-"
-
-
 def _mark(entry: Entry, *rates: str) -> str:
     """A mark where one of these rates is at the edge of what was tried."""
     return "*" if set(rates) & set(entry.at_edge) else ""
 
 
-def _numbers(each: Try) -> dict[str, Any]:
-    losses = [None if math.isinf(loss) else loss for loss in each.losses]
-    return {
-        "learning_rate": each.learning_rate,
-        "matrix_scale": each.matrix_scale,
-        "mean": None if None in losses else each.mean,
-        "deviation": each.deviation,
-        "losses": losses,
-    }
+def _numbers(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Entries for JSON, without their curves."""
+    found = [dataclasses.asdict(entry) for entry in entries]
+    return [{name: e[name] for name in e if name != "curve"} for e in found]

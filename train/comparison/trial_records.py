@@ -1,5 +1,6 @@
 """Records of trials: results, times, and the files that keep them."""
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -67,23 +68,49 @@ class Record:
         return math.inf if self.diverged or last is None else last
 
 
+_PARSER = pydantic.TypeAdapter(Record)
+
+
+def step_kinds(optimizer: OptimizerConfig, steps: int) -> list[str]:
+    """Kind of each step: the first, one that moves subspaces, or a steady one."""
+    interval = None
+    if "update_interval" in settings_of(optimizer):
+        interval = resolved(optimizer).update_interval
+    return [
+        "first"
+        if not step
+        else "moving"
+        if interval and not step % interval
+        else "steady"
+        for step in range(steps)
+    ]
+
+
+def by_kind(seconds: Sequence[float], optimizer: OptimizerConfig) -> dict[str, float]:
+    """The median seconds of each kind of step."""
+    kinds: dict[str, list[float]] = {}
+    for kind, each in zip(step_kinds(optimizer, len(seconds)), seconds, strict=True):
+        kinds.setdefault(kind, []).append(each)
+    return {kind: statistics.median(values) for kind, values in kinds.items()}
+
+
 def elapsed_seconds(
-    optimizer: OptimizerConfig, step_seconds: dict[str, float], step: int
+    optimizer: OptimizerConfig, step_seconds: dict[str, float], steps: int
 ) -> float:
     """Seconds of so many steps, by the median seconds of each kind of step.
 
-    A median of many steps does not see what else the machine was doing at times; one
-    for each kind of step keeps what moving subspaces costs.
+    A median ignores other work of the machine; one for each kind of step keeps the
+    cost of moving subspaces.
     """
-    kinds = [_kind(optimizer, count) for count in range(step)]
-    return sum(step_seconds[kind] * kinds.count(kind) for kind in set(kinds))
+    kinds = collections.Counter(step_kinds(optimizer, steps))
+    return sum(step_seconds[kind] * count for kind, count in kinds.items())
 
 
 def path_of(trial: Trial, directory: pathlib.Path) -> pathlib.Path:
     """Where the record of a trial is kept.
 
-    A setting that has its default is left out of the name: one that is new takes no
-    finished trial away.
+    Settings at their defaults are left out of the name, so that finished trials are
+    still found when there is a new setting.
     """
     optimizer = trial.optimizer
     chosen = {
@@ -102,7 +129,7 @@ def _name(trial: Trial) -> str:
 
 
 def save(record: Record, directory: pathlib.Path) -> None:
-    """Writes a record, whole or not at all."""
+    """Writes a record atomically."""
     text = json.dumps(dataclasses.asdict(record), indent=1)
     write_whole(path_of(record.trial, directory), text + "\n")
 
@@ -115,14 +142,29 @@ def load(trial: Trial, directory: pathlib.Path) -> Record | None:
       OSError: it cannot be read.
     """
     path = path_of(trial, directory)
-    if not path.exists():
-        return _of_earlier_version(trial, directory)
-    record = _read(path)
-    if not _is_of(record, trial):
-        raise ValueError(
-            f"{path} is the record of another trial: delete it to run this one"
-        )
-    return dataclasses.replace(record, trial=trial)
+    if path.exists():
+        record = _read(path)
+        if not _same(record.trial, trial):
+            raise ValueError(
+                f"{path} is the record of another trial: delete it to run this one"
+            )
+        return dataclasses.replace(record, trial=trial)
+    # The name differs where a setting had another default in an earlier version.
+    for earlier in sorted(directory.glob(f"{_name(trial)}-*.json")):
+        with contextlib.suppress(ValueError):
+            record = _read(earlier)
+            if _same(record.trial, trial):
+                return dataclasses.replace(record, trial=trial)
+    return None
+
+
+def _same(trial: Trial, other: Trial) -> bool:
+    """Whether two trials are the same, perhaps with defaults written out in one."""
+    ours, theirs = canonical(trial.optimizer), canonical(other.optimizer)
+    return (trial.seed, dataclasses.asdict(ours)) == (
+        other.seed,
+        dataclasses.asdict(theirs),
+    )
 
 
 def _read(path: pathlib.Path) -> Record:
@@ -131,7 +173,7 @@ def _read(path: pathlib.Path) -> Record:
         with contextlib.suppress(KeyError, TypeError):
             settings = values["trial"]["optimizer"]
             values["trial"]["optimizer"] = migrated(settings)
-        return pydantic.TypeAdapter(Record).validate_python(values)
+        return _PARSER.validate_python(values)
     except ValueError as error:
         what = str(error)
         if isinstance(error, pydantic.ValidationError):
@@ -144,24 +186,6 @@ def _read(path: pathlib.Path) -> Record:
         ) from error
 
 
-def _is_of(record: Record, trial: Trial) -> bool:
-    """Whether a trial says the same as that of a record, in other words perhaps."""
-    ours, theirs = canonical(trial.optimizer), canonical(record.trial.optimizer)
-    return dataclasses.asdict(ours) == dataclasses.asdict(theirs) and (
-        trial.seed == record.trial.seed
-    )
-
-
-def _of_earlier_version(trial: Trial, directory: pathlib.Path) -> Record | None:
-    """The record under the name it had when settings had other defaults."""
-    for path in sorted(directory.glob(f"{_name(trial)}-*.json")):
-        with contextlib.suppress(ValueError):
-            record = _read(path)
-            if _is_of(record, trial):
-                return dataclasses.replace(record, trial=trial)
-    return None
-
-
 def load_finished(
     trials: Iterable[Trial], directory: pathlib.Path
 ) -> dict[Trial, Record]:
@@ -170,37 +194,22 @@ def load_finished(
     return {trial: record for trial, record in found.items() if record is not None}
 
 
-def _kind(optimizer: OptimizerConfig, count: int) -> str:
-    """Kind of the step that follows after `count` others."""
-    if count == 0:
-        return "first"
-    if "update_interval" not in settings_of(optimizer):
-        return "steady"
-    return "steady" if count % resolved(optimizer).update_interval else "moving"
-
-
-def by_kind(seconds: Sequence[float], optimizer: OptimizerConfig) -> dict[str, float]:
-    """The median seconds of each kind of step."""
-    kinds: dict[str, list[float]] = {}
-    for count, each in enumerate(seconds):
-        kinds.setdefault(_kind(optimizer, count), []).append(each)
-    return {kind: statistics.median(values) for kind, values in kinds.items()}
-
-
 def thinned(
     rows: Sequence[dict[str, float]], total: int
 ) -> list[tuple[int, dict[str, float | None]]]:
-    """Averages stretches of steps' metrics, as many as make a curve of a whole run."""
+    """Averages stretches of steps' metrics: at most MAX_CURVE_POINTS in a whole run."""
     size = math.ceil(total / MAX_CURVE_POINTS)
-    stretches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    left_out = ("batch_tokens", "learning_rate", "skipped_steps")
-    names = [name for name in rows[0] if name not in left_out]
-    means = [
-        {name: finite(float(np.mean([row[name] for row in stretch]))) for name in names}
-        for stretch in stretches
-    ]
-    ends = [min(start + size, len(rows)) for start in range(0, len(rows), size)]
-    return list(zip(ends, means, strict=True))
+    names = rows[0].keys() - {"batch_tokens", "learning_rate", "skipped_steps"}
+    points = []
+    for start in range(0, len(rows), size):
+        stretch = rows[start : start + size]
+        means = {
+            name: finite(float(np.mean([row[name] for row in stretch])))
+            for name in rows[0]
+            if name in names
+        }
+        points.append((start + len(stretch), means))
+    return points
 
 
 def finite(value: float) -> float | None:

@@ -1,10 +1,10 @@
-"""Variants to compare: methods with settings of their own, and their trials."""
+"""Optimizers to compare: methods with settings of their own, and swept settings."""
 
 import dataclasses
 import itertools
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import pydantic
 
@@ -14,6 +14,7 @@ from train.config.optimizer_config import OptimizerConfig
 from train.config.rules import check_name
 
 _TYPES = typing.get_type_hints(OptimizerConfig)
+_PARSER = pydantic.TypeAdapter(OptimizerConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A method with settings of its own, whose two rates are yet to be chosen.
+    """A method with settings of its own, whose two rates are searched.
 
     Attributes:
       label: how it is written on the command line.
@@ -49,49 +50,38 @@ class Variant:
     optimizer: OptimizerConfig
     fixed: frozenset[str] = frozenset()
 
-    def with_setting(self, name: str, value: Any) -> "Variant":
-        """The variant with one more setting, or another value of it."""
-        return Variant(
-            f"{self.label} {name}={word(value)}",
-            dataclasses.replace(self.optimizer, **{name: value}),
-            self.fixed | {name},
-        )
-
     def search(
         self, learning_rates: Sequence[float], matrix_scales: Sequence[float]
     ) -> list[OptimizerConfig]:
-        """All that is tried of it: each learning rate with each factor on matrices."""
+        """Every learning rate with every factor on matrices, but for fixed ones."""
         tried = {
             "learning_rate": learning_rates,
             matrix_scale_field(self.optimizer.name): matrix_scales,
         }
         free = {name: tried[name] for name in tried if name not in self.fixed}
-        chosen = (
-            dict(zip(free, values, strict=True))
-            for values in itertools.product(*free.values())
+        # Canonical, so that settings without effect do not make another trial.
+        settings = (
+            dict(zip(free, chosen, strict=True))
+            for chosen in itertools.product(*free.values())
         )
-        # Settings that make no difference shall not make another trial.
         return [
-            canonical(dataclasses.replace(self.optimizer, **values))
-            for values in chosen
+            canonical(dataclasses.replace(self.optimizer, **each)) for each in settings
         ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """One setting and the values it takes, all else being equal."""
+class Sweep(NamedTuple):
+    """One setting and the values it takes, all else being equal.
+
+    Attributes:
+      name: the setting.
+      values: its values, as they are written on the command line.
+      rows: for each variant its forms at these values; itself where its method does
+        not read the setting.
+    """
 
     name: str
-    values: tuple[Any, ...]
-
-    def variants(self, variant: Variant) -> dict[Any, Variant]:
-        """The variant at each value; itself where its method has no such setting."""
-        return {
-            value: variant.with_setting(self.name, value)
-            if self.name in settings_of(variant.optimizer)
-            else variant
-            for value in self.values
-        }
+    values: list[str]
+    rows: dict[Variant, list[Variant]]
 
 
 def parse_variant(text: str, base: OptimizerConfig) -> Variant:
@@ -102,24 +92,23 @@ def parse_variant(text: str, base: OptimizerConfig) -> Variant:
       base: all other settings.
 
     Raises:
-      ValueError: there is no such method or setting, the method does not read the
-        setting, or the value is not one of it.
+      ValueError: unknown method or setting, a setting that the method does not read,
+        or a value that does not fit.
     """
     where = f"--optimizers {text!r}"
     name, rest = method_of(text)
-    settings = {}
+    settings: dict[str, str] = {}
     for part in filter(None, map(str.strip, rest.split(","))):
         key, value = _assignment(part, where)
         if key in settings:
             raise ValueError(f"{where}: {key} is given twice")
-        settings[key] = _value(key, value, where)
-    optimizer = _replace(base, where, name=name, **settings)
-    for key in settings:
-        if key not in settings_of(optimizer):
-            raise ValueError(
-                f"{where}: {name} does not use {key}; it uses "
-                f"{', '.join(sorted(settings_of(optimizer)))}"
-            )
+        settings[key] = value
+    optimizer = _with_settings(base, where, name=name, **settings)
+    used = settings_of(optimizer)
+    for key in (key for key in settings if key not in used):
+        raise ValueError(
+            f"{where}: {name} does not use {key}; it uses {', '.join(sorted(used))}"
+        )
     return Variant(text.strip(), optimizer, frozenset(settings))
 
 
@@ -131,59 +120,62 @@ def parse_sweep(text: str, variants: Sequence[Variant]) -> Sweep:
       variants: whose setting it is.
 
     Raises:
-      ValueError: no variant has such a setting, or a value is not one of it.
+      ValueError: no variant reads the setting, or a value does not fit.
     """
     where = f"--sweep {text!r}"
-    name, values = _assignment(text.strip(), where)
-    taken = tuple(_value(name, value.strip(), where) for value in values.split(","))
-    if len(set(taken)) < len(taken):
-        raise ValueError(f"{where} has a value twice")
-    users = [v for v in variants if name in settings_of(v.optimizer)]
-    if not users:
+    name, joined = _assignment(text.strip(), where)
+    texts = [each.strip() for each in joined.split(",")]
+    rows, values = {}, None
+    for variant in variants:
+        rows[variant] = [variant] * len(texts)
+        if name in settings_of(variant.optimizer):
+            forms = [
+                _with_settings(variant.optimizer, where, **{name: each})
+                for each in texts
+            ]
+            values = [getattr(form, name) for form in forms]
+            fixed = variant.fixed | {name}
+            rows[variant] = [
+                Variant(f"{variant.label} {name}={_word(value)}", form, fixed)
+                for value, form in zip(values, forms, strict=True)
+            ]
+    if values is None:
         raise ValueError(f"{where}: none of --optimizers uses {name}")
-    for variant, value in itertools.product(users, taken):
-        _replace(variant.optimizer, where, **{name: value})
-    return Sweep(name, taken)
-
-
-def all_variants(
-    variants: Sequence[Variant], sweeps: Sequence[Sweep]
-) -> Iterator[Variant]:
-    """The variants as they are, then those that differ in a swept setting."""
-    yield from variants
-    for sweep, variant in itertools.product(sweeps, variants):
-        yield from sweep.variants(variant).values()
+    if len(set(values)) < len(values):
+        raise ValueError(f"{where} has a value twice")
+    return Sweep(name, [_word(value) for value in values], rows)
 
 
 def _assignment(text: str, where: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    name = name.strip().replace("-", "_")
-    if not equals or not value.strip():
+    name, equals, value = (part.strip() for part in text.partition("="))
+    name = name.replace("-", "_")
+    if not equals or not value:
         raise ValueError(f"{where}: {text!r} is not a setting; write rank=32")
-    known = [field for field in _TYPES if field != "name"]
-    check_name(where, name, known)
-    return name, value.strip()
+    check_name(where, name, [field for field in _TYPES if field != "name"])
+    return name, value
 
 
-def _value(name: str, text: str, where: str) -> Any:
-    kind = _TYPES[name]
+def _with_settings(
+    base: OptimizerConfig, where: str, **settings: str
+) -> OptimizerConfig:
+    """The config with some settings parsed from text, `none` being None."""
+    values = dataclasses.asdict(base)
+    for name, text in settings.items():
+        is_none = text == "none" and type(None) in typing.get_args(_TYPES[name])
+        values[name] = None if is_none else text
     try:
-        return pydantic.TypeAdapter(kind).validate_python(text)
+        return _PARSER.validate_python(values)
     except pydantic.ValidationError as error:
-        if text == "none" and type(None) in typing.get_args(kind):
-            return None
-        message = error.errors()[0]["msg"]
-        raise ValueError(f"{where}: {name}={text}: {message}") from error
+        first = error.errors()[0]
+        if first["loc"]:
+            name = first["loc"][0]
+            what = f"{name}={settings[name]}: {first['msg']}"
+        else:  # of the whole config, which names the flag itself
+            what = first["ctx"]["error"]
+        raise ValueError(f"{where}: {what}") from error
 
 
-def _replace(base: OptimizerConfig, where: str, **settings: Any) -> OptimizerConfig:
-    try:
-        return dataclasses.replace(base, **settings)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def word(value: Any) -> str:
+def _word(value: Any) -> str:
     """A value as it is written on the command line."""
     if isinstance(value, bool):
         return "on" if value else "off"

@@ -51,9 +51,10 @@ def check_name(where: str, name: str, known: Collection[str]) -> None:
 def check(config: Any, rule: Rule, *fields: str) -> None:
     """Raises a ValueError that names the flag of the first field to break a rule.
 
-    None, for a value that is not given, breaks none.
+    None, for a value that is not given, breaks none; of a tuple each value counts.
     """
-    for field in fields:
-        value = getattr(config, field)
-        if value is not None and not rule.holds(value):
+    for field, given in ((field, getattr(config, field)) for field in fields):
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is None or rule.holds(value):
+                continue
             raise ValueError(f"{flag(field)} must be {rule.words}, got {value}")

@@ -16,6 +16,7 @@ from train.plan import PlanConfig
 from train.planning.collectives import KINDS, PHASES, Traffic
 from train.planning.footprint import Footprint, measure
 from train.planning.targets import open_target
+from train.reports import tables
 from train.step import mesh as meshes
 from train.step import optimizers
 from train.system import console
@@ -87,15 +88,7 @@ def table(footprints: Sequence[Footprint], memory_bytes: int | None) -> str:
             rows.append((f"  {kind}", *cells))
     seconds = (f"{each.compile_seconds:.0f} s" for each in footprints)
     rows.append(("compiles in", *seconds))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(title: str, *cells: str) -> str:
-        right = (
-            cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)
-        )
-        return "  ".join([title.ljust(widths[0]), *right]).rstrip()
-
-    return "\n".join(line(*row) for row in rows)
+    return tables.columns(rows)
 
 
 def _traffic(traffic: Traffic | None) -> str:

@@ -1,10 +1,12 @@
 """Figures of matplotlib in one style, and axes that read well."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import axis, figure, ticker
+from matplotlib.axes import Axes
 
 _STEPS = (1, 2, 5, 10)  # between ticks, times a power of ten
 
@@ -23,6 +25,31 @@ def panels(
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         drawing = figure.Figure(size_inches, dpi=120, layout="constrained")
         return drawing, drawing.subplots(rows, columns, squeeze=False, **shared)
+
+
+def band(
+    axes: Axes,
+    x: Sequence[float],
+    groups: Sequence[Sequence[float]],
+    *,
+    color: Any,
+    alpha: float = 0.2,
+    **line: Any,
+) -> None:
+    """Draws a line through the mean of each group, in a band from least to largest.
+
+    Args:
+      axes: where to draw; gets a grid.
+      x: the place of each group.
+      groups: the values at each x.
+      color: of line and band.
+      alpha: opacity of the band.
+      **line: other properties of the line.
+    """
+    axes.plot(x, [np.mean(each) for each in groups], color=color, **line)
+    low, high = [min(each) for each in groups], [max(each) for each in groups]
+    axes.fill_between(x, low, high, color=color, alpha=alpha, linewidth=0)
+    axes.grid(alpha=0.3)
 
 
 def count(of: axis.Axis) -> None:

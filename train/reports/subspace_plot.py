@@ -38,19 +38,10 @@ def plot(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
     labels = _labels(row["matrix"] for row in rows)
     for k, (matrix, label) in enumerate(labels.items()):
         own = [row for row in rows if row["matrix"] == matrix]
-        color = f"C{k % 10}"
+        style = {"color": f"C{k % 10}", "label": label}
+        style |= {"marker": "o", "markersize": 2.5}
         for name, over_steps, over_layers in zip(shown, *panels, strict=True):
-            steps, values = _grouped(own, "step", name)
-            style = {"color": color, "label": label, "marker": "o", "markersize": 2.5}
-            over_steps.plot(steps, [np.mean(each) for each in values], **style)
-            over_steps.fill_between(
-                steps,
-                [min(each) for each in values],
-                [max(each) for each in values],
-                color=color,
-                alpha=0.12,
-                linewidth=0,
-            )
+            figures.band(over_steps, *_grouped(own, "step", name), alpha=0.12, **style)
             layers, values = _grouped(own, "layer", name)
             over_layers.plot(layers, [np.mean(each) for each in values], **style)
     for (name, values), *column in zip(shown.items(), *panels, strict=True):

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from train.reports import figures
+from train.reports import figures, tables
 from train.system.files import write_figure
 from train.timing.interleaved import Spread, ratio, spread
 
@@ -51,7 +51,7 @@ def table(costs: Mapping[str, Cost], interval: int) -> str:
     if base.steady_cycles is not None:
         titles += ["estimated steady step", "/ first"]
     titles += ["compile", "/ first", "state", "temporaries", "peak"]
-    rows = [titles, ["---"] * len(titles)]
+    rows = [titles]
     for name, cost in costs.items():
         row = [name]
         if cost.steady_seconds is not None:
@@ -83,7 +83,7 @@ def table(costs: Mapping[str, Cost], interval: int) -> str:
             ),
         ]
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return tables.markdown(rows)
 
 
 def _ratio(value: Spread) -> str:
