@@ -43,14 +43,8 @@ from subtrack_jax.stages.recover import (
     scale_gradient,
 )
 from subtrack_jax.stages.track import TrackSubspaceState, track_subspace
-from subtrack_jax.stages.trackers import (
-    Tracker,
-    geodesic,
-    random_jump,
-    random_walk,
-    svd,
-    switch,
-)
+from subtrack_jax.stages.tracker import Moved, Tracker, TrackerContext, switch
+from subtrack_jax.stages.trackers import geodesic, random_jump, random_walk, svd
 from subtrack_jax.stages.transport import (
     DenseRotation,
     RankOneRotation,
@@ -68,11 +62,13 @@ __all__ = [
     "LowRankLeaf",
     "MatrixView",
     "MonitorEnergyState",
+    "Moved",
     "RankOneRotation",
     "RecoverAndScaleState",
     "Rotation",
     "TrackSubspaceState",
     "Tracker",
+    "TrackerContext",
     "__version__",
     "apollo",
     "apollo_mini",

@@ -184,7 +184,7 @@ def _replay(golden) -> stj.Tracker:
 
     return stj.Tracker(
         start=lambda key, gradient, rank: basis_of(gradient),
-        move=lambda key, gradient, basis: (basis_of(gradient), None),
+        move=lambda gradient, basis, context: stj.Moved(basis_of(gradient)),
     )
 
 
@@ -235,7 +235,8 @@ def test_published_geodesic(golden, precision):
         golden["wide/geodesic_eta"], golden["wide/geodesic_end"], strict=True
     ):
         tracker = stj.geodesic(step_size=float(step_size))
-        got, _ = tracker.move(jax.random.key(0), gradient, start)
+        context = stj.TrackerContext(jax.random.key(0), jnp.int32(1))
+        got = tracker.move(gradient, start, context).basis
         moved = np.linalg.norm(want - golden["wide/geodesic_start"])
         error = np.linalg.norm(np.asarray(got, np.float64) - want) / moved
         assert error < TOLERANCE["float32"], (

@@ -74,9 +74,9 @@ def test_refresh_runs_only_when_due(transport):
     """Counted as it runs, for each slice of a stacked leaf."""
     calls = []
 
-    def move(key, gradient, basis):
+    def move(gradient, basis, context):
         jax.debug.callback(lambda _: calls.append(1), gradient[0, 0])
-        return stj.geodesic().move(key, gradient, basis)
+        return stj.geodesic().move(gradient, basis, context)
 
     low_rank = stj.LowRank(RANK, optax.contrib.MuonDimensionNumbers(-2, -1))
     optimizer = optax.chain(

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.linalg
 
@@ -46,6 +47,13 @@ def _angles(a, b):
     return scipy.linalg.subspace_angles(_f64(a), _f64(b))
 
 
+def _move(tracker, key, gradient, basis, **context):
+    """The new basis and the rotation of a move of one matrix."""
+    given = stj.TrackerContext(key, jnp.int32(1))._replace(**context)
+    moved = tracker.move(gradient, basis, given)
+    return moved.basis, moved.rotation
+
+
 def _check_rotation(rotation, old, new, tolerance):
     """C = S_new^T S_old, whichever way the tracker describes it."""
     if rotation is None:
@@ -74,8 +82,11 @@ def test_random_jump_starts_and_jumps_anywhere(precision):
     """Nothing of the gradient or the old basis is in the new one."""
     tracker = stj.random_jump()
     start = tracker.start(jax.random.key(0), _gradient(6, 10, precision), RANK)
-    jump, rotation = tracker.move(jax.random.key(1), _gradient(6, 10, precision), start)
-    again, _ = tracker.move(
+    jump, rotation = _move(
+        tracker, jax.random.key(1), _gradient(6, 10, precision), start
+    )
+    again, _ = _move(
+        tracker,
         jax.random.key(1),
         _gradient(6, 10, precision, seed=1),
         _start(6, precision, seed=1),
@@ -102,7 +113,7 @@ def test_random_jump_starts_and_jumps_anywhere(precision):
 def test_geodesic(tracker, move, m, n, precision):
     """Turns the one direction by the one angle, and says how the coordinates turn."""
     basis, gradient = _start(m, precision), _gradient(m, n, precision)
-    got, rotation = tracker.move(jax.random.key(KEY), gradient, basis)
+    got, rotation = _move(tracker, jax.random.key(KEY), gradient, basis)
     want = move(_f64(basis), _f64(gradient))
     assert got.dtype == precision
     np.testing.assert_allclose(got, want, atol=TOLERANCE[precision])
@@ -118,7 +129,7 @@ def test_geodesic_lowers_the_projection_error(m, n):
     missed = []
     for _ in range(40):
         missed.append(1 - oracle.captured_energy(_f64(basis), _f64(gradient)))
-        basis, _ = tracker.move(jax.random.key(KEY), gradient, basis)
+        basis, _ = _move(tracker, jax.random.key(KEY), gradient, basis)
     best = oracle.svd_basis(_f64(gradient), RANK)
     optimum = 1 - oracle.captured_energy(best, _f64(gradient))
     assert np.all(np.diff(missed) < 1e-6)
@@ -136,7 +147,7 @@ def test_geodesic_stays_where_nothing_is_missed(precision):
         start = jnp.eye(8, RANK, dtype=precision) if gradient[0, 0] == 1 else basis
         for step_size in (None, 0.1):
             tracker = stj.geodesic(step_size=step_size)
-            got, rotation = tracker.move(jax.random.key(KEY), gradient, start)
+            got, rotation = _move(tracker, jax.random.key(KEY), gradient, start)
             np.testing.assert_allclose(got, start, atol=TOLERANCE[precision])
             _check_rotation(rotation, start, got, TOLERANCE[precision])
 
@@ -145,12 +156,12 @@ def test_geodesic_turns_by_a_right_angle():
     """A gradient that is almost wholly missed: theta near pi/2 either way."""
     basis = jnp.eye(6, 2)
     gradient = jnp.zeros((6, 4)).at[0, 0].set(1e-3).at[5, 0].set(1.0)
-    got, rotation = stj.geodesic().move(jax.random.key(KEY), gradient, basis)
+    got, rotation = _move(stj.geodesic(), jax.random.key(KEY), gradient, basis)
     assert 1 - oracle.captured_energy(_f64(got), _f64(gradient)) < 1e-10
     assert abs(_angles(got, basis).max() - (np.pi / 2 - 1e-3)) < 1e-6
     sigma = 1e-3
     quarter = stj.geodesic(step_size=float(np.pi / 4 / sigma))
-    got, rotation = quarter.move(jax.random.key(KEY), gradient, basis)
+    got, rotation = _move(quarter, jax.random.key(KEY), gradient, basis)
     np.testing.assert_allclose(np.abs(got[:, 0]), jnp.eye(6)[5], atol=1e-6)
     assert abs(rotation.cosine) < 1e-6
 
@@ -160,15 +171,15 @@ def test_line_search_ignores_the_scale_of_the_gradient(exponent):
     """To the bit, by powers of two; the fixed step depends on it by design."""
     basis, gradient = _start(6, "float32"), _gradient(6, 10, "float32")
     scaled = gradient * jnp.float32(2.0**exponent)
-    want, _ = stj.geodesic().move(jax.random.key(KEY), gradient, basis)
-    got, _ = stj.geodesic().move(jax.random.key(KEY), scaled, basis)
+    want, _ = _move(stj.geodesic(), jax.random.key(KEY), gradient, basis)
+    got, _ = _move(stj.geodesic(), jax.random.key(KEY), scaled, basis)
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 @pytest.mark.parametrize("m, n", SHAPES)
 def test_svd_moves_to_the_best_basis(m, n, precision):
     basis, gradient = _start(m, precision), _gradient(m, n, precision)
-    got, _ = stj.svd().move(jax.random.key(KEY), gradient, basis)
+    got, _ = _move(stj.svd(), jax.random.key(KEY), gradient, basis)
     best = oracle.svd_basis(_f64(gradient), RANK)
     assert _angles(got, best).max() < TOLERANCE[precision]
 
@@ -178,7 +189,7 @@ def test_svd_moves_to_the_best_basis(m, n, precision):
 def test_random_walk_moves_by_its_angle(angle, m, precision):
     """The largest principal angle, whatever the gradient; another key, another way."""
     basis = _start(m, precision)
-    move = stj.random_walk(angle=angle).move
+    move = functools.partial(_move, stj.random_walk(angle=angle))
     gradient = _gradient(m, m + 2, precision)
     got, rotation = move(jax.random.key(0), gradient, basis)
     other, _ = move(jax.random.key(1), gradient, basis)
@@ -194,7 +205,7 @@ def test_random_walk_in_a_half_space_it_cannot_leave():
     """rank > m / 2: some directions have nowhere to turn; the others still turn."""
     basis = jnp.asarray(scipy.linalg.orth(np.random.default_rng(0).normal(size=(4, 3))))
     gradient = jnp.ones((4, 5))
-    got, _ = stj.random_walk(angle=0.5).move(jax.random.key(0), gradient, basis)
+    got, _ = _move(stj.random_walk(angle=0.5), jax.random.key(0), gradient, basis)
     assert common.orthonormality_error(got) < 1e-5
     np.testing.assert_allclose(_angles(got, basis), [0.5, 0.0, 0.0], atol=1e-3)
 
@@ -206,7 +217,7 @@ def test_of_a_zero_gradient(name):
     gradient = jnp.zeros((6, 10))
     basis = tracker.start(jax.random.key(0), gradient, RANK)
     assert common.orthonormality_error(basis) < 1e-5
-    moved, _ = tracker.move(jax.random.key(1), gradient, basis)
+    moved, _ = _move(tracker, jax.random.key(1), gradient, basis)
     assert common.orthonormality_error(moved) < 1e-5
 
 
@@ -234,9 +245,9 @@ def test_an_aligned_basis_keeps_the_signs_of_the_one_before(align, init, precisi
     """And spans what it would have spanned."""
     gradient = _gradient(6, 10, precision)
     key = jax.random.key(0)
-    plain, _ = stj.svd(init).move(key, gradient, jnp.eye(6, RANK, dtype=precision))
+    plain, _ = _move(stj.svd(init), key, gradient, jnp.eye(6, RANK, dtype=precision))
     before = plain * jnp.array([[-1.0, 1.0, -1.0]], precision)
-    aligned, rotation = stj.svd(init, align).move(key, gradient, before)
+    aligned, rotation = _move(stj.svd(init, align), key, gradient, before)
     np.testing.assert_allclose(aligned, before, atol=TOLERANCE[precision])
     assert rotation is None
 
@@ -253,13 +264,63 @@ def test_switch_goes_over_when_it_is_due():
     tracker = stj.switch(first, then, after_steps=4)
     for count, wanted in ((3, first), (4, then), (5, then)):
         key = jax.random.key(count)
-        got, rotation = tracker.move(key, gradient, basis, count=jnp.int32(count))
-        np.testing.assert_allclose(got, wanted.move(key, gradient, basis)[0], atol=1e-6)
+        got, rotation = _move(tracker, key, gradient, basis, count=jnp.int32(count))
+        np.testing.assert_allclose(
+            got, _move(wanted, key, gradient, basis)[0], atol=1e-6
+        )
         assert rotation is None  # one kind for both
     start, alone = (
         t.start(jax.random.key(0), gradient, RANK) for t in (tracker, first)
     )
     np.testing.assert_allclose(start, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("learns_first", [True, False])
+def test_switch_keeps_the_memory_of_a_tracker_that_does_not_move(learns_first):
+    """Each tracker's memory is as if it had been alone, moved or not."""
+    gradient, basis = _gradient(6, 10, "float32"), _start(6, "float32")
+    learned, jump = stj.online_pca(), stj.random_jump()
+    pair = (learned, jump) if learns_first else (jump, learned)
+    tracker = stj.switch(*pair, after_steps=2)
+    memory, alone = tracker.memory(basis), learned.memory(basis)
+    for count in range(4):
+        context = stj.TrackerContext(jax.random.key(count), jnp.int32(count))
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+            moved = tracker.move(gradient, basis, context._replace(memory=memory))
+            wanted = jump.move(gradient, basis, context)
+            if (count < 2) == learns_first:
+                wanted = learned.move(gradient, basis, context._replace(memory=alone))
+                alone = wanted.memory
+        np.testing.assert_allclose(moved.basis, wanted.basis, atol=1e-6)
+        for new, old in zip(moved.memory[0 if learns_first else 1], alone, strict=True):
+            np.testing.assert_allclose(new, old, atol=1e-6)
+        basis, memory = moved.basis, moved.memory
+
+
+def test_switch_of_trackers_with_memory_and_momentum_in_a_chain():
+    """LDAdam's iteration for three steps, then a projection that is learned."""
+    low_rank = stj.LowRank(2)
+    gradients = jnp.asarray(
+        common.drifting_gradients(common.Leaf((6, 10)), 6), jnp.float32
+    )
+
+    def bases(tracker):
+        stages = optax.chain(
+            stj.track_subspace(low_rank, tracker, update_interval=1),
+            stj.project(low_rank),
+            stj.scale_by_projection_aware_adam(low_rank),
+        )
+        optimizer = optax.chain(
+            stj.feed_back(low_rank, stages), stj.recover_and_scale(low_rank)
+        )
+        return common.run(optimizer, jnp.zeros((6, 10)), gradients).bases
+
+    with jax.numpy_dtype_promotion("standard"):  # optax's own stages need it
+        both = bases(stj.switch(stj.power_iteration(), stj.online_pca(), 3))
+        first = bases(stj.power_iteration())
+    np.testing.assert_allclose(both[:3], first[:3], atol=1e-6)
+    # Adam's first step has the size of its rate in every entry.
+    np.testing.assert_allclose(np.abs(both[3] - both[2]), 5e-3, rtol=1e-3)
 
 
 def test_golore_jumps_where_galore_would_not():

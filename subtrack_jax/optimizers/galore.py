@@ -13,7 +13,8 @@ from subtrack_jax.stages import trackers
 from subtrack_jax.stages.adam import scale_by_projection_aware_adam
 from subtrack_jax.stages.recover import Residual, recover_and_scale
 from subtrack_jax.stages.track import track_subspace
-from subtrack_jax.stages.trackers import Align, Init
+from subtrack_jax.stages.tracker import Init, switch
+from subtrack_jax.stages.trackers import Align
 
 _Scalar = jax.typing.ArrayLike
 
@@ -110,9 +111,7 @@ def golore(
     """
     low_rank = LowRank(rank, dimension_numbers, side)
     check_steps("random_after_steps", random_after_steps)
-    tracker = trackers.switch(
-        trackers.svd(init), trackers.random_jump(), random_after_steps
-    )
+    tracker = switch(trackers.svd(init), trackers.random_jump(), random_after_steps)
     adam = scale_by_projection_aware_adam(
         low_rank,
         b1,

@@ -8,7 +8,7 @@ from subtrack_jax import sharding
 from subtrack_jax._internal.orthonormal import orthonormal_columns
 from subtrack_jax._internal.products import dot, power_of_two
 from subtrack_jax._internal.validation import check_decay
-from subtrack_jax.stages.trackers import Init, Tracker, leading_directions
+from subtrack_jax.stages.tracker import Init, Moved, Tracker, leading_directions
 
 # Learning rate of the Adam by which Online Subspace Descent learns its projection.
 PROJECTION_LEARNING_RATE = 5e-3
@@ -37,8 +37,8 @@ def power_iteration(
     """
     check_decay("rho", rho, 0.908)
 
-    def move(key, gradient, basis, *, momentum):
-        del key
+    def move(gradient, basis, context):
+        momentum = context.momentum
         weight = jnp.asarray(sharding.local(rho), basis.dtype)
         # Ignore a momentum that is not finite.
         is_usable = jnp.all(jnp.isfinite(momentum))
@@ -51,9 +51,9 @@ def power_iteration(
         product += (1 - weight) * dot(gradient, image)
         new_basis = orthonormal_columns(product)
         # QR of zeros is arbitrary: keep the old basis.
-        return jnp.where(jnp.any(product != 0), new_basis, basis), None
+        return Moved(jnp.where(jnp.any(product != 0), new_basis, basis))
 
-    return Tracker(leading_directions(init), move, needs=("momentum",))
+    return Tracker(leading_directions(init), move, needs_momentum=True)
 
 
 def online_pca(
@@ -80,20 +80,19 @@ def online_pca(
     inner = optax.adam(PROJECTION_LEARNING_RATE) if optimizer is None else optimizer
 
     # Without their names: who looks for Adam's `mu` in the state shall find one.
-    def remember(basis):
+    def memory(basis):
         return tuple(jax.tree.leaves(inner.init(basis)))
 
-    def move(key, gradient, basis, *, memory):
-        del key
+    def move(gradient, basis, context):
         structure = jax.tree.structure(jax.eval_shape(inner.init, basis))
         gradient = gradient / power_of_two(gradient)
         energy = jnp.sum(gradient * gradient)
         image = dot(gradient, gradient.T @ basis)  # g g^T P, times |G|^2
         image /= jnp.where(energy > 0, energy, 1)
         slope = dot(image, dot(basis.T, basis)) + dot(basis, dot(basis.T, image))
-        state = jax.tree.unflatten(structure, memory)
+        state = jax.tree.unflatten(structure, context.memory)
         updates, state = inner.update(2 * slope - 4 * image, state, basis)
         new_memory = tuple(jax.tree.leaves(state))
-        return optax.apply_updates(basis, updates), None, new_memory
+        return Moved(optax.apply_updates(basis, updates), memory=new_memory)
 
-    return Tracker(leading_directions(init), move, remember=remember)
+    return Tracker(leading_directions(init), move, memory=memory)

@@ -15,7 +15,7 @@ from subtrack_jax.stages.adam import scale_by_projection_aware_adam
 from subtrack_jax.stages.draw_projection import draw_projection
 from subtrack_jax.stages.recover import recover_and_scale, scale_gradient
 from subtrack_jax.stages.track import track_subspace
-from subtrack_jax.stages.trackers import Init
+from subtrack_jax.stages.tracker import Init
 
 _Scalar = jax.typing.ArrayLike
 

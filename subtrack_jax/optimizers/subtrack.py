@@ -35,11 +35,11 @@ follows its strongest direction, with Lion inside of the subspace:
 
   >>> import jax.numpy as jnp
   >>> def steepest(angle):
-  ...     def move(key, gradient, basis):
+  ...     def move(gradient, basis, context):
   ...         tangent = stj.grassmann.tangent(basis, gradient)
   ...         length = jnp.linalg.norm(tangent)
   ...         tangent *= angle / jnp.where(length > 0, length, 1)
-  ...         return stj.grassmann.exponential_map(basis, tangent), None
+  ...         return stj.Moved(stj.grassmann.exponential_map(basis, tangent))
   ...     return stj.geodesic()._replace(move=move)
   >>> def steepest_lion(learning_rate, rank, update_interval=50):
   ...     low_rank = stj.LowRank(rank)
@@ -80,7 +80,7 @@ from subtrack_jax.stages import trackers
 from subtrack_jax.stages.adam import scale_by_projection_aware_adam
 from subtrack_jax.stages.recover import recover_and_scale
 from subtrack_jax.stages.track import track_subspace
-from subtrack_jax.stages.trackers import Init
+from subtrack_jax.stages.tracker import Init
 
 _Scalar = jax.typing.ArrayLike
 

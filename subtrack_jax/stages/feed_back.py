@@ -38,10 +38,10 @@ def feed_back(
     """Closes the loop around a chain of the first three stages.
 
     Its trackers are given the bias-corrected first moment of the last step
-    (`Tracker.needs`). With error feedback nothing is dropped for good: what a step
-    misses of the gradient, and what the moments lose when the basis moves, is added
-    to the next gradient (LDAdam's generalised error feedback, Robert et al. 2024,
-    arXiv 2410.16103, algorithm 1):
+    (`Tracker.needs_momentum`). With error feedback nothing is dropped for good: what
+    a step misses of the gradient, and what the moments lose when the basis moves, is
+    added to the next gradient (LDAdam's generalised error feedback, Robert et al.
+    2024, arXiv 2410.16103, algorithm 1):
     E = G - S A + b1 / (1 - b1) (S_{t-1} M_{t-1} - S C M_{t-1}).
     It costs a buffer of the parameter's size, in float32 at least, and two products.
     The stages, `monitor_energy` among them, see the gradient with the error added.

@@ -13,13 +13,13 @@ from subtrack_jax import sharding
 from subtrack_jax._internal import placement
 from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.loops import apply_if
-from subtrack_jax._internal.refresh import Leaf, Moved, knows_rotations, refresh
+from subtrack_jax._internal.matrix_loops import Stack, map_matrices, result_shapes
 from subtrack_jax._internal.trees import map_leaves, state_dtype
 from subtrack_jax._internal.validation import check, check_steps
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.stages.checks import expect_rule_state, expect_shapes, expect_state
 from subtrack_jax.stages.record import LowRankLeaf, is_record
-from subtrack_jax.stages.trackers import Tracker
+from subtrack_jax.stages.tracker import Moved, Tracker, TrackerContext
 from subtrack_jax.stages.transport import RankOneRotation
 
 
@@ -70,24 +70,16 @@ def track_subspace(
       A transformation whose updates are for `project`. Other leaves pass.
 
     Raises:
-      ValueError: if `update_interval` or `seed` is out of its range, or the tracker
-        needs what there is not; on `init`, if no leaf matches.
+      ValueError: if `update_interval` or `seed` is out of its range; on `init`, if
+        no leaf matches.
     """
-    needs_momentum = "momentum" in tracker.needs
     check_schedule(update_interval, seed)
-    if unknown := set(tracker.needs) - {"count", "momentum"}:
-        raise ValueError(
-            f"the tracker needs {', '.join(sorted(unknown))}: there is 'count' and"
-            " 'momentum'."
-        )
 
-    def remembered(basis):
-        remember = tracker.remember
-        if remember is None:
-            return ()
+    def new_memory(basis):
+        memory = tracker.memory
         for _ in basis.shape[:-2]:
-            remember = jax.vmap(remember)
-        return remember(basis)
+            memory = jax.vmap(memory)
+        return memory(basis)
 
     def init_fn(params):
         low_rank.check(params)
@@ -100,7 +92,7 @@ def track_subspace(
 
         def memory_of(leaf, view):
             dtype = state_dtype(leaf.dtype)
-            return remembered(placement.basis_like(leaf, view, dtype))
+            return new_memory(placement.basis_like(leaf, view, dtype))
 
         return TrackSubspaceState(
             count=jnp.zeros([], jnp.int32),
@@ -110,7 +102,7 @@ def track_subspace(
 
     def update_fn(updates, state, momentum=None, **extra_args):
         del extra_args
-        if needs_momentum and momentum is None:
+        if tracker.needs_momentum and momentum is None:
             raise TypeError(
                 "track_subspace was given a tracker that needs momentum, and none: put"
                 " the chain up to its inner rule inside of feed_back."
@@ -131,41 +123,36 @@ def track_subspace(
 
         stored = of_chosen(state.basis)
         memories = of_chosen(state.memory)
-        extras = of_chosen(momentum) if needs_momentum else [()] * len(chosen)
         bases = [basis.astype(state_dtype(basis.dtype)) for basis in stored]
-        if tracker.remember or jax.tree.leaves(memories):
-            new = jax.eval_shape(lambda bases: list(map(remembered, bases)), bases)
-            expect_rule_state("track_subspace", memories, new)
-        gradients = {k: content(leaves[k]) for k in chosen}
+        expected = jax.eval_shape(lambda bases: list(map(new_memory, bases)), bases)
+        expect_rule_state("track_subspace", memories, expected)
+        momenta: list[Any] = [None] * len(chosen)
+        if tracker.needs_momentum:
+            momenta = of_chosen(momentum)
         key = jax.random.fold_in(jax.random.key(sharding.local(seed)), state.count)
 
-        def start(gradient, basis, memory, extra):
-            del extra
-            return Moved(tracker.start(key, gradient, basis.shape[-1]), memory=memory)
+        def start(gradient, basis, context):
+            first = tracker.start(key, gradient, basis.shape[-1])
+            return Moved(first, memory=context.memory)
 
-        def move(gradient, basis, memory, extra):
-            given = {"count": state.count, "momentum": extra}
-            named = {name: given[name] for name in tracker.needs}
-            if tracker.remember:
-                named["memory"] = memory
-            return Moved(*tracker.move(key, gradient, basis, **named))
+        def refresh(how, gradient, basis, memory, momentum):
+            context = TrackerContext(key, state.count, momentum, memory)
+            return _moved_if_finite(how, gradient, basis, context)
 
-        def leaves_of(tracked):
+        def stacks(tracked):
             return [
-                Leaf(views[k], gradients[k], old.basis, old.memory, extra)
-                for k, old, extra in zip(chosen, tracked, extras, strict=True)
+                Stack(views[k], content(leaves[k]), (old.basis, old.memory, extra))
+                for k, old, extra in zip(chosen, tracked, momenta, strict=True)
             ]
 
-        def refreshed(how, tracked):
-            return refresh(how, leaves_of(tracked))
-
+        begin, move = (functools.partial(refresh, how) for how in (start, tracker.move))
         is_start = state.count == 0
         moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
         # Decided for the whole tree, and outside of any vmap, which would make a
         # select of it and pay for a refresh on every step.
         started = apply_if(
             is_start,
-            functools.partial(refreshed, start),
+            lambda tracked: map_matrices(begin, stacks(tracked)),
             [
                 Moved(basis, memory=memory)
                 for basis, memory in zip(bases, memories, strict=True)
@@ -173,14 +160,18 @@ def track_subspace(
             "start_subspaces",
         )
         # A loop returns what it takes: it begins with the kind of rotation moves give.
+        kinds = result_shapes(move, stacks(started))
         tracked = [
-            old._replace(rotation=RankOneRotation.identity(old.basis)) if known else old
-            for old, known in zip(
-                started, knows_rotations(move, leaves_of(started)), strict=True
-            )
+            old
+            if kind.rotation is None
+            else old._replace(rotation=RankOneRotation.identity(old.basis))
+            for old, kind in zip(started, kinds, strict=True)
         ]
         tracked = apply_if(
-            moved, functools.partial(refreshed, move), tracked, "move_subspaces"
+            moved,
+            lambda tracked: map_matrices(move, stacks(tracked)),
+            tracked,
+            "move_subspaces",
         )
         new_updates, new_bases = list(leaves), [optax.MaskedNode()] * len(leaves)
         new_memories = list(new_bases)
@@ -203,6 +194,26 @@ def track_subspace(
 
     return sharding.stage(
         init_fn, update_fn, expect_plain("track_subspace"), takes=("momentum",)
+    )
+
+
+def _moved_if_finite(
+    move: Callable[[jax.Array, jax.Array, TrackerContext], Moved],
+    gradient: jax.Array,
+    basis: jax.Array,
+    context: TrackerContext,
+) -> Moved:
+    """A move of one matrix, or what there was if it or the gradient is not finite."""
+    gradient = gradient.astype(basis.dtype)
+    moved = move(gradient, basis, context)
+    # The largest entry is needed anyway, and NaN if one is.
+    usable = jnp.isfinite(jnp.max(jnp.abs(gradient)))
+    usable &= jnp.isfinite(jnp.max(jnp.abs(moved.basis)))
+    keep = lambda new, old: jnp.where(usable, new.astype(old.dtype), old)
+    return Moved(
+        keep(moved.basis, basis),
+        jax.tree.map(lambda leaf: jnp.where(usable, leaf, 0), moved.rotation),
+        jax.tree.map(keep, moved.memory, context.memory),
     )
 
 

@@ -1,52 +1,17 @@
-"""Trackers: where a basis starts and how it moves.
+"""Trackers of the methods that change their subspaces at intervals."""
 
-A tracker is what differs between the methods of the family. It is a pair of
-pure functions on one wide matrix, float32 or float64; `track_subspace` maps
-them over batch axes, calls them when a refresh is due, and keeps the old basis
-where a gradient or a result is not finite.
-"""
-
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from subtrack_jax import grassmann, sharding
 from subtrack_jax._internal import products as linear_algebra
-from subtrack_jax._internal.loops import cond
-from subtrack_jax._internal.validation import check, check_steps
+from subtrack_jax._internal.validation import check
+from subtrack_jax.stages.tracker import Init, Moved, Tracker, leading_directions
 from subtrack_jax.stages.transport import RankOneRotation
 
-Init = Literal["randomized", "svd"]
 Align = Literal["none", "sign", "procrustes"]
-
-
-class Tracker(NamedTuple):
-    """How a basis S (m x r) follows the gradients G (m x n) of one matrix.
-
-    Attributes:
-      start: (key, gradient, rank) -> basis, for the first step.
-      move: (key, gradient, basis) -> (new_basis, rotation), for every later
-        refresh. `rotation` is a `RankOneRotation` from the old coordinates to
-        the new, or None to have it formed from the two bases.
-      needs: what else `move` takes, by name: "count", the steps taken so far;
-        "momentum", the bias-corrected first moment (r x n) in the coordinates of
-        `basis`, for a chain inside of `feed_back`.
-      remember: basis -> memory, for a tracker with a state of its own: a tree of
-        arrays, which `move` takes as `memory` and returns anew as a third result.
-
-    Example:
-      >>> import subtrack_jax as stj
-      >>> frozen = stj.geodesic()._replace(move=lambda key, g, basis: (basis, None))
-      >>> low_rank = stj.LowRank(rank=4)
-      >>> static_subspace = stj.track_subspace(low_rank, frozen)
-    """
-
-    start: Callable[[jax.Array, jax.Array, int], jax.Array]
-    move: Callable[..., tuple[Any, ...]]
-    needs: tuple[str, ...] = ()
-    remember: Callable[[jax.Array], Any] | None = None
 
 
 def geodesic(
@@ -80,8 +45,8 @@ def geodesic(
         )
     check("damping", damping, lambda x: 0 < x <= 1, "in (0, 1]")
 
-    def move(key, gradient, basis):
-        del key
+    def move(gradient, basis, context):
+        del context
         scale = linear_algebra.power_of_two(gradient)
         tangent = grassmann.tangent(basis, gradient, scale)
         sigma, u, v = grassmann.leading_triple(tangent, basis)
@@ -95,7 +60,8 @@ def geodesic(
         # Nothing to turn towards: u is zero, and a turn would shrink S v.
         angle = jnp.where(sigma > 0, angle, 0)
         turned = grassmann.geodesic(basis, u, v, angle)
-        return grassmann.orthonormalize(turned), RankOneRotation(v, jnp.cos(angle))
+        rotation = RankOneRotation(v, jnp.cos(angle))
+        return Moved(grassmann.orthonormalize(turned), rotation)
 
     return Tracker(leading_directions(init), move)
 
@@ -125,55 +91,15 @@ def svd(init: Init = "svd", align: Align = "none") -> Tracker:
     if align not in ("none", "sign", "procrustes"):
         raise ValueError(f"align={align!r}: use 'none', 'sign' or 'procrustes'.")
 
-    def move(key, gradient, basis):
-        new_basis = start(key, gradient, basis.shape[-1])
+    def move(gradient, basis, context):
+        new_basis = start(context.key, gradient, basis.shape[-1])
         if align == "sign":
             new_basis = linear_algebra.with_signs_of(new_basis, basis)
         elif align == "procrustes":
             new_basis = grassmann.align(new_basis, basis)
-        return new_basis, None
+        return Moved(new_basis)
 
     return Tracker(start, move)
-
-
-def switch(first: Tracker, then: Tracker, after_steps: jax.typing.ArrayLike) -> Tracker:
-    """One tracker for the first steps, another from then on.
-
-    GoLore (He et al. 2024, arXiv 2410.11289) goes over from singular vectors to
-    random subspaces, where noise has come to rule the gradient.
-
-    Args:
-      first: starts, and moves as long as fewer than `after_steps` steps were taken.
-      then: moves afterwards.
-      after_steps: from 0 to 2^31 - 1.
-
-    Returns:
-      A `Tracker`.
-
-    Raises:
-      ValueError: if `after_steps` is out of its range, or a tracker has needs of its
-        own.
-
-    Example:
-      >>> import subtrack_jax as stj
-      >>> tracker = stj.switch(stj.svd(), stj.random_jump(), after_steps=5_000)
-    """
-    check_steps("after_steps", after_steps)
-    if first.needs or then.needs or first.remember or then.remember:
-        raise ValueError("switch() takes trackers that need gradient and basis alone.")
-
-    def move(key, gradient, basis, *, count):
-        def by(tracker):
-            def new_basis(key, gradient, basis):
-                return tracker.move(key, gradient, basis)[0].astype(basis.dtype)
-
-            return new_basis
-
-        is_first = count < sharding.local(after_steps)
-        choices = by(first), by(then)
-        return cond(is_first, *choices, key, gradient, basis), None
-
-    return Tracker(first.start, move, needs=("count",))
 
 
 def random_walk(
@@ -194,11 +120,12 @@ def random_walk(
     """
     check("angle", angle, lambda x: 0 < x <= 1.5708, "in (0, pi/2] radians")
 
-    def move(key, gradient, basis):
+    def move(gradient, basis, context):
         del gradient
-        tangent = sharding.local(angle) * grassmann.random_tangent(key, basis)
+        tangent = grassmann.random_tangent(context.key, basis)
+        tangent = sharding.local(angle) * tangent
         new_basis = grassmann.exponential_map(basis, tangent.astype(basis.dtype))
-        return grassmann.orthonormalize(new_basis), None
+        return Moved(grassmann.orthonormalize(new_basis))
 
     return Tracker(leading_directions(init), move)
 
@@ -213,24 +140,7 @@ def random_jump() -> Tracker:
     def start(key, gradient, rank):
         return grassmann.random_basis(key, gradient.shape[0], rank, gradient.dtype)
 
-    def move(key, gradient, basis):
-        return start(key, gradient, basis.shape[-1]), None
+    def move(gradient, basis, context):
+        return Moved(start(context.key, gradient, basis.shape[-1]))
 
     return Tracker(start, move)
-
-
-def leading_directions(init: Init) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """The start of most trackers: leading left singular vectors, found as asked."""
-    if init not in ("randomized", "svd"):
-        raise ValueError(f"init={init!r}: use 'randomized' or 'svd'.")
-
-    if init == "randomized":
-        return grassmann.range_finder
-
-    def start(key, gradient, rank):
-        leading = jnp.linalg.svd(gradient, full_matrices=False)[0][:, :rank]
-        # As in `range_finder`: zero has no leading directions.
-        other = grassmann.random_basis(key, gradient.shape[0], rank, gradient.dtype)
-        return jnp.where(jnp.any(gradient != 0), leading, other)
-
-    return start

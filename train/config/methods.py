@@ -59,7 +59,7 @@ def _geodesic(config: OptimizerConfig, _: int) -> stj.Tracker:
 
 def _static(config: OptimizerConfig, steps: int) -> stj.Tracker:
     return _geodesic(config, steps)._replace(
-        move=lambda key, gradient, basis: (basis, None)
+        move=lambda gradient, basis, context: stj.Moved(basis)
     )
 
 
