@@ -13,7 +13,7 @@ import pytest
 
 from train.config.run_config import DataConfig
 from train.data import dataset as data
-from train.data import packing, sources
+from train.data import encoding, packing, sources
 from train.tokenization.tokenizer import Tokenizer
 
 LENGTH, ROWS = 8, 4
@@ -244,7 +244,7 @@ def test_documents_without_tokens_make_no_rows(tmp_path):
 @pytest.mark.parametrize("count", [0, 1, 8, 9, 10, 17])
 def test_packed_rows_predict_every_token_but_the_first(count):
     documents = [np.arange(count)[:5], np.arange(count)[5:]]
-    rows = packing.Rows.cut(packing.Documents.gather(documents), describe())
+    rows = packing.Rows.cut(encoding.Documents.gather(documents), describe())
     assert rows.predicted.sum() == max(0, count - 1)
     assert (rows.predicted > 0).all()
     if count > 1:
@@ -430,12 +430,12 @@ def test_many_documents_are_encoded_at_once(monkeypatch):
     sizes = []
     original = Tokenizer.train(WORDS, 280)
     encode_batch = original.encode_batch
-    monkeypatch.setattr(packing, "ENCODED_CHARACTERS", 100)
+    monkeypatch.setattr(encoding, "ENCODED_CHARACTERS", 100)
     monkeypatch.setattr(
         original, "encode_batch", lambda t: sizes.append(len(t)) or encode_batch(t)
     )
     pieces = [("some years ", False), ("ago", True)] * 30 + [("never", False)]
-    tokens = list(packing.encode(original, pieces))
+    tokens = list(encoding.encode(original, pieces))
     assert len(sizes) == 5 and sum(sizes) == 61
     assert [original.decode(one) for one in tokens] == ["some years ago"] * 30 + [
         "never"
@@ -538,9 +538,9 @@ def test_a_text_is_tokenized_once(tmp_path, monkeypatch):
         token_cache_dir=str(tmp_path),
     )
     encoded = []
-    encode_pieces = packing.encode_pieces
+    encode_pieces = encoding.encode_pieces
     monkeypatch.setattr(
-        packing, "encode_pieces", lambda *a: encoded.append(a) or encode_pieces(*a)
+        encoding, "encode_pieces", lambda *a: encoded.append(a) or encode_pieces(*a)
     )
 
     def is_tokenized(**options):
@@ -557,7 +557,7 @@ def test_a_text_is_tokenized_once(tmp_path, monkeypatch):
     assert not is_tokenized(eval_tokens=99, batch_size_sequences=2)[0]
     monkeypatch.undo()
     monkeypatch.setattr(
-        packing, "encode_pieces", lambda *a: encoded.append(a) or encode_pieces(*a)
+        encoding, "encode_pieces", lambda *a: encoded.append(a) or encode_pieces(*a)
     )
     for change in (
         {"tokenizer": str(tmp_path / "two")},

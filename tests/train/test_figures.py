@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from train.reports import subspace_plot
-from train.rundir import metrics
+from train.reports import loss_plot, subspace_plot
 from train.system import files
 from train.timing import benchmark_report
 
@@ -21,7 +20,7 @@ def drawn(monkeypatch, tmp_path):
         write(path, figure, **options)
         figures.append(figure)
 
-    for module in (files, benchmark_report, subspace_plot):
+    for module in (benchmark_report, loss_plot, subspace_plot):
         monkeypatch.setattr(module, "write_figure", keep)
 
     def draw(plot, *args):
@@ -119,7 +118,7 @@ def test_nothing_to_see_is_no_picture(drawn):
 def test_the_curve_begins_before_training(drawn):
     rows = [{"step": 0, "eval_loss": 7.7}, {"step": 1, "loss": 7.5}]
     rows += [{"step": 2, "loss": 7.0, "eval_loss": 7.1}]
-    (axes,) = drawn(metrics.plot_curve, rows, "title").axes
+    (axes,) = drawn(loss_plot.plot, rows, "title").axes
     trained, held_out = axes.lines
     assert trained.get_xydata().tolist() == [[1, 7.5], [2, 7.0]]
     assert held_out.get_xydata().tolist() == [[0, 7.7], [2, 7.1]]

@@ -9,8 +9,7 @@ from matplotlib import figure
 from tests.train.program import limited_file_size
 from tests.train.test_tokenizer import TEXT
 from train.config.presets import PRESETS
-from train.reports import subspace_plot
-from train.rundir import metrics
+from train.reports import loss_plot, subspace_plot
 from train.rundir.directory import save_config
 from train.system import files, json_lines
 from train.tokenization.tokenizer import Tokenizer
@@ -125,7 +124,7 @@ def test_a_line_is_added_whole_or_not_at_all(tmp_path, full_disk):
 
 
 def draw_curve(path):
-    metrics.plot_curve([{"step": 1, "loss": 1.0}], "title", path)
+    loss_plot.plot([{"step": 1, "loss": 1.0}], "title", path)
 
 
 def draw_subspaces(path):

@@ -13,7 +13,7 @@ import pytest
 from pyarrow import parquet
 
 from train.data import formats
-from train.data.formats import Notes
+from train.data.notes import Notes
 from train.data.pieces import PIECE_CHARACTERS, split_documents
 from train.system import compression
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from train.config.presets import PRESETS
+from train.reports import loss_plot
 from train.rundir import metrics
 from train.rundir.journal import DivergedError, Journal
 from train.rundir.metrics import CURVE_FILE, METRICS_FILE
@@ -182,14 +183,14 @@ def test_rows_are_kept_when_a_later_one_cannot_be_written(config, monkeypatch):
 
 
 def test_a_disk_that_is_full_at_the_end_is_told(config, monkeypatch):
-    monkeypatch.setattr(metrics, "plot_curve", full_disk)
+    monkeypatch.setattr(loss_plot, "plot", full_disk)
     with pytest.raises(OSError, match="No space left"), Journal(config, 0) as journal:
         record_all(journal, [0])
     assert read_steps(config) == [1]
 
 
 def test_what_went_wrong_first_is_what_is_told(config, monkeypatch):
-    monkeypatch.setattr(metrics, "plot_curve", full_disk)
+    monkeypatch.setattr(loss_plot, "plot", full_disk)
     with pytest.raises(DivergedError), Journal(config, 0) as journal:
         record_all(journal, [1, 1, 1])
 

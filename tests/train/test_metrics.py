@@ -14,6 +14,7 @@ import pytest
 from tests.train.program import limited_file_size, read_rows
 from train.config.presets import PRESETS
 from train.config.run_config import ReportConfig
+from train.reports import loss_plot
 from train.rundir import metrics
 from train.rundir.metrics import METRICS_FILE, MetricsWriter
 
@@ -334,5 +335,5 @@ def test_curve_is_a_picture_even_of_a_run_cut_short(tmp_path):
     rows += [{"step": 3, "loss": math.nan, "eval_loss": math.nan}]
     for count in range(4):
         path = tmp_path / f"{count}.png"
-        metrics.plot_curve(rows[:count], "a run", path)
+        loss_plot.plot(rows[:count], "a run", path)
         assert path.read_bytes().startswith(b"\x89PNG")

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from train.data import sources
-from train.data.formats import Notes
+from train.data.notes import Notes
 from train.data.sources import LocalText
 
 

@@ -48,14 +48,8 @@ def parse(
       argv: the arguments behind the command.
       **help_layout: `common` and `examples`, as in `read`.
     """
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--preset", "--config", "--output-dir", "--init-from"):
-        # tyro takes underscores, too.
-        chooser.add_argument(name, name[:3] + name[3:].replace("-", "_"), nargs="?")
-    # A value of it is refused later, in one line.
-    chooser.add_argument("--resume", nargs="?", const=True)
-    given = chooser.parse_known_args(argv)[0]
-    # A name that is no preset is reported by tyro, which knows the choices.
+    given = _origins(argv)
+    # tyro reports an unknown preset, and lists the known ones.
     base = presets.get(given.preset, presets[default])
     with console.user_errors(ValueError, OSError):
         if given.config and (given.preset or given.resume):
@@ -76,15 +70,23 @@ def parse(
 
 
 def run_of_preset(argv: Sequence[str], presets: Mapping[str, Config]) -> Config:
-    """Finds the run that `--preset` names, for programs that parse the other flags.
+    """The run that `--preset` names; "tiny" without it or with an unknown name."""
+    return presets.get(_origins(argv).preset, presets["tiny"])
 
-    Without it, or with a name that is no preset, which tyro reports as it knows the
-    choices, it is "tiny".
+
+def _origins(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags that decide where all other values come from.
+
+    Parsed ahead, as tyro needs the default values before it parses: its own presets
+    are subcommands, which exclude `--preset NAME` in any place, saved configs and
+    `--resume`. A flag without its value is refused later, in one line.
     """
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--preset", nargs="?")
-    given = chooser.parse_known_args(argv)[0].preset
-    return presets.get(given, presets["tiny"])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--preset", "--config", "--output-dir", "--init-from"):
+        # tyro takes underscores, too.
+        parser.add_argument(name, name[:3] + name[3:].replace("-", "_"), nargs="?")
+    parser.add_argument("--resume", nargs="?", const=True)
+    return parser.parse_known_args(argv)[0]
 
 
 def read(
@@ -156,7 +158,11 @@ def _parse(
 
 
 def _unboxed(report: str) -> str:
-    """The message of tyro's error box, without its title, frame and advice."""
+    """The message of tyro's error box, without its title, frame and advice.
+
+    tyro has no public access to the message: its hook for parse errors is in a module
+    that it declares private and unstable.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", report)
     _, *lines = (line.strip("│ ") for line in plain.splitlines())
     # Where stdout is not UTF-8 the box has no sides, and a rule under its title.

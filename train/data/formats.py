@@ -1,21 +1,20 @@
-"""Documents of a file in any usual format, found by its content and its name."""
+"""Reads the documents of a file: plain text, JSON (lines or arrays), Parquet."""
 
 import codecs
-import dataclasses
 import io
 import itertools
 import json
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
-from train.config.run_config import DataConfig
+from train.data.file_kinds import kind_of
+from train.data.notes import Notes
 from train.system.compression import (
     BLOCK_BYTES,
     find_compression,
     open_bytes,
-    split_name,
 )
 
 SNIFFED_BYTES = 2**20
@@ -24,50 +23,7 @@ PARQUET_ROWS = 256
 # A text, the blocks of a long one, or the reason why there is none.
 Document = str | Iterator[str] | ValueError
 
-_JSON_SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonlines", ".jl")
-_PARQUET_SUFFIXES = (".parquet", ".pq")
-_TABLE_SUFFIXES = (".csv", ".tsv")
 _SEPARATORS = re.compile(r"[\s,]*")
-_UNPACK = "unpack it"
-_REFUSED = {
-    "UTF-32": (
-        re.compile(rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff"),
-        "convert it to UTF-8, e.g. by iconv -f UTF-32 -t UTF-8",
-    ),
-    "UTF-16": (
-        re.compile(rb"\xff\xfe|\xfe\xff|([^\x00]\x00){8}|(\x00[^\x00]){8}"),
-        "convert it to UTF-8, e.g. by iconv -f UTF-16 -t UTF-8",
-    ),
-    "a zip archive": (re.compile(rb"PK\x03\x04|PK\x05\x06"), _UNPACK),
-    "a tar archive": (re.compile(rb".{257}ustar", re.DOTALL), _UNPACK),
-    "a 7z archive": (re.compile(rb"7z\xbc\xaf\x27\x1c"), _UNPACK),
-    "compressed by lz4": (re.compile(rb"\x04\x22\x4d\x18"), _UNPACK),
-    "compressed by lzma": (re.compile(rb"\x5d\x00\x00.{2}", re.DOTALL), _UNPACK),
-    "compressed by compress": (re.compile(rb"\x1f[\x9d\xa0]"), _UNPACK),
-    "a PDF": (re.compile(rb"%PDF-"), "extract its text"),
-    "an Arrow file": (re.compile(rb"ARROW1|FEA1"), "convert it to Parquet"),
-    "a pointer of Git LFS": (re.compile(rb"version https://git-lfs"), "git lfs pull"),
-}
-
-
-@dataclasses.dataclass
-class Notes:
-    """Remarks on the files: count and first example of each kind."""
-
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    examples: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def add(self, what: str, example: object) -> None:
-        """Counts one more case."""
-        self.counts[what] = self.counts.get(what, 0) + 1
-        self.examples.setdefault(what, str(example))
-
-    def lines(self) -> list[str]:
-        """A line for each kind of case."""
-        return [
-            f"{what} ({count:,}): {self.examples[what]}" + ", ..." * (count > 1)
-            for what, count in self.counts.items()
-        ]
 
 
 def read_file(path: pathlib.Path, field: str, notes: Notes) -> Iterator[Document]:
@@ -87,7 +43,7 @@ def read_file(path: pathlib.Path, field: str, notes: Notes) -> Iterator[Document
     compression = find_compression(path)
     with open_bytes(path, compression) as file:
         start = file.read(SNIFFED_BYTES)
-    kind = _kind_of(path, start, field, compression, notes)
+    kind = kind_of(path, start, field, compression, notes)
     if kind == "text":
         yield _decode_blocks(path, compression, notes)
     elif kind == "parquet":
@@ -116,62 +72,6 @@ def get_text(row: dict[str, Any], field: str, where: str) -> str:
             "name the one with the text by --text-field"
         )
     return text or ""
-
-
-def _kind_of(
-    path: pathlib.Path,
-    start: bytes,
-    field: str,
-    compression: str | None,
-    notes: Notes,
-) -> Literal["text", "json", "parquet"]:
-    name, named = split_name(path.name)
-    if start.startswith(b"PAR1"):
-        if compression:
-            raise ValueError(f"{path} is Parquet within {compression}: unpack it")
-        return "parquet"
-    for what, (form, advice) in _REFUSED.items():
-        if form.match(start):
-            raise ValueError(
-                f"{path} is {what}, not text: {advice}, or leave it out of the pattern"
-            )
-    if b"\0" in start:
-        raise ValueError(f"{path} is binary, not text: leave it out of the pattern")
-    if name.suffix in _PARQUET_SUFFIXES:
-        raise ValueError(f"{path} is not Parquet, though its name says so")
-    if name.suffix in _TABLE_SUFFIXES:
-        raise ValueError(
-            f"{path} is a table, which only --dataset reads (give its directory); "
-            "rename it to .txt to train on it as it is"
-        )
-    if named != compression:
-        form = f"compressed by {compression}" if compression else "not compressed"
-        notes.add("files read by their content, not their name", f"{path} is {form}")
-    if name.suffix in _JSON_SUFFIXES:
-        return "json"
-    row = _first_row(start)
-    if row is None:
-        if field != DataConfig.text_field:
-            notes.add(f"files of plain text, without fields such as {field!r}", path)
-        return "text"
-    if isinstance(row.get(field), str):
-        notes.add("files read as JSON, whatever their name", path)
-        return "json"
-    notes.add(f"files of text that look like JSON without a field {field!r}", path)
-    return "text"
-
-
-def _first_row(start: bytes) -> dict[str, Any] | None:
-    """The object with which a file begins that seems to be JSON."""
-    text = start.decode("utf-8-sig", "replace").lstrip()
-    text = text.removeprefix("[").lstrip()
-    if not text.startswith("{"):
-        return None
-    try:
-        row, end = json.JSONDecoder().raw_decode(text)
-    except json.JSONDecodeError:
-        return None
-    return row if re.match(r"[ \t\r]*(\n|,|\]|$)", text[end:]) else None
 
 
 def _is_in_lines(start: bytes) -> bool:

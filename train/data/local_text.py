@@ -12,8 +12,8 @@ from typing import Any
 import tokenizers
 import tqdm
 
-from train.data import packing
-from train.data.formats import Notes
+from train.data import encoding
+from train.data.notes import Notes
 from train.data.pieces import Piece
 from train.data.sources import LocalText, fingerprint
 from train.data.token_cache import TokenCache
@@ -88,7 +88,7 @@ class Corpus:
 
             parts = itertools.groupby(self._divided(), operator.itemgetter(0))
             for is_held_out, pieces in parts:
-                encoded = packing.encode_pieces(tokenizer, map(count, pieces))
+                encoded = encoding.encode_pieces(tokenizer, map(count, pieces))
                 for tokens, ends in encoded:
                     yield is_held_out, tokens, ends
         if self._identity_of_files() != before:

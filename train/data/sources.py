@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from train.data.formats import Notes, read_file
+from train.data.formats import read_file
+from train.data.notes import Notes
 from train.data.pieces import Piece, split_documents
 from train.system.compression import split_name
 

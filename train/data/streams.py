@@ -164,11 +164,15 @@ class ShuffledStream(grain.IterDataset[str]):
 
 
 class _ShuffledStreamIterator(grain.DatasetIterator[str]):
-    """Reads a window, shuffles it, gives its documents out, and reads the next.
+    """Shuffles documents window by window, and resumes within a window.
 
-    A stream can tell its position, but a shuffled window is too much to write into a
-    checkpoint: the state holds the position where the window begins, from which it is
-    read again.
+    The state holds the position of the stream where the window begins, from which it is
+    read again: the window itself is too large for a checkpoint.
+
+    Not grain's WindowShuffleIterDataset (0.2.18): its windows mix two epochs, window k
+    of seed s has the order of window k - 1 of seed s + 1, seeds near 2^32 fail, and
+    after a network error it yields the started window unshuffled, in an order that a
+    resumed run would not have.
     """
 
     def __init__(self, dataset: ShuffledStream):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from train.data.packing import Documents
+from train.data.encoding import Documents
 
 # Written at once: few system calls, little memory.
 CHUNK_TOKENS = 2**20

@@ -1,6 +1,6 @@
-"""Figures of matplotlib in one style, and axes that read well."""
+"""Plots with matplotlib in one style: panels, bands, bars of ratios, axes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -52,15 +52,36 @@ def band(
     axes.grid(alpha=0.3)
 
 
+def ratio_bars(axes: Axes, ratios: Mapping[str, float]) -> None:
+    """Draws bars from a line at 1 to each ratio, with the number at the end."""
+    values = list(ratios.values())
+    axes.barh(list(ratios), [value - 1 for value in values], left=1, color="tab:blue")
+    axes.axvline(1, color="black", linewidth=0.8)
+    for row, value in enumerate(values):
+        axes.annotate(
+            f"{value:.2f}",
+            (value, row),
+            xytext=(-4 if value < 1 else 4, 0),
+            textcoords="offset points",
+            horizontalalignment="right" if value < 1 else "left",
+            verticalalignment="center",
+        )
+    # Margins for the numbers at both ends; the axis spans a factor of two at least.
+    low, high = min(0.75, *values), max(1.5, *values)
+    margin = (high / low) ** 0.15
+    axes.set_xlim(low / margin, high * margin)
+    use_plain_logarithms(axes.xaxis)
+
+
 def count(of: axis.Axis) -> None:
-    """Has ticks at whole numbers only, as of steps and layers."""
+    """Puts ticks at whole numbers only, for steps and layers."""
     of.set_major_locator(ticker.MaxNLocator(steps=_STEPS, integer=True, min_n_ticks=1))
 
 
 def use_plain_logarithms(of: axis.Axis) -> None:
     """Makes an axis logarithmic, with ticks such as 0.5, 1, 2, 5 and 10.
 
-    To be called when the limits of the axis are known.
+    Call it once the limits of the axis are known.
     """
     of.axes.set(**{f"{of.axis_name}scale": "log"})
     low, high = getattr(of.axes, f"get_{of.axis_name}lim")()

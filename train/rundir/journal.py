@@ -128,11 +128,13 @@ class Journal:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        from train.reports import loss_plot  # matplotlib takes long to import
+
         self._bar.close()
         try:
             self._note_checkpoint()
             self._writer.close()
-            metrics.plot_curve(
+            loss_plot.plot(
                 self.rows,
                 f"{self._config.preset}, {self._config.optimizer.name}",
                 self._config.output_dir / metrics.CURVE_FILE,

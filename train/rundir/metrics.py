@@ -1,4 +1,4 @@
-"""Reports of a run: metrics.jsonl, TensorBoard, Weights & Biases, the curve."""
+"""Reports of a run: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import contextlib
 import dataclasses
@@ -204,33 +204,3 @@ class Stopwatch:
         before = time.perf_counter()
         yield
         self._start += time.perf_counter() - before
-
-
-def plot_curve(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
-    """Draws training and held-out loss over the steps as a PNG."""
-    from train.reports import figures
-
-    fig, ((axes,),) = figures.panels(1, 1, (7, 4.5))
-    trained = [row for row in rows if "loss" in row]
-    axes.plot(
-        [row["step"] for row in trained],
-        [row["loss"] for row in trained],
-        color="tab:gray",
-        linewidth=0.8,
-        # A line through one point shows nothing.
-        marker="." if len(trained) < 3 else None,
-        label="training batch",
-    )
-    evaluations = [row for row in rows if "eval_loss" in row]
-    axes.plot(
-        [row["step"] for row in evaluations],
-        [row["eval_loss"] for row in evaluations],
-        color="tab:blue",
-        marker="o",
-        label="held-out text",
-    )
-    axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
-    figures.count(axes.xaxis)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper right")  # the best place takes seconds over many steps
-    files.write_figure(path, fig)

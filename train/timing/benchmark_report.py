@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 from train.reports import figures, tables
 from train.system.files import write_figure
@@ -110,28 +109,7 @@ def plot(costs: Mapping[str, Cost], interval: int, title: str, path: pathlib.Pat
     )
     drawing.suptitle(title)
     for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
-        _draw_ratios(axes, dict(zip(costs, values, strict=True)))
+        figures.ratio_bars(axes, dict(zip(costs, values, strict=True)))
         axes.set_xlabel(f"{name},\nas a multiple of {next(iter(costs))}'s")
     all_axes[0].invert_yaxis()  # of all, which share it
     write_figure(path, drawing)
-
-
-def _draw_ratios(axes: Any, ratios: Mapping[str, float]) -> None:
-    """Bars from a line at 1, to the left and to the right; each ends in its number."""
-    values = list(ratios.values())
-    axes.barh(list(ratios), [value - 1 for value in values], left=1, color="tab:blue")
-    axes.axvline(1, color="black", linewidth=0.8)
-    for row, value in enumerate(values):
-        axes.annotate(
-            f"{value:.2f}",
-            (value, row),
-            xytext=(-4 if value < 1 else 4, 0),
-            textcoords="offset points",
-            horizontalalignment="right" if value < 1 else "left",
-            verticalalignment="center",
-        )
-    # Room for the numbers at both ends, and never less than a factor of two.
-    low, high = min(0.75, *values), max(1.5, *values)
-    room = (high / low) ** 0.15
-    axes.set_xlim(low / room, high * room)
-    figures.use_plain_logarithms(axes.xaxis)
