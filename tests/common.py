@@ -1,4 +1,4 @@
-"""Shared by several test files: the methods, leaves of every kind, and runs."""
+"""Shared methods and leaves, synthetic gradients, runners of optimizers."""
 
 import dataclasses
 import functools
@@ -27,9 +27,9 @@ OPTIMIZERS = {
     "apollo": stj.apollo,
     "apollo_mini": stj.apollo_mini,
 }
-# Those that keep a basis in their state; the others draw one when they need it.
+# Methods with a basis in their state; the others draw a projection each time.
 TRACKING = [name for name in OPTIMIZERS if not name.startswith("apollo")]
-# Online Subspace Descent learns a projection that is nearly orthonormal.
+# Online Subspace Descent learns a projection that is only nearly orthonormal.
 ORTHONORMAL = [name for name in TRACKING if name != "online_subspace_descent"]
 TRACKERS = {
     "geodesic": stj.geodesic(),
@@ -42,7 +42,7 @@ TRACKERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A parameter's shape and the axes that make it a matrix (None: not one)."""
+    """Leaf of a test tree: its shape and its matrix axes (None: not a matrix)."""
 
     shape: tuple[int, ...]
     reduction: tuple[int, ...] | None = (0,)
@@ -57,7 +57,7 @@ class Leaf:
         return oracle.MatrixView(self.reduction or (0,), self.output, side)
 
     def rank(self, rank: int | float) -> int | None:
-        """The leaf's own rank; None where it is not, or not worth it."""
+        """Rank of the leaf's subspace; None for plain Adam."""
         if self.reduction is None:
             return None
         short = min(self.view().to_matrices(np.empty(self.shape)).shape[1:])
@@ -65,7 +65,7 @@ class Leaf:
         return own if own < short else None
 
 
-# Every short side is even, so that half of it is a whole rank.
+# Short sides are even, so that half of them is an integer rank.
 LEAVES = {
     "wide": Leaf((6, 10)),
     "tall": Leaf((10, 6)),
@@ -88,7 +88,7 @@ def zeros(leaves: Mapping[str, Leaf], dtype: Any = jnp.float32) -> dict[str, jax
 
 
 def drifting_gradients(leaf: Leaf, steps: int, seed: int = 0) -> np.ndarray:
-    """Gradients that look like training's: few drifting directions and noise."""
+    """Synthetic gradients: few drifting directions and noise."""
     rng = np.random.default_rng(seed)
     if leaf.reduction is None:
         return rng.normal(size=(steps, *leaf.shape))
@@ -109,7 +109,7 @@ def drifting_gradients(leaf: Leaf, steps: int, seed: int = 0) -> np.ndarray:
 def drifting_tree(
     leaves: Mapping[str, Leaf], steps: int, dtype: Any = jnp.float32
 ) -> dict[str, jax.Array]:
-    """Drifting gradients of every leaf, `(steps, *shape)`, each with its own seed."""
+    """Synthetic gradients of every leaf, `(steps, *shape)`, each with its own seed."""
     return {
         name: jnp.asarray(drifting_gradients(leaf, steps, seed), dtype)
         for seed, (name, leaf) in enumerate(leaves.items())
@@ -117,7 +117,7 @@ def drifting_tree(
 
 
 def at(tree: Any, step: int) -> Any:
-    """One step of a tree of recorded values."""
+    """Selects one step from a tree of recorded values."""
     return jax.tree.map(lambda values: values[step], tree)
 
 
@@ -130,7 +130,7 @@ class Run(NamedTuple):
 
 
 def _quick_compilation() -> dict[str, Any]:
-    """For runs that compile for seconds and then run for milliseconds.
+    """Compiler options for tests that compile for seconds and run for milliseconds.
 
     XLA's older CPU emitters take a third of the time; where they no longer exist,
     the newer ones will do.
@@ -158,12 +158,12 @@ def _scan(update, state, params, gradients):
 
 
 def run(optimizer: optax.GradientTransformation, params: Any, gradients: Any) -> Run:
-    """Feeds recorded gradients, `(steps, ...)` in every leaf, to fixed parameters."""
+    """Runs an optimizer on recorded gradients, `(steps, ...)`; params stay constant."""
     return _scan(optimizer.update, optimizer.init(params), params, gradients)
 
 
 def orthonormality_error(basis: Any) -> float:
-    """The largest entry of `|S^T S - I|`, over all slices, in float64."""
+    """Largest entry of `|S^T S - I|` over all slices, in float64."""
     basis = np.asarray(basis, np.float64)
     gram = np.swapaxes(basis, -1, -2) @ basis
     return float(np.max(np.abs(gram - np.eye(basis.shape[-1]))))

@@ -1,4 +1,4 @@
-"""Stricter rules than users have: 8 devices, no rank promotion, dtypes kept."""
+"""Test configuration: 8 CPU devices, no rank promotion, no implicit dtype promotion."""
 
 import gc
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-# Before JAX starts its backend: eight devices on one CPU, for the sharding tests.
+# Before JAX starts its backend: eight CPU devices for the sharding tests.
 jax.config.update("jax_num_cpu_devices", 8)
 
 MOST_MAPS = 30_000
@@ -15,7 +15,7 @@ _LIBRARY_TESTS = pathlib.Path(__file__).parent
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_memory_maps():
-    """Every compiled program maps memory, of which a process has only so much.
+    """Clears compiled programs between modules: each maps memory, which is limited.
 
     XLA crashes at Linux' usual 65,530 maps, those of some thousand programs.
     """
@@ -28,7 +28,7 @@ def _few_memory_maps():
 
 @pytest.fixture(autouse=True)
 def _no_rank_promotion(request):
-    """The library never broadcasts a vector against a matrix by accident."""
+    """Raises where a vector would be broadcast against a matrix."""
     if request.path.parent != _LIBRARY_TESTS:
         yield
         return
@@ -38,14 +38,14 @@ def _no_rank_promotion(request):
 
 @pytest.fixture
 def strict_dtypes():
-    """No implicit dtype promotion; optax's own functions do not pass under it."""
+    """Raises on implicit dtype promotion; optax's own functions need it."""
     with jax.numpy_dtype_promotion("strict"):
         yield
 
 
 @pytest.fixture
 def x64():
-    """64-bit types for the length of one test."""
+    """Enables 64-bit types for one test."""
     with jax.enable_x64(True):
         yield
 

@@ -64,7 +64,7 @@ def line_search(damping: float = 1.0) -> Move:
     """Tracks by `damping` times the angle that captures the most energy."""
 
     def best_angle(sigma, a, b):
-        del sigma  # Equals a @ b; computed here from a and b instead.
+        del sigma  # equals a @ b; recomputed here
         return 0.5 * damping * math.atan2(2.0 * (a @ b), a @ a - b @ b)
 
     return lambda basis, gradient: _turn_leading_direction(basis, gradient, best_angle)
@@ -75,7 +75,7 @@ def line_search(damping: float = 1.0) -> Move:
 
 @dataclasses.dataclass(frozen=True)
 class MatrixView:
-    """How a leaf is seen as `(slices, m, n)` with the basis on the left."""
+    """View of a leaf as `(slices, m, n)` with the basis on the left."""
 
     reduction: tuple[int, ...] = (0,)
     output: tuple[int, ...] = (1,)
@@ -88,7 +88,7 @@ class MatrixView:
         m = math.prod(shape[i] for i in rows)
         n = math.prod(shape[i] for i in columns)
         if (n < m) if self.side == "short" else (n > m):
-            rows, columns = columns, rows  # A tie keeps the rows.
+            rows, columns = columns, rows  # a square matrix keeps the rows
         return batch, rows, columns
 
     def batch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -110,7 +110,7 @@ class MatrixView:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What the methods differ in; the rest of the hyper-parameters with it.
+    """Settings in which the methods differ, and their common hyper-parameters.
 
     `move` is the tracked refresh, or None where the bases are given from outside
     (random ones, or an SVD's with its arbitrary signs). `rho` makes it LDAdam's power
@@ -132,7 +132,7 @@ class Method:
     scale: float = 0.25
     recovery_scale: float = 1.0
     growth_limit: float | None = 1.01
-    removed: float = 1.0  # of what is inside, before the residual is recovered
+    removed: float = 1.0  # factor of the part inside the subspace, before the recovery
 
 
 class Adam:
@@ -146,7 +146,7 @@ class Adam:
         return self.mu / (1 - b1**self.steps), self.nu / (1 - b2**self.steps)
 
     def change_basis(self, rotation: np.ndarray) -> None:
-        """LDAdam's estimate of the moments in the new coordinates; GoLore's of one."""
+        """Rotates the moments: LDAdam's estimate of both, GoLore's of the first."""
         if self.method.transport == "momentum":
             self.mu = rotation @ self.mu
             return
@@ -165,7 +165,7 @@ class Adam:
 
 
 class LowRankMatrix:
-    """One matrix under one method: call `direction` once per step."""
+    """One matrix under one method; call `direction` once per step."""
 
     def __init__(self, method: Method):
         self.method, self.adam = method, Adam(method)
@@ -197,7 +197,7 @@ class LowRankMatrix:
         return direction
 
     def _refresh(self, gradient: np.ndarray, given_basis: np.ndarray) -> None:
-        """The given basis starts the run; it goes on by `move` where there is one."""
+        """Sets this step's basis: first the given one, then `move`'s if there is one."""
         step, before = self.adam.steps, self.basis
         if step == 0:
             self.basis = given_basis
@@ -212,13 +212,13 @@ class LowRankMatrix:
                 self.adam.change_basis(self.basis.T @ before)
 
     def _power_iteration(self, basis: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """LDAdam's B B^T S, B = rho S m^ + (1 - rho) G, made orthonormal."""
+        """LDAdam's B B^T S with B = rho S m^ + (1 - rho) G, orthonormalised."""
         rho, (mean, _) = self.method.rho, self.adam.corrected_moments()
         mixed = rho * basis @ mean + (1 - rho) * gradient
         return np.linalg.qr(mixed @ mixed.T @ basis)[0]
 
     def _descend(self, basis: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """One step of Adam on |P P^T g - g|^2 with g = G / |G|."""
+        """Online Subspace Descent: an Adam step on |P P^T g - g|^2 with g = G / |G|."""
         outer = gradient @ gradient.T / np.sum(gradient**2)
         missed = basis @ basis.T - np.eye(len(basis))
         slope = 2 * (outer @ missed + missed @ outer) @ basis
@@ -226,7 +226,7 @@ class LowRankMatrix:
         return basis - self.method.projection_rate * step
 
     def _limited(self, recovered: np.ndarray) -> np.ndarray:
-        """Keeps |L| below `growth_limit` times the limited |L| of the last step."""
+        """Limits |L| to `growth_limit` times the limited |L| of the last step."""
         norm, limit = np.linalg.norm(recovered), self.method.growth_limit
         if limit is not None and self.limited_norm and norm > 0.0:
             recovered = recovered * min(1.0, limit * self.limited_norm / norm)
@@ -237,7 +237,7 @@ class LowRankMatrix:
 def _ratio(
     numerator: np.ndarray, denominator: np.ndarray, axis: int | None
 ) -> np.ndarray:
-    """Fira's phi, `|N_:j| / |A_:j|`, 0 where the denominator is 0; or for a matrix."""
+    """Fira's phi, `|N_:j| / |A_:j|` or 0 for a zero divisor; or one for the matrix."""
     top, bottom = (np.linalg.norm(x, axis=axis) for x in (numerator, denominator))
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0.0)
 
@@ -246,7 +246,7 @@ def _ratio(
 
 
 def adam_directions(gradients: np.ndarray, method: Method) -> np.ndarray:
-    """The directions of a leaf that is not low-rank: plain Adam."""
+    """Plain Adam's directions of a leaf that is not low-rank."""
     adam = Adam(method)
     return np.stack([adam.direction(g) for g in gradients.astype(np.float64)])
 
@@ -254,7 +254,7 @@ def adam_directions(gradients: np.ndarray, method: Method) -> np.ndarray:
 def low_rank_directions(
     gradients: np.ndarray, bases: np.ndarray, method: Method, view: MatrixView
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs every slice of a leaf on its own.
+    """Runs every slice of a leaf separately.
 
     Args:
       gradients: The leaf's gradients, `(steps, *shape)`.

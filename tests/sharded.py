@@ -1,4 +1,4 @@
-"""A mesh of eight virtual devices, and parameters split over it in every way."""
+"""Leaves and parameters on a mesh of eight virtual devices, split in every way."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ AXIS_TYPES = (AxisType.Auto, AxisType.Explicit)
 
 
 class Split(NamedTuple):
-    """A leaf and where it is."""
+    """A leaf with its partition spec."""
 
     leaf: common.Leaf
     spec: P
 
 
-# 171 stands for 5461 of LLaMA-1B: no axis divides it, the rank has to take them.
+# 171 like LLaMA-1B's 5461: no mesh axis divides it, so the rank is split.
 LEAVES = {
     "wide": Split(common.Leaf((64, 128)), P("fsdp", "tensor")),
     "tall": Split(common.Leaf((128, 64)), P("tensor", "fsdp")),
@@ -41,27 +41,27 @@ LEAVES = {
 
 
 def chosen(*names: str) -> dict[str, Split]:
-    """Some of the leaves."""
+    """A selection of leaves by name."""
     return {name: LEAVES[name] for name in names}
 
 
 def mesh(axis_type: AxisType) -> Mesh:
-    """Four by two devices."""
+    """Mesh of four by two devices."""
     return jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(axis_type,) * 2)
 
 
 def leaves(splits: dict[str, Split]) -> dict[str, common.Leaf]:
-    """The leaves alone, as `common` takes them."""
+    """The leaves without their specs, as `common` takes them."""
     return {name: split.leaf for name, split in splits.items()}
 
 
 def shardings(splits: dict[str, Split], mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where the parameters are."""
+    """Shardings of the parameters."""
     return {name: NamedSharding(mesh, split.spec) for name, split in splits.items()}
 
 
 def shapes(splits: dict[str, Split], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The parameters as types, shardings included."""
+    """Abstract parameters with shardings."""
     return {
         name: jax.ShapeDtypeStruct(split.leaf.shape, jnp.float32, sharding=sharding)
         for (name, split), sharding in zip(
@@ -71,7 +71,7 @@ def shapes(splits: dict[str, Split], mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
 
 
 def optimizer(name: str, splits: dict[str, Split], **arguments: Any) -> Any:
-    """One of the five for these leaves."""
+    """One of the five optimizers, for these leaves."""
     defaults = {
         "learning_rate": 1e-2,
         "rank": 8,
@@ -82,15 +82,15 @@ def optimizer(name: str, splits: dict[str, Split], **arguments: Any) -> Any:
 
 
 def pieces(shape: tuple[int, ...], sharding: NamedSharding) -> int:
-    """In how many different parts an array is kept."""
+    """Number of different shards of an array."""
     return int(np.prod(shape) // np.prod(sharding.shard_shape(shape)))
 
 
 def types(tree: Any) -> list[tuple[str, Any]]:
-    """Names and types of all arrays, which on explicit meshes say where they are."""
+    """Names and types of all arrays; on explicit meshes types contain shardings."""
     return [(jax.tree_util.keystr(k), jax.typeof(x)) for k, x in named(tree)]
 
 
 def named(tree: Any) -> Iterable[tuple[Any, Any]]:
-    """Paths and leaves."""
+    """Paths and leaves of a tree."""
     return jax.tree.leaves_with_path(tree)

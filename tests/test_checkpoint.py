@@ -1,4 +1,4 @@
-"""The state through an orbax checkpoint, to the last bit."""
+"""Orbax checkpoints of the optimizer state restore it bit for bit."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ LEAVES = {name: common.LEAVES[name] for name in ("wide", "stacked", "vector")}
 
 @pytest.mark.parametrize("name", common.OPTIMIZERS)
 def test_round_trip(name, tmp_path):
-    """A run that was saved between two refreshes goes on as if it had not been."""
+    """A run saved between two refreshes continues as if uninterrupted."""
     optimizer = common.OPTIMIZERS[name](
         1e-2,
         rank=2,

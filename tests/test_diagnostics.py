@@ -1,4 +1,4 @@
-"""What is said of subspaces, against NumPy and SciPy in float64."""
+"""Diagnostics of subspaces against NumPy and SciPy in float64."""
 
 import functools
 
@@ -18,7 +18,7 @@ from tests import common, oracle, sharded
 RANK = 3
 STEPS = 3
 LEARNING_RATE = 1e-2
-# Enough where all kinds of leaves would only take longer.
+# For tests where more kinds of leaves would only cost time.
 FEW = {name: common.LEAVES[name] for name in ("wide", "tall", "stacked", "vector")}
 ATOL = {"float32": 2e-6, "float64": 1e-12}
 MATRICES = {name for name, leaf in common.LEAVES.items() if leaf.reduction}
@@ -38,7 +38,7 @@ def make(leaves, method=stj.subtrack, **changes):
 
 
 def steps(optimizer, leaves, dtype="float32"):
-    """[(gradient, update, state)] of some steps; the third moves the bases."""
+    """[(gradient, update, state)] of a few steps; the third is a refresh."""
     gradients = common.drifting_tree(leaves, STEPS, dtype)
     params = common.zeros(leaves, dtype)
     state, out = optimizer.init(params), []
@@ -50,7 +50,7 @@ def steps(optimizer, leaves, dtype="float32"):
 
 
 def matrices(name, leaf, side="short"):
-    """A leaf's wide matrices, (slices, m, n), in float64."""
+    """Wide matrices of a leaf, (slices, m, n), in float64."""
     return common.LEAVES[name].view(side).to_matrices(np.asarray(leaf, np.float64))
 
 
@@ -61,7 +61,7 @@ def stack(array, ndim):
 
 
 def assert_like_state(values, state):
-    """Numbers for every matrix, and for nothing else."""
+    """Asserts one number per matrix, and None for other leaves."""
     basis = optax.tree.get(state, "basis")
     assert jax.tree.structure(values) == jax.tree.structure(basis)
     for name in MATRICES & basis.keys():
@@ -111,7 +111,7 @@ def test_how_subspaces_fit_their_gradients(side, precision):
             np.testing.assert_allclose(
                 stack(captured[name], 0)[k], oracle.captured_energy(S, G), **tolerance
             )
-            # What of an update lies outside of the subspace is what was recovered.
+            # The update's part outside the subspace is the recovered one.
             recovered = np.linalg.norm(D - S @ (S.T @ D)) / LEARNING_RATE
             np.testing.assert_allclose(
                 stack(ratio[name], 0)[k] / (recovered / total), 1, **tolerance
@@ -191,7 +191,7 @@ def test_a_geodesic_by_an_angle_is_as_long_as_the_angle(angle):
         for S in new:
             outside = scipy.linalg.null_space(S.T)[:, 0]
             S[:, 0] = np.cos(angle) * S[:, 0] + np.sin(angle) * outside
-        # Another basis of the same subspace is as far away.
+        # Another basis of the same subspace has the same distance.
         return jnp.asarray(new[..., ::-1].reshape(basis.shape), basis.dtype)
 
     bases = optax.tree.get(state, "basis")
@@ -204,11 +204,11 @@ def test_a_geodesic_by_an_angle_is_as_long_as_the_angle(angle):
         np.testing.assert_allclose(angles[name][..., 1:], 0, atol=1e-6)
 
 
-# --- Wherever state and gradients are -------------------------------------------
+# --- State and gradients in wrappers, with metadata, on meshes -----------------------
 
 
 def everything(low_rank, gradient, before, after):
-    """All functions at once."""
+    """Results of all functions."""
     return {
         "captured_energy": diagnostics.captured_energy(low_rank, gradient, after),
         "recovery_ratio": diagnostics.recovery_ratio(low_rank, gradient, after),
@@ -246,7 +246,7 @@ def test_state_in_any_wrapper(name, unwrapped):
 
 @pytest.mark.parametrize("kind", ["masked", "partition"])
 def test_leaves_that_a_wrapper_hides(kind, unwrapped):
-    """Also where the dimension numbers do not fit them."""
+    """Holds also if the dimension numbers do not fit the hidden leaves."""
     axes = stj.by_path("wide|stacked", 1, 2)
     optimizer = make(FEW, dimension_numbers=axes)
     mask = {name: name != "wide" for name in FEW}
@@ -310,11 +310,11 @@ def test_sharded_like_on_one_device(axis_type):
         got = run(lambda tree: jax.device_put(tree, sharded.shardings(splits, mesh)))
     assert_same(got, want)
     for _, leaf in sharded.named(got):
-        # Explicit axes leave nothing to the compiler.
+        # With explicit axes the sharding of the results is determined.
         assert axis_type == AxisType.Auto or leaf.sharding.is_fully_replicated
 
 
-# --- What cannot be -------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------
 
 
 def test_a_state_without_what_is_asked_for():

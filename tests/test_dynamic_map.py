@@ -1,4 +1,4 @@
-"""The 8-bit map: its codes, how numbers are rounded to them, and its blocks."""
+"""Dynamic 8-bit map: codes, rounding to codes, blocks."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ BITS = {"int8": 7, "uint8": 8}
 
 
 def _dynamic_map(bits):
-    """The positive codes in order, decade by decade (Dettmers et al., section 2.1)."""
+    """Positive codes in order, decade by decade (Dettmers et al., section 2.1)."""
     decades = []
     for exponent in range(bits):
         edges = np.linspace(0.1, 1, 2**exponent + 1)
@@ -33,7 +33,7 @@ def test_codes_are_those_of_the_dynamic_map(dtype, x64):
 
 @pytest.mark.parametrize("dtype", BITS)
 def test_a_number_is_coded_as_one_of_its_neighbours(dtype, x64):
-    """Within a decade as the nearest, in the coarse ones to the side that is safe.
+    """Within a decade the nearest, in the coarse ones the neighbour on the safe side.
 
     The sign and a block's largest are kept.
     """
@@ -67,7 +67,7 @@ def test_a_number_is_coded_as_one_of_its_neighbours(dtype, x64):
 @pytest.mark.parametrize("row", [32, 64, 160, 257, 1376, 5461])
 @pytest.mark.parametrize("dtype", BITS)
 def test_round_trip(row, dtype):
-    """Normal numbers to a hundredth; a second trip changes nothing."""
+    """Normal numbers within a hundredth; a second round trip changes nothing."""
     x = jnp.abs(jax.random.normal(jax.random.key(0), (2, 128, row)))
     if dtype == "int8":
         x = x * jax.random.rademacher(jax.random.key(1), x.shape)
@@ -82,7 +82,7 @@ def test_round_trip(row, dtype):
 
 
 def test_zero_and_next_to_it():
-    """A root is zero for zero alone; a first moment below the smallest code."""
+    """A root is coded as zero only if it is zero; small first moments are."""
     x = jnp.array([[1.0, 0.0, 1e-12, 2e-7, 6e-7] + [0.5] * 27])
     roots, _ = encode(x, "uint8")
     assert list(roots[0, 1:3]) == [0, 1]
@@ -96,7 +96,7 @@ def test_zero_and_next_to_it():
 
 @pytest.mark.parametrize("dtype", BITS)
 def test_dithering(dtype):
-    """Over steps the mean is the number, and each number is one of two codes."""
+    """The mean over steps is the number, and each code is one of two neighbours."""
     rng = np.random.default_rng(0)
     x = jnp.array(10 ** rng.uniform(-2, 0, size=(8, 128)), jnp.float32)
     codes, scales = jax.vmap(lambda count: encode(x, dtype, count))(jnp.arange(200))
@@ -108,12 +108,12 @@ def test_dithering(dtype):
 
 
 def test_blocks_fit_the_shards():
-    """For the widths of published models: as many whole blocks as devices."""
+    """Widths of published models: as many full blocks as devices."""
     for row in (1376, 2048, 2736, 4096, 11008, 32000):
         size = block_size(row)
         assert row % size == 0 and 64 <= size <= 256
         assert (row // size) % min(8, 2 ** (row & -row).bit_length() // 2) == 0
-    assert block_size(257) == 256  # a prime: the last block is short
+    assert block_size(257) == 256  # a prime: the last block is shorter
 
 
 @pytest.mark.parametrize("count", [None, 7])

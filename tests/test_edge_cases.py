@@ -1,4 +1,4 @@
-"""What a long training run meets once: zeros, NaNs, right angles, full rank."""
+"""Rare events of long runs: zeros, NaNs, right angles, full rank."""
 
 import functools
 import pathlib
@@ -22,7 +22,7 @@ LOW_RANK = [name for name in LEAVES if name != "vector"]
 BY_NAME = pytest.mark.parametrize("name", common.OPTIMIZERS)
 
 
-@functools.cache  # One compilation serves all tests of an optimizer.
+@functools.cache  # Compiled once for all tests of an optimizer.
 def _optimizer(name, **arguments):
     return common.OPTIMIZERS[name](
         1e-2,
@@ -43,7 +43,7 @@ def _gradients(steps=2 * INTERVAL + 2):
 
 @BY_NAME
 def test_zero_gradient_from_the_start(name):
-    """A frozen matrix that thaws: a basis and finite updates all along."""
+    """A frozen matrix that is unfrozen has a basis and finite updates throughout."""
     gradients = jax.tree.map(lambda g: g.at[: INTERVAL + 2].set(0.0), _gradients())
     run = _run(name, gradients)
     common.assert_all_finite((run.updates, run.state))
@@ -56,7 +56,7 @@ def test_zero_gradient_from_the_start(name):
 
 @pytest.mark.parametrize("name", ["subtrack", "grass_walk", "grass_jump"])
 def test_recovery_after_a_zero_start(name):
-    """A last norm of zero must not limit the recovered part to zero for ever."""
+    """A recovery norm of zero must not limit the recovered part to zero forever."""
     gradients = jax.tree.map(lambda g: g.at[0].set(0.0), _gradients())
     run = _run(name, gradients)
     basis, update = run.bases["stacked"][-1], run.updates["stacked"][-1]
@@ -67,7 +67,7 @@ def test_recovery_after_a_zero_start(name):
 @pytest.mark.parametrize("batch", [(), (3,)], ids=["matrix", "stacked"])
 @pytest.mark.parametrize("name", ["subtrack", "subtrack_grad"])
 def test_tracking_finds_what_begins_after_a_zero_start(name, batch):
-    """Wherever it lives: no basis that zeros lead to may be blind to some axes."""
+    """The basis after zero gradients must not be orthogonal to any axis."""
     rng = np.random.default_rng(0)
     optimizer = common.OPTIMIZERS[name](
         1e-2,
@@ -85,7 +85,7 @@ def test_tracking_finds_what_begins_after_a_zero_start(name, batch):
 
 @BY_NAME
 def test_zero_gradient_on_a_refresh(name):
-    """And for a while after it."""
+    """A zero gradient on a refresh and for a few steps after it."""
     gradients = jax.tree.map(
         lambda g: g.at[INTERVAL : INTERVAL + 2].set(0), _gradients()
     )
@@ -97,7 +97,7 @@ def test_zero_gradient_on_a_refresh(name):
 
 @BY_NAME
 def test_zero_columns_and_rows(name):
-    """Unused inputs and outputs: nothing to divide by, and nothing to change."""
+    """Unused inputs and outputs: no division by zero, no update."""
     gradients = _gradients()
     gradients["tall"] = gradients["tall"].at[:, 2, :].set(0.0).at[:, :, 3].set(0.0)
     run = _run(name, gradients)
@@ -108,7 +108,7 @@ def test_zero_columns_and_rows(name):
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["nan", "inf"])
 @pytest.mark.parametrize("name", common.TRACKING)
 def test_a_bad_gradient_leaves_its_basis_alone(name, bad):
-    """On a refresh: that matrix keeps its basis, even one slice, others move."""
+    """On a refresh: the matrix or slice keeps its basis, the others move."""
     gradients = _gradients()
     gradients["tall"] = gradients["tall"].at[INTERVAL, 4, 1].set(bad)
     gradients["stacked"] = gradients["stacked"].at[INTERVAL, 1, 0, 0].set(bad)
@@ -118,7 +118,7 @@ def test_a_bad_gradient_leaves_its_basis_alone(name, bad):
     keep(run.bases["tall"][after], run.bases["tall"][before])
     keep(run.bases["stacked"][after, 1], run.bases["stacked"][before, 1])
     move(run.bases["stacked"][after, 0], run.bases["stacked"][before, 0])
-    # What is not the matrix' own is untouched; so is every later basis.
+    # Only the matrix itself is affected, and no later basis.
     common.assert_all_finite((run.updates["stacked"][:, 0], run.updates["vector"]))
     for leaf in LOW_RANK:
         _assert_orthonormal(name, run.bases, leaf)
@@ -148,7 +148,7 @@ def _assert_moved(new, old):
 
 @pytest.mark.parametrize("name", common.ORTHONORMAL)
 def test_a_bad_first_gradient(name):
-    """There is no basis to keep yet: any orthonormal one, until the next refresh."""
+    """Without a previous basis any orthonormal one serves until the next refresh."""
     gradients = jax.tree.map(lambda g: g.at[0].set(jnp.nan), _gradients())
     run = _run(name, gradients)
     for leaf in LOW_RANK:
@@ -158,7 +158,7 @@ def test_a_bad_first_gradient(name):
 @pytest.mark.parametrize("bad_step", [0, INTERVAL])
 @BY_NAME
 def test_apply_if_finite_recovers(name, bad_step):
-    """The bad step has never been: the rest is the run without it."""
+    """The bad step has no effect: the rest is the run without it."""
     gradients = _gradients()
     bad = jax.tree.map(lambda g: jnp.insert(g, bad_step, jnp.nan, axis=0), gradients)
     guarded = optax.apply_if_finite(_optimizer(name), max_consecutive_errors=3)
@@ -172,7 +172,7 @@ def test_apply_if_finite_recovers(name, bad_step):
 
 @BY_NAME
 def test_full_rank_is_adam(name):
-    """Where nothing can be saved, beside leaves that save, it is `optax.adam`."""
+    """Leaves too small for the rank equal `optax.adam`, beside low-rank leaves."""
     full = {
         "wide": common.Leaf((6, 10)),
         "square": common.Leaf((6, 6)),
@@ -206,7 +206,7 @@ def test_full_rank_is_adam(name):
 @pytest.mark.parametrize("name", ["subtrack", "subtrack_grad"])
 @pytest.mark.parametrize("batch", [(), (3,)], ids=["matrix", "stacked"])
 def test_a_gradient_inside_of_the_span_keeps_the_basis(name, batch):
-    """sigma = 0 on every refresh: tracking adds no noise of its own."""
+    """sigma = 0 on every refresh: tracking adds no rotation of its own."""
     rng = np.random.default_rng(0)
     span = rng.normal(size=(*batch, 6, RANK))
     gradients = span @ rng.normal(size=(8, *batch, RANK, 10))
@@ -225,7 +225,7 @@ def test_a_gradient_inside_of_the_span_keeps_the_basis(name, batch):
 
 @BY_NAME
 def test_the_scale_of_the_gradient_does_not_matter(name):
-    """Adam's invariance, `eps` aside, survives tracking, transport and recovery."""
+    """Adam's scale invariance (with eps=0) holds for all stages."""
     gradients = _gradients()
     optimizer = _optimizer(name, eps=0.0)
     want = common.run(optimizer, common.zeros(LEAVES), gradients)
@@ -244,7 +244,7 @@ def test_the_scale_of_the_gradient_does_not_matter(name):
 
 @pytest.mark.parametrize("name", common.TRACKERS)
 def test_orthonormal_after_ten_thousand_updates(name):
-    """A basis that moves on every step, fed with float32 and bfloat16 gradients."""
+    """A refresh on every step, with float32 and bfloat16 gradients."""
     low_rank = stj.LowRank(rank=3)
     optimizer = stj.track_subspace(low_rank, common.TRACKERS[name], update_interval=1)
     params = {
@@ -268,7 +268,7 @@ def test_orthonormal_after_ten_thousand_updates(name):
     basis = train(optimizer.init(params)).basis
     for leaf in params:
         assert basis[leaf].dtype == jnp.float32
-        # Without a polish, drift makes it ten to a hundred times as much.
+        # Without re-orthonormalisation the drift is 10 to 100 times larger.
         assert common.orthonormality_error(basis[leaf]) < 1e-6
 
 
@@ -291,7 +291,7 @@ for tracker in (stj.geodesic(), stj.random_jump(), stj.svd()):
 
 
 def test_many_stacked_leaves_do_not_wait_for_each_other():
-    """Batched decompositions of several leaves can hang in a pool of two threads.
+    """Batched decompositions of several leaves can deadlock in a pool of two threads.
 
     In a process of its own: a thread that hangs cannot be stopped.
     """
@@ -306,7 +306,7 @@ def test_many_stacked_leaves_do_not_wait_for_each_other():
     [("subtrack", 1.01), ("apollo", 1.01), ("apollo", np.inf), ("apollo_mini", 1.01)],
 )
 def test_nothing_divides_zero_by_zero(name, growth_limit):
-    """`jax_debug_nans` looks at every operation that is not compiled."""
+    """`jax_debug_nans` checks every operation that is not compiled."""
     gradients = [np.zeros((4, 6)), np.outer(range(4), range(6)), np.zeros((4, 6))]
     gradients = [jnp.asarray(g, jnp.float32) for g in gradients]
     with jax.debug_nans(True), jax.debug_infs(True):

@@ -1,4 +1,4 @@
-"""8-bit moments: how near, how small, and that nothing else changes."""
+"""8-bit moments: accuracy, size, and behaviour in wrappers."""
 
 import functools
 
@@ -35,7 +35,7 @@ def _subtrack(mu_dtype="int8", **arguments):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes(dtype):
-    """Moments take 27 % of float32's bytes, without the basis."""
+    """Moments take 27 % of float32's bytes; the basis is not counted."""
     params = {"kernel": jax.ShapeDtypeStruct((512, 1376), dtype)}
     eight, full = (
         stj.state_bytes(
@@ -50,11 +50,11 @@ def test_bytes(dtype):
         stj.state_bytes(_subtrack(m, rank=128, dimension_numbers=None), embedding)
         for m in ("int8", None)
     )
-    assert eight < 0.40 * full  # a basis of float32 for each
+    assert eight < 0.40 * full  # the bases are float32
 
 
 def test_fields():
-    """Codes in the moments' places; what is small is as it was."""
+    """Codes are in the moments' fields; small arrays are not coded."""
     params = common.zeros(LEAVES, jnp.bfloat16)
     state = optax.tree.get(_subtrack().init(params), "EightBitAdamState")
     assert isinstance(state, stj.EightBitAdamState)
@@ -121,7 +121,7 @@ def test_moments_that_cannot_be_stored_so_are_refused(arguments, words):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_direction(dtype):
-    """Updates near those of float32's moments, over moves of the basis."""
+    """Updates are close to those of float32 moments, across refreshes."""
     gradients = common.drifting_tree(LEAVES, 5 * INTERVAL, dtype)
     params = common.zeros(LEAVES, dtype)
     got, want = (
@@ -138,7 +138,7 @@ def test_direction(dtype):
 
 
 def test_an_average_follows_a_slow_change():
-    """Of b2 = 0.999, whose steps are smaller than those of the codes."""
+    """With b2 = 0.999 the average changes by less than the distance of codes."""
     rng = np.random.default_rng(0)
     size = 10 ** rng.uniform(-2, 0, size=(32, 128))
     drift = 10 ** np.linspace(0, rng.uniform(-1, 1, size=size.shape), 1500)
@@ -155,11 +155,11 @@ def test_an_average_follows_a_slow_change():
     got = np.sqrt(eight_bit.decode_moments(states["coded"]).nu)
     ratio = got / np.sqrt(states["full"].nu)
     assert abs(ratio.mean() - 1) < 0.05
-    assert ratio.std() < 0.2  # to the nearest code it is 2, around 3
+    assert ratio.std() < 0.2  # 2 with rounding to nearest, around 3
 
 
 def test_small_beside_large():
-    """A block of gradients over fourteen decades: no update blows up."""
+    """A block of gradients over fourteen decades: no update is far too large."""
     rng = np.random.default_rng(0)
     size = 10 ** rng.uniform(-14, 0, size=(64, 128))
     gradients = size * rng.normal(size=(200, 64, 128))
@@ -180,7 +180,7 @@ def test_small_beside_large():
 
 
 def test_stacked_equals_unstacked():
-    """But for rounding, which may fall on the other side of a code."""
+    """Equal up to rounding, which may choose the neighbouring code."""
     gradients = common.drifting_tree(LEAVES, 2 * INTERVAL)
     run = common.run(_subtrack(init="svd"), common.zeros(LEAVES), gradients)
     for layer in range(3):
@@ -193,7 +193,7 @@ def test_stacked_equals_unstacked():
 
 @pytest.mark.parametrize("transport", [True, "momentum"])
 def test_moments_follow_the_basis(transport):
-    """As uncoded ones do, to their precision; roots that are kept keep their codes."""
+    """As float32 moments do, within precision; unchanged roots keep their codes."""
     rng = np.random.default_rng(0)
     basis, before = jnp.array(np.linalg.qr(rng.normal(size=(2, 64, 40)))[0], "float32")
     rotations = {"kernel": stj.DenseRotation(basis, before)}
@@ -254,11 +254,11 @@ def test_trains_as_float32_does():
     assert abs(losses["int8"][-1] - losses[None][-1]) < 0.02
 
 
-# --- In other people's hands --------------------------------------------------
+# --- In wrappers, checkpoints and metadata --------------------------------------
 
 
 def test_one_compilation_and_donated_buffers():
-    """Under `inject_hyperparams`, whose rates change."""
+    """`inject_hyperparams` with changing learning rates."""
     optimizer = optax.inject_hyperparams(
         stj.subtrack, static_args=("rank", "dimension_numbers", "mu_dtype")
     )(
@@ -295,7 +295,7 @@ def test_checkpoint(tmp_path):
 
 
 def test_parameters_with_metadata():
-    """Flax's: codes of plain leaves are in their boxes, scales and the rest not."""
+    """Flax metadata: codes of plain leaves are boxed, scales and the rest are not."""
 
     class Model(nnx.Module):
         def __init__(self, rngs):
@@ -321,7 +321,7 @@ def test_parameters_with_metadata():
 
 
 def test_moments_that_turn_a_little_on_every_step_do_not_stand_still():
-    """A hundredth of a radian a step, which codes alone would often round away."""
+    """Rotations by 0.01 radians per step, less than the distance of codes."""
     steps, angle = 400, 0.01
     turn = np.kron(
         np.eye(16), [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -346,12 +346,12 @@ def test_moments_that_turn_a_little_on_every_step_do_not_stand_still():
     got = eight_bit.decode_moments(coded)
     ratio = np.sqrt(got.nu) / np.sqrt(want.nu)
     assert abs(np.median(ratio) - 1) < 0.02
-    assert ratio.std() < 0.2  # to the nearest code, or by one turn always: above 0.7
+    assert ratio.std() < 0.2  # with rounding to nearest or a constant dither: above 0.7
     assert np.linalg.norm(got.mu - want.mu) < 0.04 * np.linalg.norm(want.mu)
 
 
 def test_what_is_fed_back_is_decoded():
-    """LDAdam's tracker and its error look at the first moment."""
+    """LDAdam's tracker and error feedback read the first moment."""
     leaf = common.Leaf((96, 128))
     gradients = jnp.asarray(common.drifting_gradients(leaf, 12), jnp.float32)
     runs = {

@@ -1,4 +1,4 @@
-"""8-bit moments on meshes: where codes and scales are, and what is sent."""
+"""8-bit moments on meshes: placement of codes and scales, communication."""
 
 import jax
 import numpy as np
@@ -24,9 +24,9 @@ SPLITS = {
 @pytest.mark.parametrize("name", ["subtrack", "ldadam"])
 @pytest.mark.parametrize("axis_type", sharded.AXIS_TYPES, ids=lambda kind: kind.name)
 def test_on_a_mesh(axis_type, name):
-    """Placed where its parameters' sharding would split it, and the same updates."""
+    """State is split as its parameters' sharding requires, and updates are equal."""
     mesh = sharded.mesh(axis_type)
-    # Of 192 columns two blocks: their codes are in eight parts, their scales in two.
+    # 192 columns are two blocks: codes in eight shards, scales in two.
     few_blocks = sharded.Split(common.Leaf((64, 192)), P("fsdp", "tensor"))
     splits = {**SPLITS, "few_blocks": few_blocks}
     optimizer = sharded.optimizer(name, splits, rank=24, mu_dtype="int8")
@@ -57,13 +57,13 @@ def test_on_a_mesh(axis_type, name):
             assert sharded.types(state) == before
         assert update._cache_size() == 1
     for name in splits:
-        # Not the same bits: now and then a sum is rounded to the next code.
+        # Not bit-equal: occasionally a sum is rounded to the next code.
         error = np.linalg.norm(np.ravel(updates[name] - want[name][-1]))
         assert error < 0.005 * np.linalg.norm(np.ravel(want[name][-1])), name
 
 
 def test_codes_stay_on_their_devices():
-    """Devices exchange what they do for float32's moments."""
+    """Devices exchange the same bytes as with float32 moments."""
     mesh = sharded.mesh(AxisType.Auto)
     params = sharded.shapes(SPLITS, mesh)
     sent = {}

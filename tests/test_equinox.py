@@ -15,12 +15,12 @@ import subtrack_jax as stj
 from tests import common
 
 RANK = 2
-# Linear layers of Equinox are (out, in).
+# Equinox's linear layers are (out, in).
 MATRIX = MuonDimensionNumbers(-1, -2)
 
 
 class Model(eqx.Module):
-    """A parameter of every kind, and what is none."""
+    """A model with every kind of parameter, and leaves that are not parameters."""
 
     mlp: eqx.nn.MLP  # without biases; its activation is a leaf
     stacked: eqx.nn.Linear
@@ -64,13 +64,13 @@ def specs(tree):
     return jax.tree.map(lambda leaf: MATRIX if is_chosen(leaf) else None, tree)
 
 
-# All but the default choose the same leaves.
+# All but the default select the same leaves.
 FORMS = {
     "default": None,
     "one_spec": MATRIX,
     "by_path": stj.by_path("mlp|stacked|head", -1, -2),
     "function": specs,
-    # Modules with __call__, like the model: no functions from parameters to specs.
+    # Modules with __call__ must not be taken for functions of the parameters.
     "tree": specs(PARAMS),
     "tree_like_the_model": specs(MODEL),
     "prefix": eqx.tree_at(lambda tree: tree.norm, specs(PARAMS), None),
@@ -87,7 +87,7 @@ def optimizer_of(name, form, **arguments):
 
 
 def by_name(tree):
-    """The same leaves in a dictionary."""
+    """The same leaves as a dictionary."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -220,7 +220,7 @@ def test_a_model_that_is_not_filtered_is_refused():
 
 @pytest.mark.parametrize("name", ["subtrack", "ldadam", "apollo"])
 def test_an_array_without_a_gradient_is_refused(name):
-    """Integers have none in Equinox; `eqx.is_array` keeps them all the same."""
+    """Integers have no gradient in Equinox, but `eqx.is_array` keeps them."""
     params = {"kernel": jnp.ones((6, 8)), "positions": jnp.arange(4)}
     optimizer = optimizer_of(name, "default")
     gradients = {"kernel": jnp.ones((6, 8)), "positions": None}

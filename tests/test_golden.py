@@ -1,4 +1,4 @@
-"""Recorded trajectories (data/README.md), to the agreement that rounding allows."""
+"""Recorded trajectories (data/README.md), within rounding."""
 
 import pathlib
 from collections.abc import Callable
@@ -21,7 +21,7 @@ LEARNING_RATE = 1e-2
 
 
 class Recorded(NamedTuple):
-    """An alias with the arguments of a recorded run, and what its step is made of."""
+    """An alias with the arguments of a recorded run, and the stages of its step."""
 
     optimizer: Callable[..., optax.GradientTransformation]
     arguments: dict[str, float]
@@ -52,7 +52,7 @@ RECORDED = {
 }
 
 
-# The sides that the official code takes, on weights that are (out, in).
+# Sides chosen by the official code, for weights (out, in).
 OFFICIAL_AXES = dict(
     wide=MuonDimensionNumbers(0, 1),
     tall=MuonDimensionNumbers(0, 1),
@@ -97,7 +97,7 @@ LDADAM = {
 
 @pytest.mark.parametrize("name", LDADAM)
 def test_ldadam(golden, name, precision):
-    """It takes no given bases: an SVD's signs, and a QR's, are of no consequence."""
+    """Computes its own bases: signs of an SVD or QR do not matter to it."""
     arguments, suspects = LDADAM[name]
     optimizer = stj.ldadam(LEARNING_RATE, rank=4, eps=1e-12, init="svd", **arguments)
     run = _run(golden, optimizer, precision)
@@ -113,7 +113,7 @@ def test_ldadam(golden, name, precision):
     ],
 )
 def test_apollo_on_recorded_projections(golden, precision, name, rank, scaling):
-    """Its random numbers are PyTorch's: one shape at a time, on what it drew."""
+    """Projections are PyTorch's random numbers, so the recorded ones are used."""
     for shape, axes in OFFICIAL_AXES.items():
         low_rank = stj.LowRank(rank, axes)
         drawn = golden[f"{shape}/{name}_projections"]
@@ -133,7 +133,7 @@ def test_apollo_on_recorded_projections(golden, precision, name, rank, scaling):
         )
         gradients = jnp.asarray(golden[f"{shape}/gradients"], precision)
         state, updates = optimizer.init(gradients[0]), []
-        for gradient in gradients:  # not jitted: every step draws its own
+        for gradient in gradients:  # not jitted: every step draws its own projection
             update, state = optimizer.update(gradient, state)
             updates.append(update)
         run = common.Run({shape: jnp.stack(updates)}, None, state)
@@ -158,13 +158,13 @@ def test_subtrack(golden, name, precision):
 
 
 def _projector(basis):
-    """`S S^T`: the span alone, whichever signs the start's SVD took."""
+    """Projector `S S^T`, which does not depend on the signs of the first SVD."""
     basis = np.asarray(basis, np.float64)
     return basis @ np.swapaxes(basis, -1, -2)
 
 
 def _replay(golden) -> stj.Tracker:
-    """A tracker that answers each recorded gradient with its recorded basis."""
+    """Tracker that returns the recorded basis of each recorded gradient."""
     bases: dict[tuple[int, ...], list[np.ndarray]] = {}
     gradients: dict[tuple[int, ...], list[np.ndarray]] = {}
     for shape in SHAPES:
@@ -205,7 +205,7 @@ def _replay(golden) -> stj.Tracker:
     ],
 )
 def test_on_recorded_bases(golden, precision, name, recovery, suspects):
-    """An SVD's signs are arbitrary; GaLore and Fira depend on them: they are given."""
+    """GaLore and Fira depend on the SVD's arbitrary signs, so bases are given."""
     low_rank = stj.LowRank(rank=4, dimension_numbers=OFFICIAL_AXES)
     optimizer = optax.chain(
         stj.track_subspace(low_rank, _replay(golden), update_interval=4),
@@ -215,7 +215,7 @@ def test_on_recorded_bases(golden, precision, name, recovery, suspects):
         optax.scale_by_learning_rate(LEARNING_RATE),
     )
     run = _run(golden, optimizer, precision)
-    # Recorded in float32, so no closer than that in float64 either.
+    # Recorded in float32, so float64 is not closer.
     _check_weights(
         golden,
         run,

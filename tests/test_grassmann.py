@@ -1,4 +1,4 @@
-"""The geometry against NumPy and SciPy in float64."""
+"""Grassmann geometry against NumPy and SciPy in float64."""
 
 import functools
 import re
@@ -16,13 +16,13 @@ from tests import common, oracle
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
-# Allowed error of a number of order one.
+# Allowed error for numbers of order one.
 ROUNDING = {"float32": 2e-6, "float64": 1e-14}
 SHAPES = [(6, 10, 3), (10, 6, 3), (8, 8, 1), (5, 9, 5), (24, 40, 4)]
 
 
 def _problem(m, n, rank, dtype, seed=0):
-    """A basis in general position and a gradient, as JAX has them."""
+    """Random basis and gradient as JAX arrays."""
     rng = np.random.default_rng(seed)
     basis = scipy.linalg.orth(rng.normal(size=(m, rank)))
     gradient = rng.normal(size=(m, n)) / np.sqrt(n)
@@ -39,7 +39,7 @@ def _angles(a, b):
 
 
 def _with_singular_values(m, r, singular_values, dtype, seed=0):
-    """A basis and a tangent to it with these singular values."""
+    """A basis and a tangent with given singular values."""
     rng = np.random.default_rng(seed)
     frame = scipy.linalg.orth(rng.normal(size=(m, 2 * r)))
     w = scipy.linalg.orth(rng.normal(size=(r, r)))
@@ -58,14 +58,14 @@ def test_tangent(m, n, rank, precision):
 
 @pytest.mark.parametrize("scale", [2.0**-60, 2.0**50])
 def test_tangent_of_a_scaled_gradient(scale):
-    """Where entries to the fourth power are out of range, to the bit."""
+    """Bit-equal where fourth powers of the entries overflow or underflow."""
     basis, gradient = _problem(6, 10, 3, "float32")
     got = grassmann.tangent(basis, gradient * scale, scale)
     np.testing.assert_array_equal(got, grassmann.tangent(basis, gradient))
 
 
 def test_tangent_is_half_the_descent_direction_of_the_projection_error(x64):
-    """By automatic differentiation of the cost, projected on the tangent space."""
+    """Compared with the cost's gradient by autodiff, projected on the tangent space."""
     del x64
     basis, gradient = _problem(6, 10, 3, "float64")
 
@@ -79,11 +79,11 @@ def test_tangent_is_half_the_descent_direction_of_the_projection_error(x64):
 
 @pytest.mark.parametrize("second", [0.0, 0.5, 0.99, 0.9999])
 def test_leading_triple(second, precision):
-    """Also where the second singular value is close to the first."""
+    """Also with a second singular value close to the first."""
     basis, tangent = _with_singular_values(12, 3, [1.7, 1.7 * second, 0.1], precision)
     sigma, u, v = grassmann.leading_triple(tangent, basis)
     want_u, want_sigma, want_vt = np.linalg.svd(_f64(tangent))
-    # What the gap leaves of the accuracy of a singular vector.
+    # The gap limits the accuracy of the singular vector.
     tolerance = 4 * ROUNDING[precision] / (1 - second)
     np.testing.assert_allclose(sigma, want_sigma[0], rtol=10 * ROUNDING[precision])
     sign = np.sign(_f64(v) @ want_vt[0])
@@ -93,7 +93,7 @@ def test_leading_triple(second, precision):
 
 
 def test_leading_triple_of_a_tie(precision):
-    """Any direction of the tied plane will do, but it must be in that plane."""
+    """Any direction in the plane of the tie is correct."""
     basis, tangent = _with_singular_values(12, 3, [1.0, 1.0, 0.3], precision)
     sigma, u, v = _f64(*grassmann.leading_triple(tangent, basis))
     np.testing.assert_allclose(sigma, 1.0, rtol=1e-5)
@@ -101,7 +101,7 @@ def test_leading_triple_of_a_tie(precision):
 
 
 def test_leading_triple_of_nothing(precision):
-    """No direction to turn to is a zero angle, not a NaN."""
+    """A zero tangent gives angle zero, not NaN."""
     basis, tangent = _with_singular_values(12, 3, [0.0, 0.0, 0.0], precision)
     sigma, u, v = grassmann.leading_triple(tangent, basis)
     assert sigma == 0.0
@@ -111,7 +111,7 @@ def test_leading_triple_of_nothing(precision):
 
 @pytest.mark.parametrize("angle", [0.0, 1e-4, 0.3, np.pi / 2, 2.0])
 def test_geodesic(angle, precision):
-    """Turns one direction by the angle and stays orthonormal."""
+    """Rotates one direction by the angle and stays orthonormal."""
     basis, tangent = _with_singular_values(12, 3, [1.0, 0.0, 0.0], precision)
     u, _, vt = np.linalg.svd(_f64(tangent))
     u, v = jnp.asarray(u[:, 0], precision), jnp.asarray(vt[0], precision)
@@ -121,13 +121,13 @@ def test_geodesic(angle, precision):
     assert common.orthonormality_error(got) < 2 * ROUNDING[precision]
     if angle == 0.0:
         np.testing.assert_array_equal(got, basis)
-    if angle == np.pi / 2:  # S v is gone: u has taken its place.
+    if angle == np.pi / 2:  # u has replaced S v
         np.testing.assert_allclose(_f64(got) @ _f64(v), u, atol=ROUNDING[precision])
 
 
 @pytest.mark.parametrize("m, n, rank", SHAPES[:3])
 def test_line_search_captures_the_most(m, n, rank, precision):
-    """Against SciPy's minimiser of the projection error along the geodesic."""
+    """Compared with SciPy's minimiser of the projection error along the geodesic."""
     basis, gradient = _problem(m, n, rank, precision)
     u, _, vt = np.linalg.svd(oracle.tangent(*_f64(basis, gradient)))
     u, v = u[:, 0], vt[0]
@@ -148,12 +148,12 @@ def test_line_search_captures_the_most(m, n, rank, precision):
         options={"xatol": 1e-9},
     )
     assert 0.0 < got <= np.pi / 2
-    assert abs(got - best.x) < 1e-4  # SciPy's own accuracy at a flat minimum is 1e-8.
+    assert abs(got - best.x) < 1e-4  # SciPy's accuracy at a flat minimum is 1e-8.
     assert missed(got) <= best.fun + ROUNDING[precision]
 
 
 def test_line_search_never_lowers_the_captured_energy():
-    """For many bases and gradients, small and large."""
+    """Holds for many bases and gradients, small and large."""
 
     def gain(basis, gradient, scale):
         before = grassmann.captured_energy(basis, gradient)
@@ -186,7 +186,7 @@ def test_exponential_map(angles, precision):
 @pytest.mark.parametrize("m, n, rank", [*SHAPES, (60, 90, 12), (200, 260, 60)])
 @pytest.mark.parametrize("decay", [0.0, 0.1, 1.0])
 def test_range_finder_captures_what_the_svd_captures(m, n, rank, decay):
-    """At least 99 % of it, with singular values equal or falling as `i^-decay`.
+    """At least 99 % of it, with equal singular values or ones that decay as `i^-decay`.
 
     Both are unlike a gradient of rank `rank`, which is easier (next test).
     """
@@ -204,7 +204,7 @@ def test_range_finder_captures_what_the_svd_captures(m, n, rank, decay):
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-10, 1.0, 1e10, 1e30])
 def test_range_finder_finds_a_low_rank_gradient(scale):
-    """All of it, whatever its scale."""
+    """Captures all energy at any scale."""
     rng = np.random.default_rng(0)
     gradient = rng.normal(size=(12, 3)) @ rng.normal(size=(3, 20))
     got = grassmann.range_finder(
@@ -226,7 +226,7 @@ def test_range_finder_of_too_little(true_rank):
 
 
 def test_random_basis(precision):
-    """Orthonormal, of the asked dtype, and uniform: the mean of S S^T is r/m I."""
+    """Orthonormal, of the given dtype, and uniform: the mean of S S^T is r/m I."""
     draw = functools.partial(grassmann.random_basis, m=6, rank=2, dtype=precision)
     bases = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000))
     assert bases.shape == (4000, 6, 2) and bases.dtype == precision
@@ -236,7 +236,7 @@ def test_random_basis(precision):
 
 
 def test_orthonormalize(precision):
-    """A polish: squares the error and keeps the span."""
+    """Newton-Schulz step: squares the error and keeps the span."""
     basis, _ = _problem(12, 9, 4, "float64" if precision == "float64" else "float32")
     rng = np.random.default_rng(1)
     mixing = jnp.asarray(np.eye(4) + 1e-3 * rng.normal(size=(4, 4)), precision)
@@ -270,7 +270,7 @@ def test_align_with_an_orthogonal_span_stays_orthonormal(precision):
 
 @pytest.mark.parametrize("angle", [0.0, 1e-4, 0.7, np.pi / 2 - 1e-4, np.pi / 2])
 def test_principal_angles(angle, precision):
-    """Small and nearly right angles as accurate as the others; largest first."""
+    """Small and nearly right angles are equally accurate; the largest is first."""
     basis, tangent = _with_singular_values(12, 3, [angle, angle / 2, 0.0], precision)
     other = jnp.asarray(oracle.exponential_map(*_f64(basis, tangent)), precision)
     got = grassmann.principal_angles(basis, other)
@@ -284,7 +284,7 @@ def test_captured_energy(m, n, rank, precision):
     want = oracle.captured_energy(*_f64(basis, gradient))
     np.testing.assert_allclose(got, want, rtol=4 * ROUNDING[precision])
     zero = grassmann.captured_energy(basis, jnp.zeros_like(gradient))
-    assert 0.0 <= zero <= 1.0  # Not 0 / 0.
+    assert 0.0 <= zero <= 1.0  # not 0 / 0
 
 
 def test_stacked_matrices_are_decomposed_one_by_one():

@@ -1,4 +1,4 @@
-"""Leaves that are no float arrays of the usual kind: as in Adam, or refused by name."""
+"""Unusual leaves (dtypes, empty, complex): plain Adam, or an error with the name."""
 
 import inspect
 
@@ -17,7 +17,7 @@ KERNEL = MuonDimensionNumbers(-2, -1)
 MATRIX = jnp.asarray(np.random.default_rng(0).normal(size=(6, 10)), jnp.float32)
 COMPLEX = (1 + 1j) * MATRIX
 
-# Parameters that are gradients, too.
+# Parameters that also serve as gradients.
 ODD = {
     "float8": MATRIX.astype(jnp.float8_e4m3fn),
     "float8_vector": MATRIX[0].astype(jnp.float8_e5m2),
@@ -81,7 +81,7 @@ def test_they_train_as_float32_does(name):
     for leaf, value in ODD.items():
         dtype = got[leaf].dtype
         if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            continue  # gradients that are integers have no direction
+            continue  # integer gradients have no direction
         assert dtype == jnp.result_type(value)
         rounded = want[leaf].astype(dtype).astype(jnp.float32)
         tolerance = 4 * float(jnp.finfo(dtype).eps)
@@ -119,7 +119,7 @@ def test_describe_says_why_they_are_plain():
 
 @BY_NAME
 def test_a_batch_axis_of_size_zero_alone(name):
-    """There is nothing to train, so nothing is wrong."""
+    """Nothing to train is not an error."""
     optimizer = optimizer_of(name)
     params = {"kernel": jnp.zeros((0, 6, 10))}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -170,7 +170,7 @@ def test_complex_leaves_without_a_subspace_are_adams(mu_dtype):
 
 @pytest.mark.parametrize("name", ["subtrack", "apollo"])
 def test_complex_matrices_in_two_parts(name):
-    """What the message says to write trains them, beside real leaves."""
+    """The replacement that the error message gives trains, beside real leaves."""
     numbers = stj.by_path("kernel")
     optimizer = optax.contrib.split_real_and_imaginary(
         optimizer_of(name, dimension_numbers=numbers, growth_limit=None, scale=1.0)
@@ -223,7 +223,7 @@ def test_a_spec_for_a_leaf_that_cannot_have_a_subspace(dtype):
 
 
 def test_the_geometry_refuses_complex_matrices():
-    """Its transposes would have to be conjugated."""
+    """Complex transposes would have to be conjugated."""
     key, seen = jax.random.key(0), set()
     arguments = {"key": key, "rank": 2, "angle": 0.1, "scale": 1.0}
     for name, function in vars(stj.grassmann).items():

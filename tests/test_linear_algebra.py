@@ -1,4 +1,4 @@
-"""Tests of linear_algebra.py: scaling."""
+"""Scaling of matrices by powers of two."""
 
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""Loops: their values, their derivatives, and the size of what they compile to."""
+"""Loops: values, derivatives, and size of the compiled program."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from subtrack_jax._internal import loops
 
 
 def _power(x, count):
-    """x to the power 2^count, in a loop of a number of trips that is not known."""
+    """x to the power 2^count, in a loop with a traced number of iterations."""
     _, result = loops.while_loop(
         lambda carry: carry[0] < count,
         lambda carry: (carry[0] + 1, carry[1] * carry[1]),
@@ -43,7 +43,7 @@ def test_derivative_by_what_a_conditional_update_closes_over(is_applied):
 
 
 def test_what_has_no_tangent_keeps_none():
-    """Zero times the infinite slope of a root at 0 would be NaN."""
+    """Otherwise zero times the infinite slope of a root at 0 gives NaN."""
 
     def loss(x):
         step = lambda pair: (pair[0] * x, jnp.sqrt(pair[1]))
@@ -69,7 +69,7 @@ def test_unstack():
 
 @pytest.mark.parametrize("name", ["subtrack", "galore", "ldadam"])
 def test_programs_grow_with_leaves_and_not_with_their_square(name):
-    """Every branch of one conditional over all leaves would be handed all leaves."""
+    """With one conditional over all leaves every branch would take all of them."""
 
     def size(leaves):
         shape = jax.ShapeDtypeStruct((16, 40), jnp.float32)
@@ -84,7 +84,7 @@ def test_programs_grow_with_leaves_and_not_with_their_square(name):
 
 
 def test_parts_of_a_stack_share_a_kernel():
-    """CPUs compile slices by different constants one by one: 15 ms each."""
+    """CPUs compile slices at different constants separately: 15 ms each."""
     parts = 12
     program = jax.jit(lambda stack: loops.unstack(stack, [1] * parts))
     text = program.lower(jnp.zeros((parts, 16, 40))).compile().as_text()

@@ -1,4 +1,4 @@
-"""Which leaves are low-rank, along which axes, and what is said about them."""
+"""`LowRank`: selection of leaves and axes, `describe`, errors."""
 
 import dataclasses
 import re
@@ -42,7 +42,7 @@ def _params():
 
 def test_every_matrix_by_default():
     assert _basis_shapes(_params(), rank=2) == {"embed": (6, 2)}
-    # Stacked vectors are matrices of rank 2 at most: nothing to save.
+    # Stacked vectors are matrices of rank 2 at most: low rank saves nothing.
     assert "layers/scale" in _basis_shapes(_params(), rank=1)
 
 
@@ -60,7 +60,7 @@ def test_tree_of_specs(spec):
 
 
 def test_prefix_tree_of_specs():
-    """One spec, or None, for a whole branch."""
+    """One spec, or None, for a branch of the tree."""
     params = {
         "mlp": {"up": jnp.zeros((6, 10)), "down": jnp.zeros((10, 6))},
         "head": {"kernel": jnp.zeros((6, 12)), "bias": jnp.zeros(12)},
@@ -82,7 +82,7 @@ def test_prefix_tree_of_specs():
     ],
 )
 def test_one_spec_for_every_leaf_that_it_fits(spec, want):
-    """Leaves that do not have the named axes are left alone."""
+    """Leaves without the named axes get plain Adam."""
     params = {
         "stack": jnp.zeros((4, 6, 10)),
         "matrix": jnp.zeros((8, 12)),
@@ -102,7 +102,7 @@ def test_specs_of_leaves_that_a_wrapper_hides():
 
 
 def test_a_function_that_leaves_everything_alone():
-    """None from a function is the tree that it is, not the default."""
+    """None from a function is a tree without specs, not the default."""
     assert stj.by_path("kernel")(jnp.zeros((6, 10))) is None
     with pytest.raises(ValueError, match=r"by_path\('kernel'\).* \(root\) \(6, 10\)"):
         _basis_shapes(
@@ -155,7 +155,7 @@ def test_a_rank_too_large_for_one_leaf_is_plain_adam():
 )
 @pytest.mark.parametrize("name", ["subtrack", "ldadam", "apollo"])
 def test_a_rank_too_large_for_all_leaves_is_refused(name, shape, numbers, rank):
-    """Nobody gets plain Adam by the name of another optimizer."""
+    """No low-rank leaf is an error: plain Adam must not run under another name."""
     params = {"kernel": jnp.zeros(shape), "bias": jnp.zeros(10)}
     optimizer = common.OPTIMIZERS[name](1e-3, rank=rank, dimension_numbers=numbers)
     with pytest.raises(ValueError, match="No leaf to treat as low-rank") as error:
@@ -194,7 +194,7 @@ class TestStackedLeavesByDefault:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             jax.eval_shape(optimizer.update, self.PARAMS, state, self.PARAMS)
-            # What it says to write does what it says.
+            # The replacement that the warning suggests works.
             written = re.search(r"dimension_numbers=(\S+\('.*'\));", message)[1]
             numbers = eval(written, {"subtrack_jax": stj})
             shapes = _basis_shapes(self.PARAMS, rank=2, dimension_numbers=numbers)
@@ -207,7 +207,7 @@ class TestStackedLeavesByDefault:
 
 
 def test_updates_of_a_part_need_no_matrix():
-    """Layer-wise training updates parts of the parameters; only `init` insists."""
+    """Layer-wise training updates some of the parameters; only `init` needs a match."""
     optimizer = stj.subtrack(1e-3, rank=2, dimension_numbers=stj.by_path("kernel"))
     state = optimizer.init({"kernel": jnp.ones((6, 10)), "bias": jnp.ones(10)})
     is_tree = lambda node: isinstance(node, dict)
@@ -276,7 +276,7 @@ def test_frozen():
     ids=["stack_only", "by_path", "spec", "tree_of_none", "vectors_by_path"],
 )
 def test_nothing_matched_names_the_leaves(params, numbers):
-    """A typing error must not quietly train with plain Adam."""
+    """A typing error must not silently train with plain Adam."""
     optimizer = stj.subtrack(1e-3, rank=2, dimension_numbers=numbers)
     with pytest.raises(ValueError) as error:
         optimizer.init(params)
@@ -287,7 +287,7 @@ def test_nothing_matched_names_the_leaves(params, numbers):
 
 
 def test_only_vectors_is_not_a_mistake():
-    """There is no matrix that could have been forgotten: plain Adam."""
+    """Without any matrix plain Adam is correct."""
     params = {"scale": jnp.ones(3), "bias": jnp.ones(())}
     optimizer = stj.subtrack(1e-3, rank=2)
     updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -322,7 +322,7 @@ def test_a_tree_of_another_structure_is_refused():
 
 @pytest.mark.parametrize("side", ["short", "long"])
 def test_describe(side, capsys):
-    """Bytes of state in the table are those of the optimizer, leaf by leaf."""
+    """Bytes of state in the table equal those of the optimizer, leaf by leaf."""
     params = _params() | {"half": jnp.zeros((6, 9), jnp.bfloat16)}
     low_rank = stj.LowRank(
         rank=4, dimension_numbers=stj.by_path("embed|mlp|scale|half"), side=side
@@ -352,7 +352,7 @@ def test_describe(side, capsys):
         assert [f"{size:,}", f"{adam:,}"] == rows[name].split()[-2:]
     assert f"{total:,}" in rows["total"]
     assert "plain" in rows["bias"] and "plain" in rows["layers/query"]
-    assert "rank" in rows["layers/scale"]  # Chosen, but 4 is not below its side.
+    assert "rank" in rows["layers/scale"]  # matched, but 4 does not exceed the rank
     assert "plain" not in rows["half"] and " 4 " in rows["half"]
 
 
@@ -366,7 +366,7 @@ def test_describe_from_shapes():
     "name", [n for n, leaf in common.LEAVES.items() if leaf.rank(1)]
 )
 def test_state_shapes(name):
-    """Batch axes in front; the basis' rows and the coordinates' columns behind."""
+    """Batch axes first; then rows of the basis and columns of the coordinates."""
     leaf = common.LEAVES[name]
     _, m, n = leaf.view().to_matrices(np.empty(leaf.shape)).shape
     optimizer = stj.subtrack(1e-3, rank=1, dimension_numbers=leaf.dimension_numbers())

@@ -1,4 +1,4 @@
-"""Matrices of a stack: one after another, side by side where they may be split."""
+"""Matrices of a stack: sequential, or batched where a mesh splits the stack."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 import subtrack_jax as stj
 from tests import sharded
 
-# Shape, reduction, output and batch axes, and how a mesh of (4, 2) splits the leaf.
+# Shape, reduction, output and batch axes, and the split over a mesh of (4, 2).
 STACKS = {
     "one": ((6, 10), 0, 1, (), P("tensor", None)),
     "no axis divides": ((3, 6, 10), 1, 2, (0,), P(None, "tensor", None)),
@@ -68,7 +68,7 @@ def test_a_leaf_comes_back_from_its_matrices(stack):
 
 
 def test_one_matrix_at_a_time_takes_the_room_of_one():
-    """Ten times the matrices, the same temporaries."""
+    """Ten times the matrices need the same temporaries."""
 
     def temporaries(layers):
         numbers = optax.contrib.MuonDimensionNumbers(1, 2)

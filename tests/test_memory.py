@@ -1,4 +1,4 @@
-"""Bytes of state, said before there is any."""
+"""Bytes of an optimizer's state, computed from shapes."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_equals_the_real_arrays(name, dtype, side):
 
 
 def test_wrapped_and_foreign_optimizers():
-    """Any optax transformation, schedules and accumulation included."""
+    """Any optax transformation, including schedules and accumulation."""
     params = common.zeros(common.LEAVES)
     numbers = common.dimension_numbers(common.LEAVES)
     for optimizer in [
@@ -53,7 +53,7 @@ def test_wrapped_and_foreign_optimizers():
 )
 @pytest.mark.parametrize("shape", [(8, 20), (20, 8)])
 def test_the_formula(shape, side, numbers):
-    """A basis on one side and two moments on the other, the counts and a norm."""
+    """A basis on one side, two moments on the other, counts and a norm."""
     optimizer = stj.subtrack(1e-3, rank=2, side=side)
     counts_and_norm = 3
     got = stj.state_bytes(optimizer, jax.ShapeDtypeStruct(shape, jnp.float32))

@@ -20,7 +20,7 @@ SETTINGS = dict(
 def test_reports_the_energy_and_changes_no_update(name):
     gradients = common.drifting_tree(LEAVES, 4)
     params = common.at(gradients, 0)
-    # What error feedback adds to the gradient would be reported with it.
+    # Without error feedback, whose part of the gradient would be reported, too.
     more = {"error_feedback": False} if name == "ldadam" else {}
     plain = common.OPTIMIZERS[name](1e-3, **SETTINGS, **more)
     monitored = common.OPTIMIZERS[name](1e-3, monitor=True, **SETTINGS, **more)

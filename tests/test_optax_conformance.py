@@ -22,7 +22,7 @@ TARGETS = (
 LOW_PRECISION = ("bfloat16", "float32")
 EVERY_FLOAT = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 
-# The values over which optax runs each of its tests, beside the optimizers.
+# optax's own parameters of each test.
 TESTS = {
     "test_optimizers_accept_extra_args": {"wrap": (True, False)},
     "test_optimizers": {"target": TARGETS, "dtype": ("float32",)},
@@ -75,7 +75,7 @@ def _run(monkeypatch, name, rank, test, arguments):
 
 
 def test_nothing_is_missing():
-    """A new test in optax has to be taken up here."""
+    """Fails when optax adds a test, which must then be run here, too."""
     assert set(TESTS) == set(FUNCTIONS)
     assert len(CASES) == 16
 
@@ -83,5 +83,5 @@ def test_nothing_is_missing():
 @pytest.mark.parametrize("case", CASES, ids=_case_id)
 @pytest.mark.parametrize("name", common.OPTIMIZERS)
 def test_rank_1(monkeypatch, name, case):
-    """Optax's matrices are 2 x 2: at this rank they take the low-rank path."""
+    """Optax's matrices are 2 x 2: this rank makes them low-rank."""
     _run(monkeypatch, name, 1, *case)

@@ -1,4 +1,4 @@
-"""Tests of orthonormal.py: a QR in loops of products."""
+"""Blocked QR in loops of matrix products."""
 
 import jax
 import jax.numpy as jnp
@@ -24,16 +24,16 @@ ROUNDING = {"float32": 8e-6, "float64": 4e-14}
         (7, 4, 2),
         (7, 4, 0),
         (300, 128, 40),
-        (300, 300, 300),  # three panels, the last of which overlaps
+        (300, 300, 300),  # three panels; the last one overlaps
         (300, 270, 150),
         (129, 129, 0),
     ],
 )
 def test_blocked_q(m, r, true_rank, precision):
-    """Orthonormal whatever the rank; leading columns span the leading columns."""
+    """Orthonormal at any rank; leading columns span the leading columns."""
     rng = np.random.default_rng(0)
     matrix = rng.normal(size=(m, true_rank)) @ rng.normal(size=(true_rank, r))
-    matrix /= max(1, np.abs(matrix).max() / 8)  # for bounds that are absolute
+    matrix /= max(1, np.abs(matrix).max() / 8)  # unit scale, for absolute bounds
     _check_q(matrix, true_rank, precision)
 
 
@@ -41,7 +41,7 @@ def test_blocked_q(m, r, true_rank, precision):
     "largest, smallest", [(1e-30, 1e-30), (1e30, 1e30), (1e20, 1e-25)]
 )
 def test_blocked_q_at_any_scale(largest, smallest):
-    """Of the matrix, and of its columns within one."""
+    """Condition of the matrix, and of the columns in one panel."""
     matrix = np.random.default_rng(0).normal(size=(20, 8))
     scaled = matrix * np.geomspace(largest, smallest, 8)
     q = np.abs(blocked_q(jnp.asarray(scaled, jnp.float32)))
@@ -73,14 +73,14 @@ def test_blocked_q_of_columns_that_nearly_depend(scale):
 
 
 def test_blocked_q_of_few_rows():
-    """A gradient of an embedding that has seen one token."""
+    """Gradient of an embedding that has read one token."""
     q = blocked_q(jnp.zeros((200, 150)).at[3].set(1.0))
     assert common.orthonormality_error(q) < ROUNDING["float32"]
     np.testing.assert_allclose(q[:, 0], np.eye(200)[3], atol=1e-5)
 
 
 def test_blocked_q_of_a_stack():
-    """Mapped over a batch, as for matrices that stay side by side on a mesh."""
+    """Mapped over a batch, like matrices that a mesh splits."""
     rng = np.random.default_rng(0)
     good = rng.normal(size=(140, 130))
     stack = jnp.asarray(np.stack([good, np.zeros_like(good)]), jnp.float32)
@@ -90,14 +90,14 @@ def test_blocked_q_of_a_stack():
 
 
 def test_a_nan_stays_one():
-    """A refresh is refused by it; a basis made up in its place would be kept."""
+    """A refresh ignores a bad gradient; a made-up basis would be kept."""
     matrix = jnp.ones((9, 5)).at[2, 3].set(jnp.nan)
     assert jnp.isnan(blocked_q(matrix)).any()
 
 
 @pytest.mark.parametrize("platform, is_library", [("tpu", False), ("cpu", True)])
 def test_who_factorises(platform, is_library):
-    """The TPU compiler unrolls the library's QR: half a minute for 2736 x 512."""
+    """The TPU compiler unrolls XLA's QR: half a minute for 2736 x 512."""
     traced = jax.jit(orthonormal.orthonormal_columns).trace(jnp.zeros((300, 200)))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert ("custom_call" in text) == is_library

@@ -1,4 +1,4 @@
-"""Public names and signatures, which users build on, stay as they are.
+"""Public names and signatures are stable.
 
 A change on purpose is written down with
 `python -m tests.test_public_api > tests/data/public_api.json`.
@@ -22,7 +22,7 @@ def arguments(function):
         if each.default is each.empty
         else each.replace(
             annotation=each.empty,
-            # A function's own text has its address.
+            # The repr of a function contains its address.
             default=getattr(each.default, "__name__", each.default),
         )
         for each in signature.parameters.values()
@@ -32,7 +32,7 @@ def arguments(function):
 
 
 def public_api():
-    """All public names, with the arguments of those that can be called."""
+    """All public names, with the arguments of callables."""
     found = {}
     for name in stj.__all__:
         value = getattr(stj, name)

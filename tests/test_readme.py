@@ -1,4 +1,4 @@
-"""The README's Python runs and prints what the README says."""
+"""The README's Python runs and prints the output shown; its commands parse."""
 
 import pathlib
 import re
@@ -20,7 +20,7 @@ def test_the_readmes_python_runs_and_prints_what_it_shows(capsys):
     assert len(blocks) == 5
     names = {}
     for code, shown in blocks:
-        with jax.numpy_rank_promotion("allow"):  # readers have the default
+        with jax.numpy_rank_promotion("allow"):  # the default for users
             exec(code, names)
         assert capsys.readouterr().out == shown
 
@@ -39,7 +39,7 @@ def test_the_newcomers_commands_are_one_line_that_makes_its_own_environment():
 
 
 def test_the_programs_take_the_flags_that_the_readme_gives_them(tmp_path, monkeypatch):
-    # What they name has to be there.
+    # Files that the commands name must exist.
     weights = README.parent / "tests/data/hugging_face/tied"
     shutil.copytree(weights, tmp_path / "path/to/llama")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""States that belong to something else are refused while the update is traced."""
+"""States of another optimizer or other parameters are refused at trace time."""
 
 import flax.serialization
 import jax
@@ -37,7 +37,7 @@ def test_flax_restores_a_state_of_its_own(name):
 
 @BY_NAME
 def test_a_state_of_another_rank_is_named_with_both_shapes(name):
-    """Flax restores it without a look at shapes."""
+    """Flax restores such a state without checking shapes."""
     optimizer, other = make(name), make(name, rank=2)
     state = flax.serialization.from_bytes(
         optimizer.init(zeros()), flax.serialization.to_bytes(other.init(zeros()))
@@ -88,7 +88,7 @@ def test_a_state_of_another_optimizer_is_refused(name, other):
 
 
 def test_a_state_that_lost_its_types_is_refused():
-    """As orbax restores it without a target."""
+    """As orbax restores it without a target: without types."""
     state = flax.serialization.to_state_dict(make("subtrack").init(zeros()))
     states = tuple(state[key] for key in sorted(state))
     message = refusal(make("subtrack"), states)

@@ -1,4 +1,4 @@
-"""`state_sharding`: no device keeps what its parameters' sharding would split."""
+"""`state_sharding`: no device keeps state that its parameters' sharding would split."""
 
 import functools
 
@@ -21,7 +21,7 @@ BY_AXIS_TYPE = pytest.mark.parametrize(
 
 
 def _abstract_state(optimizer, splits, mesh, **arguments):
-    """The state's arrays as types, placed by the function under test."""
+    """Abstract state with the shardings of the function under test."""
     params = sharded.shapes(splits, mesh)
     placed = stj.state_sharding(optimizer, params, **arguments)
     return jax.tree.map(
@@ -32,7 +32,7 @@ def _abstract_state(optimizer, splits, mesh, **arguments):
 
 
 def _bytes_of_arrays(tree, on_device=False):
-    """Of what has two axes or more: not of counts and norms."""
+    """Bytes of arrays with at least two axes: no counts or norms."""
     arrays = [leaf for leaf in jax.tree.leaves(tree) if leaf.ndim >= 2]
     return sum(
         np.prod(leaf.sharding.shard_shape(leaf.shape) if on_device else leaf.shape)
@@ -41,7 +41,7 @@ def _bytes_of_arrays(tree, on_device=False):
     )
 
 
-# --- Where state is -----------------------------------------------------------
+# --- Placement ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [8, 0.25])
@@ -59,7 +59,7 @@ def test_each_of_eight_devices_holds_an_eighth(name, side, rank):
 
 
 def test_specs():
-    """The long side first, and of its axes those that split the gradient's same side.
+    """Order of precedence: the long side's own mesh axes first.
 
     What does not divide it goes to the rank, batch axes stay, plain leaves and
     their moments are alike.
@@ -88,7 +88,7 @@ def test_specs():
 
 
 def test_a_parameter_split_over_one_axis_keeps_state_split_over_it():
-    """And one on all devices has its state on all of them."""
+    """A replicated parameter has replicated state."""
     mesh = sharded.mesh(AxisType.Auto)
     splits = {
         "fsdp": sharded.LEAVES["wide"]._replace(spec=P("fsdp")),
@@ -103,7 +103,7 @@ def test_a_parameter_split_over_one_axis_keeps_state_split_over_it():
 
 
 def test_memory_of_devices():
-    """Of arrays that are there, after a step as well."""
+    """Bytes of real arrays, also after a step."""
     mesh = sharded.mesh(AxisType.Auto)
     splits = sharded.chosen("stacked", "attention", "odd_columns", "embedding")
     optimizer = sharded.optimizer("grass_jump", splits)
@@ -119,12 +119,12 @@ def test_memory_of_devices():
     assert max(held.values()) <= 1.05 * _bytes_of_arrays(state) / 8
 
 
-# --- How it is asked ----------------------------------------------------------
+# --- Arguments ------------------------------------------------------------------
 
 
 @BY_AXIS_TYPE
 def test_arrays_shapes_and_shardings_tell_the_same(axis_type):
-    """Before there is a parameter, and inside of a mesh or not."""
+    """With abstract parameters, and inside or outside of a mesh context."""
     mesh = sharded.mesh(axis_type)
     splits = sharded.chosen("wide", "stacked", "embedding")
     optimizer = sharded.optimizer("subtrack", splits)
@@ -143,7 +143,7 @@ def test_arrays_shapes_and_shardings_tell_the_same(axis_type):
 
 @BY_AXIS_TYPE
 def test_init_needs_no_telling(axis_type):
-    """It looks where its parameters are; under `jit` explicit axes have to tell."""
+    """Without jit `init` reads the params' placement; under `jit`, explicit axes."""
     mesh = sharded.mesh(axis_type)
     optimizer = sharded.optimizer("subtrack", sharded.LEAVES, monitor=True)
     with jax.set_mesh(mesh):
@@ -170,7 +170,7 @@ def test_a_parameter_without_a_named_sharding_is_named(bad):
     params = {"layer": common.zeros(sharded.leaves(splits))}
     with pytest.raises(ValueError, match=r"layer/stacked has .* a NamedSharding"):
         stj.state_sharding(stj.subtrack(1e-3, rank=8), params, shardings)
-    if bad != "spec":  # and when parameters have to tell
+    if bad != "spec":  # the same if the parameters' types have the shardings
         params = {"layer": sharded.shapes(splits, mesh)}
         params["layer"]["stacked"] = {
             "single_device": jnp.zeros((3, 64, 128)),
@@ -180,7 +180,7 @@ def test_a_parameter_without_a_named_sharding_is_named(bad):
             stj.state_sharding(stj.subtrack(1e-3, rank=8), params)
 
 
-# --- In other people's hands --------------------------------------------------
+# --- In wrappers ----------------------------------------------------------------
 
 SPLITS = sharded.chosen("wide", "embedding")
 LOW_RANK = functools.partial(sharded.optimizer, "grass_jump", SPLITS)
@@ -235,7 +235,7 @@ def _assert_placed(state, placed):
 @BY_AXIS_TYPE
 @pytest.mark.parametrize("name", WRAPPED)
 def test_state_stays_where_it_is_placed(name, axis_type):
-    """From a compiled `init` on; nothing is compiled again for the next step.
+    """Placement is stable from a compiled `init` on; the next step does not recompile.
 
     On explicit axes without being told: placement is part of the types.
     """
@@ -260,11 +260,11 @@ def test_state_stays_where_it_is_placed(name, axis_type):
     assert update._cache_size() == 1
 
 
-# --- Parameters that carry the names of their axes ----------------------------
+# --- Parameters with logical axis names ------------------------------------------
 
 
 class _Model(nnx.Module):
-    """Kernels and an embedding with the mesh axes in their metadata."""
+    """Kernels and an embedding with mesh axes in their metadata."""
 
     def __init__(self, rngs):
         def axes(*names):
@@ -285,7 +285,7 @@ class _Model(nnx.Module):
 
 
 def _low_rank():
-    # The pattern meets gradients without metadata too: both have the same paths.
+    # Gradients without metadata have the same paths, so the pattern matches both.
     return stj.subtrack(
         1e-2,
         rank=4,
@@ -318,7 +318,7 @@ BOXED = {
 @BY_AXIS_TYPE
 @pytest.mark.parametrize("kind", BOXED)
 def test_metadata_does_not_reach_low_rank_state(kind, axis_type):
-    """Placed by their own axes, numbers as without, updates in the params' boxes."""
+    """Low-rank state has its own sharding; values are equal; updates keep the boxes."""
     make, unbox, get_shardings = BOXED[kind]
     mesh, optimizer = sharded.mesh(axis_type), _low_rank()
     with jax.set_mesh(mesh):
@@ -330,7 +330,7 @@ def test_metadata_does_not_reach_low_rank_state(kind, axis_type):
             placed = stj.state_sharding(optimizer, boxed, given)
             assert jax.tree.leaves(placed) == jax.tree.leaves(want)
         for field in ("basis", "recovery_norm", "captured_energy"):
-            # As they are without boxes: moments of other leaves alone have one.
+            # Equal to the specs without boxes, except for moments of plain leaves.
             assert jax.tree.structure(optax.tree.get(placed, field)) == (
                 jax.tree.structure(optax.tree.get(want, field))
             )
@@ -361,7 +361,7 @@ def test_metadata_does_not_reach_low_rank_state(kind, axis_type):
 
 @BY_AXIS_TYPE
 def test_nnx_optimizer(axis_type):
-    """Flax writes the metadata of what it finds in the state to the state's arrays."""
+    """Flax copies the metadata in the state to the state's arrays."""
     mesh = sharded.mesh(axis_type)
     with jax.set_mesh(mesh):
         model = _Model(nnx.Rngs(0))
@@ -369,7 +369,7 @@ def test_nnx_optimizer(axis_type):
         params = nnx.state(model, nnx.Param)
         placed = stj.state_sharding(optimizer.tx, params)
         _assert_placed(nnx.as_pure(optimizer.opt_state), placed)
-        # What Flax's own function claims can be so, and is so for plain leaves.
+        # Flax's own function is right for plain leaves.
         claimed = nnx.get_named_sharding(nnx.state(optimizer).opt_state, mesh)
         state = jax.tree.leaves(nnx.as_pure(optimizer.opt_state))
         for leaf, claim in zip(state, jax.tree.leaves(claimed), strict=True):
@@ -385,7 +385,7 @@ def test_nnx_optimizer(axis_type):
 
 
 def test_the_llama_of_this_project():
-    """Names of axes there are logical, for a trainer to look up."""
+    """Its axis names are logical, to be resolved by a trainer."""
     mesh = sharded.mesh(AxisType.Auto)
     config = llama.LlamaConfig(64, 32, 64, num_layers=2, num_heads=2)
     model = nnx.eval_shape(lambda: llama.Llama(config, rngs=nnx.Rngs(0)))

@@ -18,7 +18,7 @@ INTERVAL = 3
 
 
 def _equations(jaxpr, nesting=()):
-    """Every equation with the primitives that it is nested in.
+    """Yields every equation with the primitives around it.
 
     A `cond` that only chooses the code of a platform is not one when it runs; its
     last branch, for platforms without code of their own, stands for it.
@@ -45,7 +45,7 @@ def _update_jaxpr(name: str, shape: tuple[int, ...], dtype: str = "float32"):
 
 @pytest.mark.parametrize("name", common.TRACKING)
 def test_a_refresh_is_a_loop_of_at_most_one_turn(name):
-    """With one scalar predicate, outside of `vmap`, which would make it a `select`.
+    """One scalar predicate outside `vmap`, which would turn `cond` into `select`.
 
     What only a refresh computes, decompositions and random numbers, must be inside
     for a stacked leaf as for a matrix, with nothing of it outside.
@@ -66,12 +66,12 @@ def test_a_refresh_is_a_loop_of_at_most_one_turn(name):
     assert counts[0] == counts[1]
     kept = ("subtrack_grad", "galore", "fira", "online_subspace_descent")
     is_transported = name not in kept
-    assert counts[0][0] == 2 + is_transported  # the start and the moves
+    assert counts[0][0] == 2 + is_transported  # the start and the refreshes
 
 
 @pytest.mark.parametrize("transport", [True, False])
 def test_refresh_runs_only_when_due(transport):
-    """Counted as it runs, for each slice of a stacked leaf."""
+    """Counts executions, for each slice of a stacked leaf."""
     calls = []
 
     def move(gradient, basis, context):
@@ -94,7 +94,7 @@ def test_refresh_runs_only_when_due(transport):
     run = common.run(optimizer, params, gradients)
     jax.block_until_ready(run)
     jax.effects_barrier()
-    assert len(calls) == 2 * 3  # Steps 3 and 6, three slices each.
+    assert len(calls) == 2 * 3  # steps 3 and 6, three slices each
     moved = np.any(np.diff(run.bases["stacked"], axis=0) != 0, axis=(1, 2, 3))
     np.testing.assert_array_equal(np.flatnonzero(moved) + 1, [3, 6])
 
@@ -102,7 +102,7 @@ def test_refresh_runs_only_when_due(transport):
 @pytest.mark.parametrize("name", common.OPTIMIZERS)
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (3, 24, 40)])
 def test_a_steady_step_is_two_products(name, shape):
-    """m n r each: one into the subspace, one back. No full-size m x m or n x n.
+    """m n r each: one into the subspace, one back. No m x m and no n x n.
 
     APOLLO never goes back; error feedback takes back what is in the subspaces.
     """
@@ -124,7 +124,7 @@ def test_a_steady_step_is_two_products(name, shape):
 # LDAdam changes everything on every step.
 @pytest.mark.parametrize("name", [n for n in common.OPTIMIZERS if n != "ldadam"])
 def test_what_a_step_does_not_change_is_not_copied(name):
-    """Moments and gradients never; bases where nothing needs the previous ones."""
+    """Moments and gradients are never copied, bases only if needed."""
     shapes = {"gradient": (3, 24, 40), "moment": (3, RANK, 40), "basis": (3, 24, RANK)}
     optimizer = common.OPTIMIZERS[name](
         1e-3,
@@ -138,6 +138,6 @@ def test_what_a_step_does_not_change_is_not_copied(name):
     entry = text[text.index("\nENTRY") :]
     copied = re.findall(r"= f32\[([0-9,]+)\]\S* copy\(", entry)
     if name in ("grass_walk", "grass_jump", "golore"):
-        shapes.pop("basis")  # they turn moments with both bases
+        shapes.pop("basis")  # transport reads both bases
     for what, shape in shapes.items():
         assert ",".join(map(str, shape)) not in copied, what

@@ -1,4 +1,4 @@
-"""Where bases start and how they move, one wide matrix at a time."""
+"""Trackers: first bases and refreshes of one wide matrix."""
 
 import functools
 
@@ -55,7 +55,7 @@ def _move(tracker, key, gradient, basis, **context):
 
 
 def _check_rotation(rotation, old, new, tolerance):
-    """C = S_new^T S_old, whichever way the tracker describes it."""
+    """C = S_new^T S_old, from either form of a tracker's rotation."""
     if rotation is None:
         return
     v, cosine = _f64(rotation.direction), _f64(rotation.cosine)
@@ -79,7 +79,7 @@ def test_start_is_on_the_leading_directions(name, m, n, precision):
 
 
 def test_random_jump_starts_and_jumps_anywhere(precision):
-    """Nothing of the gradient or the old basis is in the new one."""
+    """The new basis depends on neither the gradient nor the old basis."""
     tracker = stj.random_jump()
     start = tracker.start(jax.random.key(0), _gradient(6, 10, precision), RANK)
     jump, rotation = _move(
@@ -111,19 +111,19 @@ def test_random_jump_starts_and_jumps_anywhere(precision):
 )
 @pytest.mark.parametrize("m, n", SHAPES)
 def test_geodesic(tracker, move, m, n, precision):
-    """Turns the one direction by the one angle, and says how the coordinates turn."""
+    """Rotates one direction by one angle; returns the rotation of the coordinates."""
     basis, gradient = _start(m, precision), _gradient(m, n, precision)
     got, rotation = _move(tracker, jax.random.key(KEY), gradient, basis)
     want = move(_f64(basis), _f64(gradient))
     assert got.dtype == precision
     np.testing.assert_allclose(got, want, atol=TOLERANCE[precision])
-    assert rotation is not None  # O(r n) transport: no dense change of basis.
+    assert rotation is not None  # O(r n) transport: no dense change of basis
     _check_rotation(rotation, basis, got, TOLERANCE[precision])
 
 
 @pytest.mark.parametrize("m, n", SHAPES)
 def test_geodesic_lowers_the_projection_error(m, n):
-    """On the same gradient, and again, until the leading directions are found."""
+    """Repeated on one gradient, until the leading directions are found."""
     tracker = stj.geodesic()
     basis, gradient = _start(m, "float32"), _gradient(m, n, "float32")
     missed = []
@@ -138,7 +138,7 @@ def test_geodesic_lowers_the_projection_error(m, n):
 
 
 def test_geodesic_stays_where_nothing_is_missed(precision):
-    """sigma = 0: the gradient lies in the span, and rounding must not turn it."""
+    """sigma = 0: the gradient is in the span; rounding must not rotate the basis."""
     basis = _start(8, precision)
     inside = basis @ jnp.asarray(
         np.random.default_rng(0).normal(size=(3, 9)), precision
@@ -153,7 +153,7 @@ def test_geodesic_stays_where_nothing_is_missed(precision):
 
 
 def test_geodesic_turns_by_a_right_angle():
-    """A gradient that is almost wholly missed: theta near pi/2 either way."""
+    """A gradient almost orthogonal to the span: theta near pi/2 either way."""
     basis = jnp.eye(6, 2)
     gradient = jnp.zeros((6, 4)).at[0, 0].set(1e-3).at[5, 0].set(1.0)
     got, rotation = _move(stj.geodesic(), jax.random.key(KEY), gradient, basis)
@@ -168,7 +168,7 @@ def test_geodesic_turns_by_a_right_angle():
 
 @pytest.mark.parametrize("exponent", [-100, -40, -10, 10, 40, 60])
 def test_line_search_ignores_the_scale_of_the_gradient(exponent):
-    """To the bit, by powers of two; the fixed step depends on it by design."""
+    """Bit-equal for powers of two; only the fixed step depends on the scale."""
     basis, gradient = _start(6, "float32"), _gradient(6, 10, "float32")
     scaled = gradient * jnp.float32(2.0**exponent)
     want, _ = _move(stj.geodesic(), jax.random.key(KEY), gradient, basis)
@@ -187,7 +187,7 @@ def test_svd_moves_to_the_best_basis(m, n, precision):
 @pytest.mark.parametrize("angle", [1e-3, 0.1, 1.0])
 @pytest.mark.parametrize("m", [6, 40])
 def test_random_walk_moves_by_its_angle(angle, m, precision):
-    """The largest principal angle, whatever the gradient; another key, another way."""
+    """The largest principal angle, for any gradient; another key, another geodesic."""
     basis = _start(m, precision)
     move = functools.partial(_move, stj.random_walk(angle=angle))
     gradient = _gradient(m, m + 2, precision)
@@ -202,7 +202,7 @@ def test_random_walk_moves_by_its_angle(angle, m, precision):
 
 
 def test_random_walk_in_a_half_space_it_cannot_leave():
-    """rank > m / 2: some directions have nowhere to turn; the others still turn."""
+    """rank > m / 2: some directions cannot rotate; the others do."""
     basis = jnp.asarray(scipy.linalg.orth(np.random.default_rng(0).normal(size=(4, 3))))
     gradient = jnp.ones((4, 5))
     got, _ = _move(stj.random_walk(angle=0.5), jax.random.key(0), gradient, basis)
@@ -212,7 +212,7 @@ def test_random_walk_in_a_half_space_it_cannot_leave():
 
 @pytest.mark.parametrize("name", common.TRACKERS)
 def test_of_a_zero_gradient(name):
-    """A frozen matrix: a basis all the same."""
+    """A zero gradient still gives an orthonormal basis."""
     tracker = common.TRACKERS[name]
     gradient = jnp.zeros((6, 10))
     basis = tracker.start(jax.random.key(0), gradient, RANK)
@@ -242,7 +242,7 @@ def test_bad_arguments_are_quoted(make, value):
 @pytest.mark.parametrize("init", ["svd", "randomized"])
 @pytest.mark.parametrize("align", ["sign", "procrustes"])
 def test_an_aligned_basis_keeps_the_signs_of_the_one_before(align, init, precision):
-    """And spans what it would have spanned."""
+    """Aligned and not aligned bases have the same span."""
     gradient = _gradient(6, 10, precision)
     key = jax.random.key(0)
     plain, _ = _move(stj.svd(init), key, gradient, jnp.eye(6, RANK, dtype=precision))
@@ -258,7 +258,7 @@ def test_an_unknown_alignment_is_refused():
 
 
 def test_switch_goes_over_when_it_is_due():
-    """The first step that the second tracker moves is the one of its number."""
+    """The second tracker moves the basis from the given step on."""
     gradient, basis = _gradient(6, 10, "float32"), _start(6, "float32")
     first, then = stj.geodesic(), stj.random_jump()
     tracker = stj.switch(first, then, after_steps=4)
@@ -268,7 +268,7 @@ def test_switch_goes_over_when_it_is_due():
         np.testing.assert_allclose(
             got, _move(wanted, key, gradient, basis)[0], atol=1e-6
         )
-        assert rotation is None  # one kind for both
+        assert rotation is None  # one kind of rotation for both
     start, alone = (
         t.start(jax.random.key(0), gradient, RANK) for t in (tracker, first)
     )
@@ -324,7 +324,7 @@ def test_switch_of_trackers_with_memory_and_momentum_in_a_chain():
 
 
 def test_golore_jumps_where_galore_would_not():
-    """Steps 2 to 4 refresh both alike, from step 6 on golore's are random."""
+    """Refreshes at steps 2 to 4 are equal, from step 6 on golore's are random."""
     leaf = common.Leaf((6, 10))
     gradients = jnp.asarray(common.drifting_gradients(leaf, 8), jnp.float32)
     makers = functools.partial(stj.golore, random_after_steps=5), stj.galore

@@ -1,4 +1,4 @@
-"""Un-jitted calls, as in a notebook: nothing is compiled again."""
+"""Calls outside of jit, as in a notebook, compile once."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ jax.monitoring.register_event_duration_secs_listener(
 
 
 def _compilations(function, warm_up=2):
-    """How many programs a call compiles once it has been made before."""
+    """Number of programs that a second call compiles."""
     for _ in range(warm_up):
         function()
     before = len(_COMPILED)
@@ -56,14 +56,14 @@ def test_update_with_extra_arguments():
 
 @pytest.mark.parametrize("name", ["subtrack", "ldadam", "apollo_mini"])
 def test_update_with_injected_hyperparameters(name):
-    """The optimizer is built anew on every step, with arrays."""
+    """The optimizer is rebuilt in every step, with arrays as hyper-parameters."""
     inject = optax.inject_hyperparams(common.OPTIMIZERS[name], static_args="rank")
     optimizer = inject(optax.linear_schedule(1e-2, 1e-3, 10), rank=2, b1=0.8)
     assert _compilations(_training(optimizer)) == 0
 
 
 def test_injected_hyperparameters_are_operands():
-    """Another value of one has its effect without another program."""
+    """A new value takes effect without a new program."""
     state = {}
 
     def first_update(learning_rate):

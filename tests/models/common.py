@@ -1,4 +1,4 @@
-"""Small models and tokens that the tests of several modules share."""
+"""Small models and tokens for several test modules."""
 
 import dataclasses
 import functools
@@ -18,14 +18,14 @@ CONFIG = llama.LlamaConfig(
     num_key_value_heads=2,
     rotary_base=100.0,
     norm_epsilon=1e-2,
-    # Large enough for every part of the model to show in the logits.
+    # Large enough for every part of the model to affect the logits.
     init_std=0.2,
 )
 
 
 @functools.cache
 def make_model(**changes):
-    """A model shared between tests: do not change it."""
+    """Shared model: do not change it."""
     config = dataclasses.replace(CONFIG, **changes)
     return nnx.jit(lambda: llama.Llama(config, rngs=nnx.Rngs(0)))()
 
@@ -43,7 +43,7 @@ def parameters(model):
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-# Models that transformers knows, too.
+# Models that transformers supports, too.
 HUGGING_FACE_CONFIG = llama.LlamaConfig(
     vocabulary_size=61,
     hidden_size=32,
@@ -70,7 +70,7 @@ HUGGING_FACE_CASES = {
 
 
 def make_params(config, seed=0):
-    """Parameters of a trained model's kind: no norm is all ones."""
+    """Random parameters like a trained model's: no norm scale is one."""
     model = nnx.eval_shape(lambda: llama.Llama(config, rngs=nnx.Rngs(0)))
     generator = np.random.default_rng(seed)
 

@@ -1,4 +1,4 @@
-"""Compiles quickly rather than well: these tests run everything only once."""
+"""Compiles with few optimizations: these tests run every program once."""
 
 import jax
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
-    """Leaves out most of XLA's optimizations for the tests of one module."""
+    """Disables most XLA optimizations for the tests of one module."""
     option = "jax_disable_most_optimizations"
     before = jax.config.read(option)
     jax.config.update(option, True)

@@ -1,4 +1,4 @@
-"""Tokens are drawn as told, and a stream of them follows the model."""
+"""Sampling and streaming of tokens against definitions in float64."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ LOGITS = np.random.default_rng(0).normal(0, 2, (3, 40))
 
 
 def probabilities_by_hand(logits, temperature, top_k, top_p):
-    """Of one row, token by token in float64."""
+    """Probabilities of one row, token by token in float64."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
     kept = order[:top_k]
     weights = {i: math.exp((logits[i] - max(logits)) / temperature) for i in kept}
@@ -70,9 +70,9 @@ def test_tokens_are_as_frequent_as_probable():
 )
 def test_no_choice_is_the_likeliest_token(sampling):
     logits = jnp.array(LOGITS)
-    logits = logits.at[1, 5:9].set(50.0)  # of equal ones the first
+    logits = logits.at[1, 5:9].set(50.0)  # the first of equal ones
     if 0 < sampling.temperature < 1e-3:
-        logits = logits[::2]  # equal ones stay as probable as each other
+        logits = logits[::2]  # equal logits stay equally probable
     keys = jax.random.split(jax.random.key(0), len(logits))
     tokens = generation.draw(keys, logits, sampling)
     np.testing.assert_array_equal(tokens, jnp.argmax(logits, axis=-1))

@@ -1,4 +1,4 @@
-"""Models in Hugging Face's layout: the same bits again, and clear refusals."""
+"""Hugging Face's layout: bit-equal round trips, and errors."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def test_written_and_read_again_every_bit_is_the_same(
     )
     params = make_params(config)
     directory = tmp_path / "new" / "model"
-    # Arrays on a device are written like those of NumPy.
+    # Arrays on a device are written like NumPy arrays.
     on_device = jax.tree.map(jnp.asarray, params)
     hugging_face.save(directory, config, on_device, max_shard_bytes=max_shard_bytes)
     loaded_config, loaded = hugging_face.load(directory)
@@ -102,7 +102,7 @@ def test_tensors_are_written_in_the_dtype_of_the_config(tmp_path):
     params = make_params(CONFIG)
     hugging_face.save(tmp_path, rounded, params)
     with safetensors.safe_open(tmp_path / "model.safetensors", "np") as tensors:
-        # Absent, this would keep transformers 4 from reading the file.
+        # transformers 4 refuses files without this entry.
         assert tensors.metadata() == {"format": "pt"}
         assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {  # noqa: SIM118
             jnp.dtype("bfloat16")

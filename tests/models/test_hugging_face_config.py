@@ -1,4 +1,4 @@
-"""Entries of config.json, of both of transformers' forms and of other models."""
+"""config.json: both forms of transformers, Mistral, unsupported models."""
 
 import dataclasses
 import math
@@ -139,7 +139,7 @@ NAN = float("nan")
         ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 .*are rotated"),
         ({"num_key_value_heads": 5}, "num_key_value_heads=5"),
-        # Other types than those of transformers.
+        # Types that transformers does not write.
         ({"rope_scaling": "linear"}, "rope_scaling='linear' cannot .* dictionary$"),
         ({"rope_scaling": [8.0]}, r"rope_scaling=\[8.0\] cannot .* dictionary"),
         ({"rope_scaling": True}, "rope_scaling=True cannot .* dictionary"),
@@ -245,7 +245,7 @@ def test_a_mistral_with_a_window_is_refused(window, message):
 
 
 def test_the_length_before_scaling_may_be_that_of_the_model():
-    # As transformers reads it.
+    # transformers' fallback.
     entries = dict(LLAMA_3_2_1B)
     entries["rope_scaling"] = dict(entries["rope_scaling"])
     del entries["rope_scaling"]["original_max_position_embeddings"]

@@ -1,4 +1,4 @@
-"""The logits of transformers, recorded and, where it is installed, live."""
+"""Logits of transformers, recorded and (if installed) live."""
 
 import dataclasses
 import pathlib

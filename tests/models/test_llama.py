@@ -1,4 +1,4 @@
-"""The LLaMA against NumPy, against loops, and against its own definition."""
+"""LLaMA against NumPy, loops over layers and positions, and published shapes."""
 
 import dataclasses
 import math
@@ -54,14 +54,14 @@ class NumpyLlama:
             for i in range(size // 2):
                 frequency = self.config.rotary_base ** (-2 * i / size)
                 angle = position * self.scaled(frequency)
-                # A pair as a complex number: turning it is one product.
+                # A pair as a complex number: its rotation is one product.
                 pair = complex(x[position, i], x[position, i + size // 2])
                 pair *= complex(math.cos(angle), math.sin(angle))
                 out[position, i], out[position, i + size // 2] = pair.real, pair.imag
         return out
 
     def scaled(self, frequency):
-        """LLaMA 3's scaling, by the wavelengths of its definition."""
+        """LLaMA 3's scaling, from the definition by wavelengths."""
         factor = self.config.rotary_scaling_factor
         if factor is None:
             return frequency
@@ -116,7 +116,7 @@ SCALED = {
 )
 def test_logits_equal_the_equations_in_numpy(changes):
     model = make_model(**changes)
-    # Longer than the original length, where there is one.
+    # Longer than the original length of the scaling.
     tokens = make_tokens((2, 40 if changes == SCALED else 7))
     expected = np.stack([NumpyLlama(model)(row) for row in np.asarray(tokens)])
     assert np.std(expected) > 0.3
@@ -214,7 +214,7 @@ def test_remat_changes_neither_loss_nor_gradients(remat):
 
 def test_remat_stores_what_it_says():
     def stored(remat):
-        """Shapes of what the layers leave for the backward pass."""
+        """Shapes of the arrays saved for the backward pass."""
         model = make_model(remat=remat)
         params = parameters(model)
 
@@ -223,7 +223,7 @@ def test_remat_stores_what_it_says():
 
         residuals = jax.eval_shape(lambda: jax.vjp(loss, params)[1])
         shapes = [leaf.shape for leaf in jax.tree.leaves(residuals)]
-        # Of layers and the batch: parameters have no axis of the batch.
+        # Arrays with the axes of layers and batch: not parameters.
         return sorted(shape for shape in shapes if shape[:2] == (3, 2))
 
     layer_input = (3, 2, 6, 32)
@@ -239,9 +239,9 @@ def test_a_tied_head_has_no_parameters_and_teaches_the_embedding():
     model = make_model(tie_embeddings=True)
     assert set(parameters(model)) == {"embedding", "layers", "norm"}
     gradient = nnx.jit(nnx.grad(token_loss_of))(model)["embedding"]["embedding"]
-    # Of an untied embedding only the rows of tokens read have a gradient.
+    # Untied: only embedding rows of tokens in the batch have a gradient.
     assert np.all(np.abs(gradient[...]).max(axis=-1) > 0)
-    # Logits of bfloat16 inputs are not rounded to bfloat16 themselves.
+    # Logits are float32, not rounded to bfloat16.
     logits = model.logits(jnp.full((1, 32), 1 + 2**-7, jnp.bfloat16))
     chex.assert_shape(logits, (1, 61))
     chex.assert_type(logits, jnp.float32)
@@ -305,7 +305,7 @@ def test_matrix_axes_chooses_attention_and_mlp_kernels(form):
     attention = {f"attention/{x}" for x in ("query", "key", "value", "output")}
     mlp = {f"mlp/{x}" for x in ("gate", "up", "down")}
     assert chosen == {f"layers/{name}/kernel" for name in attention | mlp}
-    # One spec, or None, at the place of every leaf, for tree maps to walk along.
+    # One spec or None per leaf, for tree maps.
     jax.tree.map(lambda leaf, spec: None, params, axes, is_leaf=is_spec)
 
 
@@ -317,7 +317,7 @@ def test_matrix_axes_serves_optax_as_dimension_numbers():
     def update(params):
         return muon.update(params, muon.init(params), params)[0]
 
-    # The axis of layers is a batch axis: the first layer's update is its own.
+    # The axis of layers is a batch axis: the first layer's update is unaffected.
     first = jax.tree.map(lambda leaf: leaf[:1], params["layers"])
     for all_layers, one in zip(
         jax.tree.leaves(update(params)["layers"]["mlp"]),

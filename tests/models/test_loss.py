@@ -1,4 +1,4 @@
-"""The loss and its parts against NumPy, at once and in stretches."""
+"""Token loss and its parts against NumPy, at once and in chunks."""
 
 import math
 import re
@@ -25,7 +25,7 @@ def test_masked_loss_equals_numpy():
     expected = (log_sums - picked[..., 0])[np.asarray(mask)].sum()
     expected_square = (log_sums**2)[np.asarray(mask)].sum()
 
-    # What stands behind the mask must not matter, not even an impossible id.
+    # Masked targets must not matter, not even invalid ids.
     targets = jnp.where(mask, targets, -100)
     sums = nnx.jit(llama.token_loss)(model, inputs, targets, mask)
     assert sums.loss == pytest.approx(expected, rel=1e-5)
@@ -99,10 +99,10 @@ def test_loss_in_stretches_never_holds_the_logits_of_the_batch():
 
     def most_logits(limit):
         jaxpr = str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, limit))
-        # Three axes or more; the head's gradient has two.
+        # Logits have three or more axes; the head's gradient has two.
         found = re.findall(r"f32\[((?:\d+,){2,})61\]", jaxpr)
         return max(math.prod(map(int, shape[:-1].split(","))) for shape in found)
 
     assert most_logits(2**26) == 2 * 8
-    # Nor do all stretches together, as what a scan saves for its backward pass.
+    # Nor do all chunks together, as residuals of the scan would.
     assert most_logits(2 * 2 * CONFIG.vocabulary_size) == 2 * 2
