@@ -197,7 +197,7 @@ class LowRankMatrix:
         return direction
 
     def _refresh(self, gradient: np.ndarray, given_basis: np.ndarray) -> None:
-        """Sets this step's basis: first the given one, then `move`'s if there is one."""
+        """Sets this step's basis: first the given one, later that of `move` if any."""
         step, before = self.adam.steps, self.basis
         if step == 0:
             self.basis = given_basis

@@ -1,4 +1,4 @@
-"""Inside of `shard_map`, which types values by the mesh axes they differ along."""
+"""`jax.shard_map`: values are typed by the mesh axes along which they vary."""
 
 import functools
 
@@ -46,7 +46,7 @@ def _optimizer(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_model_of_its_own_on_every_device(name):
-    """Ensembles, experts, local SGD: states differ, and equal those of one device."""
+    """Ensembles, experts, local SGD: states differ, and equal those on one device."""
     optimizer, mesh = _optimizer(name), _mesh()
     own = PartitionSpec("device")
 
@@ -87,7 +87,7 @@ def test_a_model_of_its_own_on_every_device(name):
 
 @pytest.mark.parametrize("name", ["subtrack", "golore", "ldadam"])
 def test_one_model_on_all_devices(name):
-    """With averaged gradients all devices agree, and types say so."""
+    """With averaged gradients all devices agree, and their types are replicated."""
     optimizer, mesh = _optimizer(name), _mesh()
 
     @jax.jit
@@ -119,7 +119,7 @@ def test_one_model_on_all_devices(name):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_some_axes_of_the_mesh_are_manual(kind):
-    """A model for each group of devices, which the compiler shards inside of it."""
+    """One model per group of devices, sharded by the compiler within the group."""
     mesh = jax.make_mesh((2, 4), ("group", "fsdp"), axis_types=(kind, kind))
     optimizer, own = (
         stj.subtrack(1e-2, rank=2, update_interval=1),

@@ -1,4 +1,4 @@
-"""Eight devices, explicit and automatic meshes: the numbers of one device."""
+"""Results on explicit and automatic meshes of eight devices equal those on one."""
 
 import functools
 
@@ -14,8 +14,8 @@ import subtrack_jax as stj
 from subtrack_jax._internal import matrix_view
 from tests import common, sharded
 
-STEPS = 5  # a start and two refreshes
-# Compiling for eight devices is slow: one leaf of each orientation, and small.
+STEPS = 5  # the start and two refreshes
+# Compiling for eight devices is slow: one small leaf of each orientation.
 SPLITS = {
     "stacked": sharded.Split(
         common.Leaf((2, 8, 16), (1,), (2,)), P(None, "fsdp", "tensor")
@@ -35,7 +35,7 @@ SPLITS = {
 
 
 def _gradients(mesh=None):
-    """Recorded ones with an axis of steps, on the mesh if there is one."""
+    """Recorded gradients with an axis of steps, on the mesh if there is one."""
     tree = common.drifting_tree(sharded.leaves(SPLITS), STEPS)
     if mesh is None:
         return tree
@@ -46,7 +46,7 @@ def _gradients(mesh=None):
 
 
 def _trained(optimizer, params, gradients, state_shardings=None):
-    """Parameters and state after a gradient at each step."""
+    """Parameters and state after each step."""
 
     @functools.partial(
         common.quick_jit,
@@ -69,7 +69,7 @@ def _trained(optimizer, params, gradients, state_shardings=None):
 
 @pytest.mark.parametrize("name", common.OPTIMIZERS)
 def test_equals_one_device(name):
-    """Parameters to 1e-5 of their change, refreshes included, and the state.
+    """Parameters within 1e-5 of their change, refreshes included, and the state.
 
     The scan also refuses a state whose types change.
     """
@@ -111,7 +111,7 @@ def _check_against_one_device(name):
 
 
 def test_large_matrices_take_the_room_of_one(monkeypatch):
-    """Memory of replicated coordinates, held for a moment; here of 21 layers."""
+    """Temporary memory of replicated coordinates; here of 21 layers."""
     splits = {
         "layers": sharded.Split(
             common.Leaf((21, 64, 128), (1,), (2,)), P(None, ("fsdp", "tensor"), None)
@@ -132,7 +132,7 @@ def test_large_matrices_take_the_room_of_one(monkeypatch):
 
 
 def test_a_mesh_that_does_not_divide():
-    """Sides that the mesh does not divide leave state whole, not in error."""
+    """State is replicated where the mesh does not divide it; that is not an error."""
     leaf = common.Leaf((12, 9))
     gradients = jnp.asarray(common.drifting_gradients(leaf, STEPS), jnp.float32)
     optimizer = stj.subtrack(1e-2, rank=3, update_interval=2)
@@ -151,7 +151,7 @@ def test_a_mesh_that_does_not_divide():
 
 @pytest.mark.parametrize("name", common.OPTIMIZERS)
 def test_hyperparameters_are_injected_on_explicit_axes(name):
-    """They are traced outside of the stages, where axes have types."""
+    """Hyper-parameters are traced outside the stages, where axes have types."""
     splits = sharded.chosen("wide", "embedding")
     mesh = sharded.mesh(jax.sharding.AxisType.Explicit)
     factory = optax.inject_hyperparams(
@@ -167,7 +167,7 @@ def test_hyperparameters_are_injected_on_explicit_axes(name):
             lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
             sharded.shapes(splits, mesh),
         )
-        state = optimizer.init(params)  # shapes alone would be of no mesh
+        state = optimizer.init(params)  # abstract values would not be on the mesh
         updates, after = jax.eval_shape(optimizer.update, params, state, params)
     assert sharded.types(updates) == sharded.types(params)
     assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -1,4 +1,4 @@
-"""The four stages: what passes between them, their order, their state."""
+"""The four stages: records between them, order, state."""
 
 import functools
 from typing import Any
@@ -18,9 +18,9 @@ INTERVAL = 3
 LEAVES = {name: common.LEAVES[name] for name in ("wide", "stacked", "vector")}
 LOW_RANK = stj.LowRank(rank=RANK, dimension_numbers=common.dimension_numbers(LEAVES))
 
-MIXED = "float32", "bfloat16"  # of parameters and gradients
+MIXED = "float32", "bfloat16"  # dtypes of parameters and gradients
 
-# The chains behind the aliases, written out as a user would.
+# The chains of the aliases, written out as a user would.
 CHAINS = {
     "subtrack": (stj.geodesic(), True, "columns"),
     "subtrack_grad": (stj.geodesic(), False, "none"),
@@ -90,7 +90,7 @@ def _assert_same_bits(got: Any, want: Any) -> None:
 
 @pytest.mark.parametrize("name", [*CHAINS, *OTHER_CHAINS])
 def test_alias_is_the_chain_to_the_last_bit(name):
-    """Updates and state both, with weight decay, over a refresh."""
+    """Updates and state are bit-equal, with weight decay, across a refresh."""
     gradients = common.drifting_tree(LEAVES, INTERVAL + 2)
     params = common.at(gradients, 0)
     alias = common.OPTIMIZERS[name](
@@ -119,7 +119,7 @@ STAGES = {
 
 @pytest.mark.parametrize("missing", list(STAGES)[:-1])
 def test_a_missing_stage_is_named(missing):
-    """Records stop at the first stage that cannot read them."""
+    """The first stage that cannot read records raises the error."""
     chain = optax.chain(*(s for name, s in STAGES.items() if name != missing))
     params = common.zeros(LEAVES)
     with pytest.raises(TypeError, match=missing):
@@ -200,7 +200,7 @@ def test_what_cannot_work_is_told(build, error, words):
 
 class TestState:
     def test_fields(self):
-        """The names people look up, and nothing for leaves that are not low-rank."""
+        """Names of fields that users look up; plain leaves have no entries."""
         params = common.zeros(LEAVES)
         state = _chain("subtrack").init(params)
         assert isinstance(state[0], stj.TrackSubspaceState)
@@ -221,7 +221,7 @@ class TestState:
         assert norm["wide"].shape == ()
 
     def test_only_arrays_and_no_key(self):
-        """A checkpoint of any format can hold it."""
+        """Any checkpoint format can store arrays."""
         for leaf in jax.tree.leaves(_chain("grass_jump").init(common.zeros(LEAVES))):
             assert isinstance(leaf, jax.Array)
             assert not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -272,7 +272,7 @@ class TestState:
         ],
     )
     def test_mixed_dtypes(self, name, of_params, of_gradients, wider):
-        """Updates leave in the wider dtype of gradient and parameter, if known."""
+        """Updates have the wider dtype of gradient and parameter, if both are given."""
         with jax.enable_x64("float64" in (of_params, of_gradients)):
             optimizer = common.OPTIMIZERS[name](
                 1e-3, rank=RANK, dimension_numbers=LOW_RANK.dimension_numbers
@@ -291,7 +291,7 @@ class TestState:
                 assert leaf.dtype == jnp.promote_types(of_params, "float32")
 
     def test_parameters_in_boxes_and_of_another_structure(self):
-        """The latter as where they are not filtered like gradients."""
+        """Parameters of another structure, as if not filtered like the gradients."""
         optimizer = stj.subtrack(1e-3, rank=RANK)
         params = {"wide": jnp.zeros((6, 10)), "rule": None}
         gradients = jax.tree.map(lambda x: x.astype("bfloat16"), params)
@@ -316,7 +316,7 @@ class TestState:
         np.testing.assert_array_equal(got, want)
 
     def test_mu_dtype(self):
-        """The first moment alone; and it still trains."""
+        """Only the first moment has the dtype; the optimizer still trains."""
         gradients = common.drifting_tree(LEAVES, INTERVAL + 2)
         params = common.at(gradients, 0)
         optimizer = stj.subtrack(
@@ -346,7 +346,7 @@ class TestState:
             assert error < 2.0**-6 * jnp.linalg.norm(want[name].ravel())
 
     def test_basis_dtype(self):
-        """Stored in bfloat16, computed with in float32: orthonormal to its rounding."""
+        """Stored in bfloat16, computed in float32: orthonormal within rounding."""
         optimizer = optax.chain(
             stj.track_subspace(
                 LOW_RANK,
@@ -406,7 +406,7 @@ class TestOnCoordinates:
         _assert_same_bits(got.updates, want.updates)
 
     def test_identity_is_the_gradient(self):
-        """phi = 1 for a rule that does nothing: inside and outside add up again."""
+        """phi = 1 for the identity: parts inside and outside add up to the gradient."""
         got = self._updates(
             stj.on_coordinates(LOW_RANK, optax.identity()), scale=1.0, growth_limit=None
         )
@@ -428,7 +428,7 @@ class TestOnCoordinates:
         )
 
     def test_transport_is_called_where_the_basis_moved(self):
-        """And its answer is what the rule continues from."""
+        """The rule continues from the transport's result."""
 
         def forget(state, rotations):
             del rotations

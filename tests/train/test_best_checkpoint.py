@@ -1,4 +1,4 @@
-"""The checkpoint of the lowest held-out loss is kept, found, and not lost to damage."""
+"""The best checkpoint, by held-out loss: kept, found, and safe from damage."""
 
 import math
 import shutil
@@ -40,7 +40,7 @@ def copy(saved, tmp_path):
 
 
 def read(directory, **choice):
-    """Returns the step that is read, and the reports."""
+    """Returns the step that is restored, and the reports."""
     reports = []
     target = abstract(make_state().params)
     restored = restore_params(

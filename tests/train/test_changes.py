@@ -1,4 +1,4 @@
-"""Which settings may change when a run is continued, and how the others are told."""
+"""Changed settings of a resumed run: free, allowed on request, or refused."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ NAMES = list(changes.flat_values(dataclasses.asdict(TINY)))
 
 
 def differences(*configs):
-    """As in the messages."""
+    """A value as messages show it."""
     found = changes.find(*configs)
     return [changes.told(name, found[name]) for name in found]
 
@@ -67,7 +67,7 @@ NEVER = {
         "data.bos",
         "data.bos_and_eos",
     ),
-    # Unless it is known to be something else, a setting of the model is its shape.
+    # Settings of the model change its shape unless listed otherwise.
     *(name for name in NAMES if name.startswith("model.") and name not in FREE),
 } - {
     *("model.dtype", "model.norm_epsilon"),
@@ -77,7 +77,7 @@ NEVER = {
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("start.")])
 def test_each_setting_is_free_allowed_or_refused(name):
-    """A new setting is refused unless it is allowed; here it can be told to be free."""
+    """A new setting is refused until it is listed as free or allowed."""
     found = {name: (1, 2)}
     if name in FREE or name == "steps":
         changes.check(found, [])

@@ -1,4 +1,4 @@
-"""Checkpoints come back to the last bit, or are known to be damaged."""
+"""Checkpoints are restored bit for bit, or reported as damaged."""
 
 import errno
 import gc
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def make_state(step=0):
-    """Leaves of every kind, with content that no compression makes small."""
+    """Leaves of every kind, with incompressible content."""
     keys = jax.random.split(jax.random.key(step), 4)
     return TrainState(
         step=jnp.int32(step),
@@ -64,7 +64,7 @@ def abstract(tree):
 
 
 def assert_equal(tree, other):
-    """To the last bit, and of the same structure and dtypes."""
+    """Asserts equal bits, structure and dtypes."""
     assert jax.tree.structure(tree) == jax.tree.structure(other)
     for leaf, leaf_ in zip(*map(jax.tree.leaves, (tree, other)), strict=True):
         assert leaf.dtype == leaf_.dtype
@@ -81,7 +81,7 @@ def save_steps(directory, steps, config=None):
 
 
 def restore(directory):
-    """Returns what was restored, the iterator and the reports."""
+    """Returns the restored state, the iterator and the reports."""
     reports = []
     with Checkpoints(directory, CheckpointConfig()) as checkpoints:
         batches = make_batches()
@@ -102,7 +102,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def copy(saved, tmp_path):
-    """Checkpoints of steps 7 and 12, to be broken."""
+    """Checkpoints of steps 7 and 12, to be damaged."""
     return shutil.copytree(saved, tmp_path / "copy")
 
 
@@ -165,7 +165,7 @@ def test_a_state_that_is_given_away_at_once_is_written_as_it_was(tmp_path):
 def test_the_last_are_kept_and_some_for_good(tmp_path, settings, kept):
     config = CheckpointConfig(**settings)
     save_steps(tmp_path, range(10, 41, 10), config)
-    # A resumed run keeps what the first one did.
+    # A resumed run keeps the checkpoints of the first one.
     save_steps(tmp_path, [50, 60], config)
     assert steps_in(tmp_path) == kept
 
@@ -191,7 +191,7 @@ def flip_at_the_end(path):
 
 
 def assert_harmless_or_reported(directory):
-    """Returns whether it was reported."""
+    """Returns whether the damage was reported."""
     state, batches, reports = restore(directory)
     step = 7 if reports else 12
     assert_equal(state, make_state(step))
@@ -239,7 +239,7 @@ def test_a_damaged_file_is_harmless_or_reported(copy, tmp_path, item, damage):
 
 
 def test_another_position_in_the_data_is_reported(copy, tmp_path):
-    """As if a digit had changed into another."""
+    """A digit changed into another."""
     file = copy / CHECKPOINTS / "12" / "data" / "metadata"
     content = file.read_bytes()
     positions = [i for i in range(len(content)) if content[i : i + 1].isdigit()]
@@ -259,7 +259,7 @@ def test_a_part_that_is_gone_is_reported(copy, item):
 
 
 def spoil_checksum(directory, item):
-    """As if bits had flipped that no file's own checksum covers."""
+    """Flipped bits that no file's own checksum covers."""
     path = directory / CHECKPOINTS / "12" / "check" / "metadata"
     check = json.loads(path.read_text())
     check[item][min(check[item])] ^= 1
@@ -333,7 +333,7 @@ def test_damage_is_told_in_one_line_that_names_the_file(
 ):
     (path,) = (copy / CHECKPOINTS / "12").glob(file)
     spoil(path)
-    if not is_listed:  # of an earlier version
+    if not is_listed:  # saved by an earlier version
         (copy / CHECKPOINTS / "12" / damage.FILES).unlink()
     *_, (report,) = restore(copy)
     name = str(path.relative_to(copy / CHECKPOINTS / "12"))
@@ -361,7 +361,7 @@ OWN_TROUBLE = {
 def test_trouble_of_the_process_is_no_damage(
     copy, monkeypatch, error, is_wrapped, is_listed
 ):
-    if not is_listed:  # of an earlier version, whose files prove nothing
+    if not is_listed:  # an earlier version, whose files have no checksums
         (copy / CHECKPOINTS / "12" / damage.FILES).unlink()
         if isinstance(error, TypeError):
             pytest.skip("as errors are where metadata is damaged")
@@ -407,11 +407,11 @@ def test_ctrl_c_is_no_damage(copy, monkeypatch):
 
 @pytest.fixture
 def other_process(monkeypatch):
-    """A second process, of which each test says what it has to tell of step 12."""
+    """A second process; each test sets its answers about step 12."""
     told = []
 
     def gather(value):
-        # It does as this one, but where something is to be told.
+        # It behaves like this process, except for the answers set.
         is_found = told and (value is None or isinstance(value, damage.Diagnosis))
         return [value, told.pop(0) if is_found else value]
 
@@ -436,7 +436,7 @@ def test_processes_agree_on_what_all_can_read(copy, other_process):
 @pytest.mark.parametrize("is_damaged", [True, False])
 def test_trouble_of_one_process_stops_all(copy, other_process, is_damaged):
     other_process.append(["out of memory", False])
-    if is_damaged:  # for this process only
+    if is_damaged:  # in this process only
         truncate(copy / CHECKPOINTS / "12" / "check" / "metadata")
     with pytest.raises(CheckpointError, match="read: process 1: out of memory"):
         restore(copy)
@@ -537,7 +537,7 @@ def swapped(array, first, second):
     return array
 
 
-# As bfloat16 has it: the lower half of the bits is zero.
+# The lower half of the bits is zero, as in bfloat16.
 _ROUNDED = np.asarray(
     jax.random.normal(jax.random.key(0), (300, 512)).astype(jnp.bfloat16), np.float32
 )
@@ -583,7 +583,7 @@ def test_checksums_see_all_of_eight_bytes(dtype, bit, shape):
         checksums.compare({"rest": {"leaf": array}}, check)
         with pytest.raises(damage.ContentError):
             checksums.compare({"rest": {"leaf": bits.view(dtype)}}, check)
-        # What earlier versions saved is still sound, though half of it is unseen.
+        # Checkpoints of earlier versions are valid; half of their bits are unchecked.
         before = checksums.of_arrays({"leaf": array}, whole=False)
         check = {"rest": {path: int(value) for path, value in before.items()}}
         checksums.compare({"rest": {"leaf": array}}, check)
@@ -607,7 +607,7 @@ def test_checksums_do_not_depend_on_the_sharding():
 
 @pytest.fixture
 def quieted(monkeypatch):
-    """Orbax kept quiet for one test; holds what gets through."""
+    """Orbax silenced for one test; collects the remaining output."""
     shown = []
     monkeypatch.setattr(sys, "unraisablehook", shown.append)
     checkpoint.quiet_orbax()

@@ -1,4 +1,4 @@
-"""Where the values of a run come from, and what help says about them."""
+"""Command line: precedence of presets, files and flags; help; errors."""
 
 import dataclasses
 import errno
@@ -33,7 +33,7 @@ def parse(*argv):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A run of llama-60m with values of its own."""
+    """A saved config of llama-60m with changed values."""
     preset = PRESETS["llama-60m"]
     config = dataclasses.replace(
         preset,
@@ -132,7 +132,7 @@ def test_a_config_with_a_bad_value_is_named(capsys, saved):
     path = saved.output_dir / CONFIG_FILE
     path.write_text(path.read_text().replace('"steps": 77', '"steps": -77'))
     assert_error(capsys, ["--config", path], str(path), "--steps must be at least 1")
-    path.write_text("[" * 100_000)  # deeper than Python's stack
+    path.write_text("[" * 100_000)  # deeper than Python's recursion limit
     assert_error(capsys, ["--config", path], f"{path} is not a saved config")
 
 
@@ -150,7 +150,7 @@ def flags_of(kind, default=None):
 
 
 def described(kind):
-    """The description of each field in the docstrings of a class and its bases."""
+    """Descriptions of all fields in the docstrings of a class and its bases."""
     if kind is object:
         return {}
     text = re.split(r"Attributes:\n", kind.__doc__)[1].split("\n\n")[0]
@@ -162,7 +162,7 @@ def described(kind):
 
 
 def help_of(capsys, monkeypatch, call):
-    monkeypatch.setenv("COLUMNS", "100")  # one column
+    monkeypatch.setenv("COLUMNS", "100")  # wide enough for one column
     with pytest.raises(SystemExit) as stop:
         call()
     assert stop.value.code == 0
@@ -177,7 +177,7 @@ def assert_helps(help_text, kind, default=None):
     for group, name, value in flags_of(kind, default):
         group_name = group.__name__.removesuffix("Config").lower()
         flag = rules.flag(f"{group_name}.{name}")
-        # Not where a description is wrapped before another's flag.
+        # Only where a description is not wrapped before another flag.
         usage_of = re.compile(rf"{flag}(,|$| [^a-z])")
         (line,) = filter(usage_of.match, lines)
         description = described(group)[name]
@@ -219,7 +219,7 @@ def test_help_of_the_other_programs(capsys, monkeypatch, main, kind):
 def test_help_that_is_not_read_to_its_end_is_no_error(
     capsys, monkeypatch, buffer_bytes
 ):
-    """As with `| head`: whether the pipe breaks in the middle or at the end."""
+    """Like `| head`: the pipe breaks in the middle or at the end."""
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w", buffering=buffer_bytes) as pipe:
@@ -227,7 +227,7 @@ def test_help_that_is_not_read_to_its_end_is_no_error(
         with pytest.raises(SystemExit) as stop:
             parse("--help")
         assert stop.value.code == 0
-        pipe.flush()  # as Python does when it exits
+        pipe.flush()  # as Python does at exit
     assert capsys.readouterr().err == ""
 
 

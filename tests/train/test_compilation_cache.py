@@ -1,4 +1,4 @@
-"""Programs kept on disk: where, whose choice counts, and what damage costs."""
+"""Compilation cache: directory, precedence of settings, damaged files."""
 
 import importlib
 import os
@@ -15,12 +15,12 @@ from train.config.run_config import CompilationConfig
 from train.system import compilation_cache, files
 
 SETTINGS = ["compilation_cache_dir", "persistent_cache_min_compile_time_secs"]
-SETTINGS += ["enable_compilation_cache"]  # which plan and benchmark turn off
+SETTINGS += ["enable_compilation_cache"]  # disabled by plan and benchmark
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """A process that has not compiled anything, and what it was before."""
+    """Resets JAX to a process that has not compiled; restores it afterwards."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
@@ -38,7 +38,7 @@ def use(directory):
 
 
 def compile_something():
-    """A new function of the same text: JAX looks for its program on disk."""
+    """A new function with equal code: JAX looks up its program on disk."""
     return jax.jit(lambda x: jnp.sum(x @ x.T) * 3)(jnp.ones((3, 4)))
 
 
@@ -73,7 +73,7 @@ def test_a_damaged_file_is_one_line_and_made_anew(tmp_path, capsys, content):
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert err.startswith(f"warning: reading the compilation cache, {kept.parent},")
-    assert kept.read_bytes()[:2] == whole[:2] != content[:2]  # the compression's mark
+    assert kept.read_bytes()[:2] == whole[:2] != content[:2]  # magic bytes
     assert compile_something() == 108
     assert capsys.readouterr().err == ""
 

@@ -1,4 +1,4 @@
-"""A run goes on with other settings than it was stopped with."""
+"""Messages of a run that is resumed with other settings."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ SMALL = changed(model=LlamaConfig(64, 32, 48, num_layers=2, num_heads=2))
 
 
 class Saved:
-    """Stands for checkpoints; gives back the position it holds."""
+    """Stands in for checkpoints; returns the position that it was given."""
 
     def __init__(self, position):
         self.position = position
@@ -128,7 +128,7 @@ def test_changes_are_told_with_what_the_schedule_does():
     told = continuation.describe(config, Found({}, False, True), state)
     assert "Held-out losses are of another text from here on" in told
     assert continuation.describe(config, Found({}, False), state) == ""
-    # With this warm-up there was no run of 300 steps.
+    # A run of 300 steps cannot have this warm-up.
     config = changed(config, optimizer={"warmup_steps": 500})
     changes = {"steps": (300, 600), "optimizer.warmup_steps": (None, 500)}
     told = continuation.describe(config, Found(changes, False), state)

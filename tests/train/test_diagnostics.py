@@ -1,4 +1,4 @@
-"""What a run writes and draws of its subspaces, also when it is cut into pieces."""
+"""Subspace diagnostics of a run: rows, pictures, and resumed runs."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ MATRICES = {
 }
 
 
-# --- Step by step ---------------------------------------------------------------
+# --- Rows -----------------------------------------------------------------------
 
 
 def configure(directory, name="subtrack", rank=3, **report):
@@ -64,7 +64,7 @@ def configure(directory, name="subtrack", rank=3, **report):
 
 
 def nested(leaves):
-    """From paths to dictionaries, as the model has its parameters."""
+    """Nests paths into dictionaries, like the model's parameters."""
     tree = {"norm": jnp.ones(4)}
     for path, leaf in leaves.items():
         *keys, last = path.split("/")
@@ -76,7 +76,7 @@ def nested(leaves):
 
 
 def states_of(config, skipped=()):
-    """[(gradients, state)] after each step, and before the first."""
+    """[(gradients, state)] after each step, preceded by the initial one."""
     optimizer = optimizers.make_optimizer(config.optimizer, 1e-3, seed=0)
     params = nested(common.zeros(MATRICES))
     update = common.quick_jit(optimizer.update)
@@ -94,12 +94,12 @@ def states_of(config, skipped=()):
 
 
 def write(config, states, first=0, last=STEPS, watch=None):
-    """What the training loop does of it; returns the rows on disk."""
+    """Feeds the diagnostics as the training loop does; returns the rows on disk."""
     watch = watch or Stopwatch()
     devices = mesh.make_mesh("fsdp=1", jax.devices()[:1])
     with Diagnostics(config, first, devices) as diagnostics:
         for step in range(first + 1, last + 1):
-            # Of the last step it is not known yet, but for one that resumes from it.
+            # The last step's result is not fetched yet, unless a run resumes from it.
             known = states[max(step - 2, first)][1].skipped_steps
             diagnostics.before(step, states[step - 1][1], int(known))
             diagnostics.after(step, states[step][1], watch)
@@ -152,8 +152,8 @@ def test_rows_are_those_of_numpy(tmp_path):
     ("skipped", "steps"),
     [
         ([], [1, 4, 7, 10, 13]),
-        ([2], [1, 5, 8, 11, 14]),  # known one step late, when it does not matter
-        ([3], [1, 5, 8, 11, 14]),  # not known yet at the step that is not due then
+        ([2], [1, 5, 8, 11, 14]),  # fetched one step late, without effect
+        ([3], [1, 5, 8, 11, 14]),  # not fetched yet at a step that is not due then
         ([4], [1, 5, 8, 11, 14]),  # the step that was due
         ([4, 5], [1, 6, 9, 12]),
         ([1, 2, 9], [3, 6, 10, 13]),

@@ -1,4 +1,4 @@
-"""Whether there is space for a run's checkpoints is known before it trains."""
+"""Warnings about disk space for a run's checkpoints, before training."""
 
 import dataclasses
 import shutil
@@ -14,7 +14,7 @@ STATE_BYTES = 10_000_000
 
 
 def check(tmp_path, monkeypatch, free_mb, first=0, present=(), **settings):
-    """Returns the warnings, for a run of 1,000 steps."""
+    """Returns the warnings of a run of 1,000 steps."""
     for step, size in enumerate(present):
         (tmp_path / "checkpoints" / str(step) / "params").mkdir(parents=True)
         path = tmp_path / "checkpoints" / str(step) / "params" / "file"
@@ -37,15 +37,15 @@ def check(tmp_path, monkeypatch, free_mb, first=0, present=(), **settings):
 @pytest.mark.parametrize(
     ("needed_mb", "settings"),
     [
-        # Those to keep, and the new one before the oldest is deleted.
+        # Those to keep, plus the new one before the oldest is deleted.
         (30, {}),
         (20, {"keep_last_checkpoints": 1}),
         (40, {"keep_best": True}),
         (80, {"keep_checkpoint_every_steps": 200}),
-        # No more than are written.
+        # At most as many as the run writes.
         (10, {"checkpoint_every_steps": 1000}),
         (20, {"keep_last_checkpoints": 9, "checkpoint_every_steps": 500}),
-        # There are some already, which tell their size.
+        # Existing checkpoints give the size.
         (20, {"present": [10_000_000]}),
         (7, {"present": [7_000_000] * 2, "first": 900}),
         (0, {"first": 1000}),

@@ -1,4 +1,4 @@
-"""The model of a run in Hugging Face's form, as other programs read it."""
+"""Export of a run in Hugging Face's layout, as other programs read it."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def test_an_export_is_read_back_to_the_last_bit(tmp_path, capsys, changes):
         "tokenizer_config.json",
     }
     config, loaded = hugging_face.load(target)
-    length = 4096 if model.max_length_tokens == 4096 else 128  # that of training
+    length = 4096 if model.max_length_tokens == 4096 else 128  # the length in training
     changed = {"init_std": model.init_std, "max_length_tokens": length}
     assert config == dataclasses.replace(model, **changed)
     settings = json.loads((target / "tokenizer_config.json").read_text())
@@ -124,7 +124,7 @@ def test_transformers_reads_the_tokenizer(transformers, finished_run, exported):
 
 
 def mark_texts(directory, begin, end):
-    """Gives weights' own files to a tokenizer; returns it as training uses it."""
+    """Adds files of weights to a tokenizer; returns it as training uses it."""
     Tokenizer.train([TEXT], 300).save(directory)
     raw = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     raw.add_special_tokens(["<s>", "</s>"])
@@ -155,12 +155,12 @@ def test_special_tokens_are_those_of_the_weights(tmp_path, begin, end, ends):
         assert (found["bos_token_id"], found["pad_token_id"]) == (300, 0)
     raw = tokenizers.Tokenizer.from_file(str(target / "tokenizer.json"))
     assert raw.encode(WORDS).ids == [*[300] * begin, *tokenizer.encode(WORDS)]
-    # Exported weights are given weights, too.
+    # Exported weights can be imported again.
     assert Tokenizer.open(str(target)).special.ends == tuple(ends)
 
 
 def test_a_beginning_that_training_never_saw_is_not_exported(tmp_path):
-    """As in the directory of a run before there was another file to say so."""
+    """A run directory of an earlier version, without the file of settings."""
     directory = tmp_path / "run"
     tokenizer = mark_texts(tmp_path, begin=False, end=True)
     make_run(directory, tokenizer, dataclasses.replace(MODEL, vocabulary_size=302))
@@ -188,7 +188,7 @@ def test_transformers_begins_texts_as_training_did(transformers, tmp_path, begin
     assert model.generation_config.eos_token_id == [301, 0]
 
 
-# As LLaMA's own is made.
+# Made like LLaMA's own tokenizer.
 LLAMAS = {
     "model_type": "bpe",
     "normalization_rule_name": "identity",
@@ -199,7 +199,7 @@ LLAMAS = {
 
 
 def with_sentencepiece(finished_run, tmp_path, **options):
-    """The finished run, but with a tokenizer of the other library."""
+    """The finished run, with a SentencePiece tokenizer."""
     directory = shutil.copytree(finished_run, tmp_path / "run")
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (directory / name).unlink()

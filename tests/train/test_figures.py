@@ -1,4 +1,4 @@
-"""Content of the figures, before they become PNGs."""
+"""Content of figures before they are saved as PNG."""
 
 import math
 
@@ -12,7 +12,7 @@ from train.timing import benchmark_report
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """Draws a picture and returns its figure, or None if there is no file."""
+    """Draws a figure and returns it, or None if no file is written."""
     figures = []
     write = files.write_figure
 

@@ -1,4 +1,4 @@
-"""Files are whole and on the disk, or as they were; a full disk is named."""
+"""Atomic writes: all or nothing, flushed; errors of a full disk name the file."""
 
 import os
 import pathlib
@@ -132,7 +132,7 @@ def draw_subspaces(path):
     subspace_plot.plot([row], "title", path)
 
 
-# What is called, on which file, and what that file then holds.
+# Function, file, and expected content of that file.
 WRITERS = {
     "config.json": lambda path: save_config(PRESETS["tiny"], path),
     "tokenizer.json": lambda path: Tokenizer.train([TEXT], 300).save(path.parent),

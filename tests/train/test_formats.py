@@ -1,4 +1,4 @@
-"""The same documents come out of every format, and what is no text is refused."""
+"""Text formats give the same documents; files that are not text are refused."""
 
 import bz2
 import codecs
@@ -36,7 +36,7 @@ COMPRESS = {
 
 
 def read(path, field="text", notes=None):
-    """The documents of a file; raises those that are errors."""
+    """Documents of a file; raises errors among them."""
     texts = []
     for document in formats.read_file(path, field, notes or Notes()):
         if isinstance(document, ValueError):
@@ -58,12 +58,12 @@ def test_compressed_text_is_read(tmp_path, suffix):
     assert not notes.lines()
     data = path.read_bytes()
     if suffix:
-        write(path, data + COMPRESS[suffix](b" Wasser"))  # as pigz and cat write it
+        write(path, data + COMPRESS[suffix](b" Wasser"))  # as by pigz and cat
         assert read(path) == ["Überall Wasser"]
         for damaged in (data[:-3], data + b"X" + data[1:], data + data[:-3]):
             with pytest.raises(OSError, match=rf"cannot read .*a.txt{suffix}: "):
                 read(write(path, damaged))
-        if suffix != ".zst":  # as tapes and block devices return it
+        if suffix != ".zst":  # zero padding, as on tapes and block devices
             assert read(write(path, data + bytes(500) + data)) == ["ÜberallÜberall"]
 
 
@@ -94,10 +94,10 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("block", [7, 2**20])
 def test_forms_of_json(tmp_path, monkeypatch, form, block):
-    """However the blocks that are read cut the values."""
+    """Values may cross the boundaries of the blocks that are read."""
     monkeypatch.setattr(formats, "BLOCK_BYTES", block)
     assert read(write(tmp_path / "a.json", FORMS[form])) == TEXTS
-    # Told by the content, too.
+    # Detected by content, too.
     notes = Notes()
     assert read(write(tmp_path / "a.txt", FORMS[form]), notes=notes) == TEXTS
     assert "files read as JSON, whatever their name (1): " in notes.lines()[0]
@@ -124,7 +124,7 @@ def test_parquet(tmp_path):
 
 
 def test_line_ends_are_made_one_and_it_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "BLOCK_BYTES", 4)  # between the two of an end
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 4)  # between the two of a line end
     notes = Notes()
     path = write(tmp_path / "a.txt", "\ufeffone\r\ntwo\r\nü\n🐋")
     assert read(path, notes=notes) == ["one\ntwo\nü\n🐋"]

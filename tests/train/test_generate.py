@@ -1,4 +1,4 @@
-"""Text from the model of a run, and one line where there is none."""
+"""`train.generate`: text from the model of a run, errors in one line."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def text_of(capsys, directory, *argv):
 
 
 def samples_of(directory, prompt="The whale", **values):
-    """The texts of the samples, without the prompt."""
+    """Texts of the samples, without the prompt."""
     config = generate.GenerateConfig(directory, **{"length_tokens": 12} | values)
     texts = {}
     for sample, text in sampling.generate(
@@ -67,7 +67,7 @@ def test_special_tokens_in_a_prompt_are_text_and_it_is_told(finished_run, capsys
 def test_a_prompt_is_read_from_a_file(
     finished_run, tmp_path, capsys, monkeypatch, content
 ):
-    """Without the mark and the line break that an editor puts there."""
+    """Without the byte order mark and the line break that editors add."""
     flags = ["--temperature", 0]
     want = text_of(capsys, finished_run, "--prompt", "Call me", *flags)
     path = tmp_path / "prompt.txt"
@@ -90,7 +90,7 @@ def test_every_sample_is_another(finished_run, capsys, monkeypatch):
     assert len(set(texts)) == 4
     out = text_of(capsys, finished_run, "--num-samples", 4)
     assert out == "\n\n".join("The whale" + text for text in texts)
-    # However many are drawn at once, and are asked for.
+    # Independent of the batch size and the number of samples.
     monkeypatch.setattr(sampling, "SAMPLES_AT_ONCE", 2)
     assert samples_of(finished_run, num_samples=3) == texts[:3]
 
@@ -110,7 +110,7 @@ def test_without_a_choice_the_seed_decides_nothing(finished_run, capsys, flags):
 
 
 def test_a_text_ends_where_the_model_ends_it(finished_run, capsys, monkeypatch):
-    """What comes first of some token is the end, as if that were its role."""
+    """A common token is declared an end token."""
     want = samples_of(finished_run, length_tokens=40)[0]
     model = language_model.load(finished_run)
     ids = model.tokenizer.encode("The whale")
@@ -158,7 +158,7 @@ def test_text_is_printed_as_it_comes(finished_run, capsys, monkeypatch):
 
 
 def test_a_reader_that_leaves_is_no_error(finished_run, capsys, monkeypatch):
-    """As with `| head`."""
+    """Like `| head`."""
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as pipe:
@@ -166,7 +166,7 @@ def test_a_reader_that_leaves_is_no_error(finished_run, capsys, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             generate.main(["--checkpoint", str(finished_run), "--length-tokens", "3"])
         assert stop.value.code == 0
-        pipe.flush()  # as Python does when it exits
+        pipe.flush()  # as Python does at exit
     assert "error" not in capsys.readouterr().err
 
 

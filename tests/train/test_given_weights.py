@@ -1,4 +1,4 @@
-"""Runs that start from given weights: defaults, contradictions, a growing embedding."""
+"""Runs from given weights: defaults, contradictions, embedding growth."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ SHAPE = LlamaConfig(
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """To be read only."""
+    """Weights that tests must not change."""
     directory = tmp_path_factory.mktemp("weights")
     hugging_face.save(directory, SHAPE, make_params(SHAPE))
     Tokenizer.train([TEXT], 300).save(directory)
@@ -44,7 +44,7 @@ def read(*argv):
 
 
 def settle(config, notes=()):
-    """Settles, and is told so much."""
+    """Settles a config; returns it with the messages."""
     told = []
     settled = given_weights.settle(config, told.append)
     assert len(told) == len(notes)
@@ -58,7 +58,7 @@ def edit(path, **changes):
 
 
 def add_token(directory):
-    """One more token than the embedding has rows."""
+    """A tokenizer with one token more than the embedding has rows."""
     raw = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     raw.add_special_tokens(["<|im_end|>"])
     raw.save(str(directory / "tokenizer.json"))
@@ -103,8 +103,8 @@ def test_a_saved_config_lends_its_settings_too(weights, copy, tmp_path):
     scratch = ["--config", tmp_path / "scratch" / "config.json"]
     config = read(*scratch, "--init-from", weights)
     assert (config.model, config.optimizer.learning_rate) == (SHAPE, 1e-4)
-    assert config.data == read(*scratch).data  # which says how long sequences are
-    # The config of a run from given weights has values for given weights.
+    assert config.data == read(*scratch).data  # includes the sequence length
+    # Its config has values for given weights.
     saved = settle(read("--init-from", weights, "--learning-rate", 1))
     pretrain_config = tmp_path / "config.json"
     values = dataclasses.asdict(saved)
@@ -121,7 +121,7 @@ def test_a_saved_config_lends_its_settings_too(weights, copy, tmp_path):
     ("flags", "message"),
     [
         (["--hidden-size", 64], "--hidden-size 64 here, 32 there"),
-        (["--hidden-size", 256], "--hidden-size 256 here, 32 there"),  # the preset's
+        (["--hidden-size", 256], "--hidden-size 256 here, 32 there"),  # from the preset
         (["--mlp-size", 96], "--mlp-size 96 here, 48 there"),
         (["--num-layers", 3], "--num-layers 3 here, 2 there"),
         (["--num-heads", 2], "--num-heads 2 here, 4 there"),
@@ -187,7 +187,7 @@ def test_an_embedding_smaller_than_the_tokenizer_grows_if_asked(copy, capsys):
     np.testing.assert_allclose(kernel[:, 300], old.mean(1), atol=1e-6)
     for name in ("layers", "norm"):
         jax.tree.map(np.testing.assert_array_equal, params[name], before[name])
-    # A larger one, as often taken for the hardware's sake.
+    # Embeddings are often larger than the vocabulary, for efficiency.
     config = read(*argv, "--resize-embedding", "--vocabulary-size", 320)
     assert settle(config).model.vocabulary_size == 320
     assert len(given_weights.load(config)["embedding"]["embedding"]) == 320

@@ -1,4 +1,4 @@
-"""Several processes find out together what is wrong with one of them."""
+"""Checks across processes: an error in one is reported by all."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ TINY = PRESETS["tiny"]
 
 @pytest.fixture
 def other(monkeypatch):
-    """A second process: a function from what this one tells to what it tells."""
+    """A second process: maps this process's gathered value to its own."""
     functions = []
 
     def gather(value):
@@ -121,7 +121,7 @@ def test_a_directory_of_its_own_is_refused(other, tmp_path):
     with pytest.raises(ValueError, match=r"of process 1 \(host beta\) is another"):
         hosts.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    hosts.check_shared(tmp_path)  # now both tell the same file
+    hosts.check_shared(tmp_path)  # now both see the same file
     assert list(tmp_path.iterdir()) == []
 
 

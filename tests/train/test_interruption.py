@@ -1,4 +1,4 @@
-"""Signals are answered at once; the second one ends the program."""
+"""SIGTERM and Ctrl-C: message at once, exit at the second signal."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ANSWER = "saving after this step"
 
 @pytest.fixture(autouse=True)
 def obeyed(monkeypatch):
-    """Signals that would have ended the program; restores what pytest does."""
+    """Records signals that would end the program; restores pytest's handlers."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     obeyed = []
     monkeypatch.setattr(interruption, "_stop_now", obeyed.append)
@@ -72,7 +72,7 @@ def test_without_an_answer_the_first_is_obeyed(obeyed, number):
 
 
 def test_contexts_within_each_other(obeyed):
-    """As where the set-up of a program ends at once, and its loop does not."""
+    """Inner contexts that delay signals within an outer one that exits at once."""
     with Interruption() as outer:
         with Interruption(ANSWER):
             signal.raise_signal(signal.SIGINT)
@@ -100,7 +100,7 @@ def test_an_interruption_that_is_ignored_stays_ignored(obeyed):
     assert obeyed == []
 
 
-# The main thread is in C for minutes, as while it compiles, with a file half-written.
+# The main thread is in C code for minutes, with a temporary file half-written.
 BUSY = """
 import hashlib, pathlib, sys
 from train.system import files, interruption
@@ -141,7 +141,7 @@ def test_a_busy_program_answers_and_stops_at_once(tmp_path, number, answer):
 
 
 def test_a_program_answers_while_it_is_imported():
-    """Imports take seconds, during which Python would show a traceback."""
+    """Imports take seconds, during which Python would print a traceback."""
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "train.pretrain", "--help"],
         cwd=ROOT,
@@ -151,7 +151,7 @@ def test_a_program_answers_while_it_is_imported():
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        # A module has its line once it is imported.
+        # A module has its line when it has been imported.
         while not process.stderr.readline().endswith("| train\n"):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
@@ -164,7 +164,7 @@ def test_a_program_answers_while_it_is_imported():
 
 
 def test_a_checkpoint_that_is_being_written_is_removed(tmp_path):
-    """The rest is as it was, also what Orbax has just given its name."""
+    """Other files stay, including those that Orbax has just renamed."""
     with checkpoint.Checkpoints(tmp_path, CheckpointConfig()):
         directory = tmp_path / checkpoint.CHECKPOINTS
         for name in ("10", "20", "30.orbax-checkpoint-tmp"):

@@ -1,4 +1,4 @@
-"""A run is written down step by step, and ends where it has to."""
+"""Journal of a run: progress, rows, early end on errors."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def values(skipped_steps=0, loss=2.0, batch_tokens=100, **more):
 
 
 def record_all(journal, skipped, first=1):
-    """`skipped` tells for each step whether it was; returns the last one recorded."""
+    """`skipped` marks skipped steps; returns the last recorded row."""
     total = journal.rows[-1]["skipped_steps"] if journal.rows else 0
     for step, is_skipped in enumerate(skipped, first):
         total += is_skipped
@@ -127,7 +127,7 @@ def test_steps_skipped_long_ago_do_not_end_a_resumed_run(config):
 
 def test_tokens_without_padding_and_seconds_add_up(config, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", iter(range(0, 1000, 10)).__next__)
-    with Journal(config, 0) as journal:  # which looks at the clock twice
+    with Journal(config, 0) as journal:  # reads the clock twice
         journal.record(1, values(batch_tokens=100))
         journal.record(2, values(batch_tokens=60))
     assert [row["tokens"] for row in journal.rows] == [100, 160]
@@ -196,7 +196,7 @@ def test_what_went_wrong_first_is_what_is_told(config, monkeypatch):
 
 
 def test_a_broken_terminal_is_left_whole(config, capfd):
-    """The bar is closed also where the run breaks off."""
+    """The progress bar is also closed when the run fails."""
     with pytest.raises(ZeroDivisionError), Journal(config, 0) as journal:
         record_all(journal, [0])
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""Meshes by name, and where a model's parameters and state belong on them."""
+"""Mesh options, and shardings of a model's parameters and state."""
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def test_bad_meshes(text, message):
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_param_shardings(inside):
-    """The same within the context that training runs in; 4 does not divide 30."""
+    """Equal inside and outside the training context; 4 does not divide 30."""
     made = mesh.make_mesh("fsdp=2,tensor=4")
     if inside:
         with jax.set_mesh(made), mesh.rules():
@@ -87,7 +87,7 @@ def test_a_batch_that_does_not_divide():
     "text", ["fsdp=4,tensor=2", pytest.param("data=2,tensor=4", marks=pytest.mark.slow)]
 )
 def test_a_step_on_a_mesh_equals_one_device(text):
-    """Loss, gradient and parameters, over a move of the subspace, in parts too."""
+    """Loss, gradient and parameters, across a refresh, also with accumulation."""
     config = OptimizerConfig(name="subtrack", rank=4, update_interval=2)
     optimizer = optimizers.make_optimizer(config, 1e-2, seed=0)
     model = LlamaConfig(64, 16, 32, num_layers=2, num_heads=2, init_std=0.2)

@@ -1,4 +1,4 @@
-"""Metrics of each step, and where they are written."""
+"""Metrics of each step: JSON lines, TensorBoard, Weights & Biases."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def reporting(config, **settings):
 
 
 def write_steps(config, last_step, steps):
-    """A process that goes on after `last_step`."""
+    """A process that resumes after `last_step`."""
     writer = MetricsWriter(config, last_step)
     for step in steps:
         writer.write(step, loss=np.float32(step / 2), eval_loss=1.5)
@@ -51,7 +51,7 @@ def test_a_line_is_on_disk_when_write_returns(config, tmp_path):
 
 
 def test_rows_of_steps_that_are_taken_again_are_moved(config, tmp_path, capsys):
-    """To the end of a file beside it, each time there are some."""
+    """Each time they are appended to the file of dropped rows."""
     path, dropped = tmp_path / METRICS_FILE, tmp_path / "metrics.dropped.jsonl"
     write_steps(config, 0, range(1, 9))
     before = path.read_bytes().splitlines(keepends=True)
@@ -121,7 +121,7 @@ def test_rows_that_are_lost_are_told(config, tmp_path, capsys):
     write_steps(config, 0, range(1, 9))
     path = tmp_path / METRICS_FILE
     lines = path.read_bytes().splitlines(keepends=True)
-    # And one is out of order, one there twice.
+    # One row is out of order, one is a duplicate.
     path.write_bytes(b"".join([lines[7], *lines[:3], lines[2]]))
     rows = write_steps(config, 8, [9])
     assert [row["step"] for row in rows] == [1, 2, 3, 3, 8, 9]
@@ -148,7 +148,7 @@ def test_what_json_does_not_know_is_null_there_and_nan_again(config, tmp_path, v
 
 
 def fields_of(message):
-    """The fields of a protocol buffer: (number, value)."""
+    """Fields of a protocol buffer: (number, value)."""
     position = 0
 
     def varint():
@@ -173,14 +173,14 @@ def fields_of(message):
 
 
 def read_events(path):
-    """TensorBoard's rows: (step, {tag: value}), or (step, None) where steps start."""
+    """TensorBoard's rows: (step, {tag: value}), or (step, None) for a session start."""
     content, position = path.read_bytes(), 0
     while position < len(content):
         (size,) = struct.unpack_from("<Q", content, position)
         event = dict(fields_of(content[position + 12 : position + 12 + size]))
         position += size + 16
         step = event.get(2, 0)
-        if 7 in event:  # a session's log, whose status START hides what came before
+        if 7 in event:  # a session log with status START, which hides earlier rows
             assert dict(fields_of(event[7]))[1] == 1
             yield step, None
         for _, value in fields_of(event.get(5, b"")):
@@ -209,7 +209,7 @@ def test_tensorboard_gets_every_number_and_hides_steps_taken_again(config, tmp_p
 
 
 def test_tensorboard_on_a_full_disk_is_an_error(config, tmp_path):
-    """Which the package's own writer waits for without end."""
+    """The package's own writer would wait forever."""
     board = metrics._TensorBoard(reporting(config, tensorboard=True), 0)
     message = f"cannot write {tmp_path / 'tensorboard'}: File too large"
     with limited_file_size(1000), pytest.raises(OSError, match=message):
@@ -219,7 +219,7 @@ def test_tensorboard_on_a_full_disk_is_an_error(config, tmp_path):
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """Stands in for the package; holds what it was told."""
+    """Stands in for the package; records all calls."""
     fake = types.ModuleType("wandb")
     fake.begun, fake.logged, fake.finished = [], [], 0
     fake.Error = type("Error", (Exception,), {})
@@ -262,7 +262,7 @@ def test_weights_and_biases_goes_on_with_a_run_and_mixes_no_two(
     config = reporting(config, wandb=True)
     write_steps(config, 0, [1, 2])
     write_steps(config, 2, [3])
-    # Another run in a directory of the same name, after the first is thrown away.
+    # Another run in a directory of the same name, after the first was deleted.
     for path in tmp_path.iterdir():
         path.unlink()
     write_steps(config, 0, [1])

@@ -1,4 +1,4 @@
-"""How --help is laid out, what it does not import, and what a misspelt flag gets."""
+"""Options: layout of --help, fast imports, suggestions for misspelt flags."""
 
 import importlib
 import re
@@ -22,7 +22,7 @@ from train.timing import timed_programs as subjects
 
 WEIGHTS = ROOT / "tests/data/hugging_face/tied"
 PROGRAMS = ["pretrain", "compare", "generate", "export", "plan", "benchmark"]
-# What takes long to import, and nobody needs to read help or a message.
+# Slow to import, and not needed for help or error messages.
 SLOW = ["jax", "optax", "flax", "orbax", "grain", "datasets", "matplotlib"]
 SLOW += ["tokenizers", "huggingface_hub", "numpy", "tensorstore"]
 
@@ -36,7 +36,7 @@ def help_of(name, capsys, monkeypatch):
 
 
 def flags_by_group(text):
-    """The flags in each box of a help text, by its title."""
+    """Flags in each box of a help text, by title."""
     boxes = re.split(r"^ (?:(\S+) )?options +\n -{9,}", text, flags=re.MULTILINE)
     return {
         title or "": re.findall(r"^  (--[a-z][a-z0-9-]+)", box, re.MULTILINE)
@@ -82,7 +82,7 @@ def test_common_options_come_first_and_in_their_order(capsys, monkeypatch):
 
 
 def test_settings_of_single_methods_have_a_group(capsys, monkeypatch):
-    """The methods that read a setting are those that its description names."""
+    """The description of a setting names the methods that read it."""
     found = options.options(OptimizerConfig)
     names = typing.get_args(OptimizerName)
     single = set()
@@ -122,7 +122,7 @@ def test_fields_that_are_no_options_keep_their_default():
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_ends_with_examples_that_can_be_read(capsys, monkeypatch, tmp_path, name):
-    # What they name has to be there.
+    # Files that the examples name must exist.
     shutil.copytree(WEIGHTS, tmp_path / "path/to/llama")
     monkeypatch.chdir(tmp_path)
     program = importlib.import_module(f"train.{name}")
@@ -166,7 +166,7 @@ def test_a_mistake_on_the_command_line_is_told(capsys, argv, message):
 
 
 def test_of_an_option_given_twice_the_last_counts(capsys):
-    """As for other programs: scripts add to a command that they are given."""
+    """As in other programs: scripts append flags to a given command."""
     argv = "--steps 3 --keep-best --seed 1 --seed=1 --no_keep_best --steps=4"
     config = pretrain.read(argv.split())
     assert (config.steps, config.checkpoint.keep_best) == (4, False)

@@ -28,7 +28,7 @@ MESH = "fsdp=4,tensor=2"
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """The program's table and numbers of two optimizers."""
+    """The program's table and numbers for two optimizers."""
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     done = run(
         *[*SMALL, "--target", "cpu:8", "--mesh", MESH, "--compare", "adamw, subtrack"],
@@ -40,7 +40,7 @@ def planned(tmp_path_factory):
 
 
 def pieces_bytes(tree, shardings):
-    """By counting: every leaf's size over the product of the axes that split it."""
+    """Expected bytes: each leaf's size over the product of the axes that split it."""
     total = 0
     for leaf, sharding in zip(
         jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True
@@ -81,7 +81,7 @@ def test_the_numbers_say_what_was_planned(planned):
     assert values["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
     assert values["device_memory_bytes"] == int(0.0001 * 2**30)
     assert values["run"]["model"]["hidden_size"] == 32
-    # The preset's eight are split into four as they are.
+    # The preset's eight sequences are split into four parts.
     assert values["run"]["data"]["batch_size_sequences"] == 8
     subtrack, adamw = values["optimizers"]
     assert not subtrack["fits"]
@@ -275,15 +275,15 @@ to_apply=%add, metadata={op_name="while(all-gather(x))"}
 def test_collectives_are_counted_as_often_as_they_run():
     found = step_traffic(HLO, devices=8)
     steady = {
-        # Three times, 16 x 4 and 8 x 4 of two bytes, three of four from others.
+        # Three times: 16 x 4 and 8 x 4 of two bytes, three quarters from other devices.
         "all-gather": Traffic(6, 3 * (128 * 3 // 4 + 64 * 3 // 4)),
-        # To all eight and back.
+        # To all eight devices and back.
         "all-reduce": Traffic(1, 2 * 420 * 7 // 8),
         "reduce-scatter": Traffic(1, 8 * 3),
         "collective-permute": Traffic(5, 5 * 16),
     }
     assert found["steady"] == steady
-    # The costlier of the branches, and the moments.
+    # The costlier branch, and the moments.
     more = {"all-reduce": Traffic(3, 2 * 420 * 7 // 8 + 160 + 16)}
     assert found["refresh"] == steady | more
     assert found["start"] == steady | {

@@ -1,4 +1,4 @@
-"""Records that come back as they were, and the numbers in them."""
+"""Trial records: round trips and derived numbers."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def test_a_setting_that_is_new_takes_no_record_away(tmp_path):
     records.save(written, tmp_path)
     path = records.path_of(written.trial, tmp_path)
     stored = json.loads(path.read_text())
-    del stored["trial"]["optimizer"]["angle"]  # as before there was one
+    del stored["trial"]["optimizer"]["angle"]  # as in earlier versions
     path.write_text(json.dumps(stored))
     assert records.load(written.trial, tmp_path) == written
 
@@ -94,7 +94,7 @@ def test_curves_are_thinned_by_averaging():
 
 
 def test_a_record_with_the_defaults_of_an_earlier_version_is_found(tmp_path):
-    """Its name then left out other settings, and apollo's scale was a plain factor."""
+    """Its name omitted other settings, and apollo's scale was a plain factor."""
     settings = {"name": "apollo-mini", "scale": 0.5, "b1": 0.9, "b2": 0.999}
     old = record(OptimizerConfig(**settings, eps=1e-6), 3, [9.5])
     values = json.loads(json.dumps(dataclasses.asdict(old)))

@@ -34,7 +34,7 @@ TINY = PRESETS["tiny"]
 
 
 def changed(config=TINY, **values):
-    """`changed(optimizer={"rank": 4})` changes a field of a group."""
+    """Replaces a field of a group: `changed(optimizer={"rank": 4})`."""
     for name, value in values.items():
         if isinstance(value, dict):
             values[name] = dataclasses.replace(getattr(config, name), **value)
@@ -46,7 +46,7 @@ def in_directory(path, **values):
 
 
 def start_run(config, rows=1):
-    """Leaves what a run leaves after so many steps."""
+    """Creates the files of a run after some steps."""
     directory = config.output_dir
     with open_directory(config):
         save_config(config, directory / CONFIG_FILE)
@@ -113,7 +113,7 @@ def test_steps_behind_step_0_make_a_run(tmp_path, later):
 
 
 def contents(directory):
-    """All that is in a directory, apart from the lock."""
+    """All files in a directory except the lock."""
     paths = [path for path in directory.rglob("*") if path.name != LOCK_FILE]
     return {
         str(path.relative_to(directory)): path.is_file() and path.read_bytes()
@@ -122,7 +122,7 @@ def contents(directory):
 
 
 def assert_refused(config, *messages):
-    """The directory cannot be opened, says why in one line, and is as it was."""
+    """Asserts that opening fails in one line and changes nothing."""
     before = contents(config.output_dir)
     with pytest.raises(ValueError) as raised:
         open_directory(config).__enter__()
@@ -137,7 +137,7 @@ def assert_refused(config, *messages):
 @pytest.mark.parametrize("is_emptied", [False, True])
 @pytest.mark.parametrize("has_rows", [False, True])
 def test_checkpoints_that_are_gone_end_no_run(tmp_path, resume, is_emptied, has_rows):
-    """Neither with the rows nor, as it leaves a note, without them."""
+    """With rows, or without them but with the saved state."""
     config = in_directory(tmp_path, start={"resume": resume})
     start_run(in_directory(tmp_path))
     assert note_checkpoint(tmp_path)
@@ -157,7 +157,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_over(tmp_path):
     with open_directory(in_directory(tmp_path, start={"resume": True})) as found:
         assert found
     assert (tmp_path / METRICS_FILE).read_text() == '{"step": 1}\n'
-    (tmp_path / CHECKPOINTS).rmdir()  # which is older than the first row
+    (tmp_path / CHECKPOINTS).rmdir()  # created before the first row
     assert_refused(in_directory(tmp_path), "are gone")
 
 
@@ -211,7 +211,7 @@ def test_damaged_checksums_are_told(tmp_path):
 
 @pytest.fixture
 def texts(tmp_path):
-    """A directory of two texts."""
+    """A directory with two texts."""
     directory = tmp_path / "texts"
     directory.mkdir()
     for name in "ab":
@@ -392,7 +392,7 @@ def test_a_directory_in_use_is_not_shared(tmp_path):
         with pytest.raises(ValueError, match=r"a run in --output-dir .* is going on"):
             open_directory(config).__enter__()
         process.kill()
-    with open_directory(config) as found:  # a killed process holds nothing
+    with open_directory(config) as found:  # the lock of a killed process is released
         assert found
         with pytest.raises(filelock.Timeout):
             filelock.FileLock(tmp_path / LOCK_FILE, blocking=False).acquire()
@@ -432,7 +432,7 @@ def test_changed_values_come_back_with_their_types(tmp_path):
 
 @pytest.mark.parametrize("name", ["subtrack", "apollo", "ldadam"])
 def test_a_run_saved_before_there_were_schedules_goes_on(tmp_path, name):
-    """Its settings were all written out, and apollo's scale was a plain factor."""
+    """All its settings were saved, and apollo's scale was a plain factor."""
     own = {"ldadam": {"b1": 0.908, "b2": 0.99, "scale": 1.0}, "apollo": {"scale": 1.0}}
     values = {"scale": 0.25, "b1": 0.9, "b2": 0.999, "damping": 1.0, "angle": 0.1}
     values |= {"warmup_fraction": 0.1, "rho": 0.908, "projection_learning_rate": 0.005}

@@ -1,4 +1,4 @@
-"""Files are found as they are named, and read in order; nothing is left out unsaid."""
+"""Text sources: patterns, order, links; everything skipped is reported."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from train.data.sources import LocalText
 
 
 def read(pattern, field="text", skip_bad=False, notes=None):
-    """The documents, put together from their pieces."""
+    """Documents, joined from their pieces."""
     texts, text = [], ""
     local = LocalText(sources.find_files(str(pattern)), field, skip_bad)
     for piece, ends in local.pieces(notes):
@@ -109,7 +109,7 @@ def test_links_lead_to_each_file_once(tmp_path):
     assert find("*.t*") == (["a.txt"], links)
     assert find("*") == (["a.txt"], links | directories)
     for path in texts.rglob("*.txt"):
-        path.unlink()  # nothing to be listed, and no end to it, if links are followed
+        path.unlink()  # empty; following links would not end
     with pytest.raises(ValueError, match=r"is a directory: .*texts/\*\*/\*.txt' mat"):
         sources.find_files(str(texts))
     (texts / "lost.txt").symlink_to("nowhere")

@@ -1,4 +1,4 @@
-"""Which tokens end, begin and pad texts: the model's own files say so."""
+"""Special tokens (end, begin, padding) from a model's own files."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ def object_of(name):
 
 
 def write_model(directory, files, begin=None, special=WORDS[:5], words=WORDS):
-    """A word-level tokenizer with those files beside it; begin: as it marks texts."""
+    """Word-level tokenizer with the files; begin: the token put before texts."""
     raw = tokenizers.Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
     )
@@ -48,7 +48,7 @@ MAP, CONFIG = "special_tokens_map.json", "config.json"
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        # Guessed by name, where there is nothing to ask.
+        # Common names, where no file names a token.
         ({}, SpecialTokens((END,), BEGIN)),
         ({CONFIG: {"eos_token_id": CHAT_END}}, SpecialTokens((CHAT_END,))),
         (
@@ -65,7 +65,7 @@ MAP, CONFIG = "special_tokens_map.json", "config.json"
             SpecialTokens((CHAT_END,), None, PAD),
         ),
         ({MAP: {"eos_token": object_of("<pad>")}}, SpecialTokens((PAD,))),
-        # The first file that names a role decides it; others may name other roles.
+        # The first file that names a token decides; others may name other tokens.
         (
             {
                 CONFIG: {"eos_token_id": 4, "bos_token_id": 1, "pad_token_id": 0},
@@ -74,7 +74,7 @@ MAP, CONFIG = "special_tokens_map.json", "config.json"
             },
             SpecialTokens((3, 2), 1, 0),
         ),
-        # Nothing said, in every way that programs have written it.
+        # A missing token, in all forms that programs have written.
         (
             {
                 GENERATION: {"eos_token_id": None},
@@ -110,7 +110,7 @@ def test_weights_without_a_tokenizer_name_the_tokens_of_one_from_elsewhere(tmp_p
     assert Tokenizer.open(str(other), weights).end_of_text == CHAT_END
     path = str(other / "tokenizer.json")
     assert Tokenizer.open(path, weights).end_of_text == CHAT_END
-    # With a tokenizer of its own, its ids are not those of the other.
+    # With an own tokenizer, its ids are unrelated to the other's.
     write_model(weights, {})
     assert Tokenizer.open(str(other), weights).end_of_text == END
 
@@ -187,9 +187,9 @@ def test_whether_texts_begin_with_a_token_is_yes_or_no(tmp_path):
 
 
 def test_a_chat_models_end_is_never_spelled_by_text(tmp_path):
-    """Even where its tokenizer.json does not say that the token is special."""
+    """Even if its tokenizer.json does not mark the token as special."""
     write_model(tmp_path, {TOKENIZER: {"eos_token": "<|im_end|>"}}, special=["<unk>"])
-    words = [*WORDS[:3], *WORDS[4:]]  # an added token, not one of the vocabulary
+    words = [*WORDS[:3], *WORDS[4:]]  # an added token outside the vocabulary
     raw = tokenizers.Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
     )
@@ -242,7 +242,7 @@ def test_a_saved_tokenizer_marks_texts_as_training_did(tmp_path, begin, end, was
         "bos_token": "<s>",
     }
     generation = json.loads((saved / GENERATION).read_text())
-    # Where nothing ends a document, the next one's beginning does.
+    # Without an end token, the begin token of the next document stops generation.
     ends = [3, 2] if end or not begin else [3, 2, 1]
     assert generation == {"eos_token_id": ends, "bos_token_id": 1, "top_p": 0.9}
     again = Tokenizer.load(saved)
@@ -263,7 +263,7 @@ def test_a_saved_tokenizer_marks_texts_as_training_did(tmp_path, begin, end, was
 def test_documents_are_marked_as_the_weights_know_them(tmp_path, flags, expected):
     write_model(tmp_path, {CONFIG: {"eos_token_id": END, "bos_token_id": BEGIN}}, "<s>")
     text = tmp_path / "text.jsonl"
-    # The last one is held out.
+    # The last document is held out.
     documents = ["call", "me me", "call"]
     text.write_text("".join(json.dumps({"text": each}) + "\n" for each in documents))
     flags = [*flags, "--data-glob", str(text), "--tokenizer", str(tmp_path)]

@@ -1,4 +1,4 @@
-"""The compiled step and evaluation against the same thing written out."""
+"""Training step and evaluation against the same computation written out."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def make_batch(seed, shape=(4, 8)):
 
 @jax.jit
 def mean_loss(params, batches):
-    """Over the tokens of all batches together."""
+    """Mean over the tokens of all batches."""
     model = nnx.merge(step.model_definition(MODEL), params)
     total, count = 0.0, 0
     for batch in batches:
@@ -74,7 +74,7 @@ def test_a_step_descends_the_mean_loss_of_its_batch(state):
 
 @pytest.mark.parametrize("allowed", [0.5, 2.0])
 def test_gradients_are_clipped_to_a_fraction_of_their_norm(state, allowed):
-    """One of `allowed` times what it is; a norm that is allowed changes nothing."""
+    """The norm is `allowed` times its value; above 1 nothing changes."""
     batch = make_batch(0)
     gradients = jax.jit(jax.grad(mean_loss))(state.params, [batch])
     norm = float(optax.tree.norm(gradients))
@@ -97,7 +97,7 @@ def test_a_step_reuses_the_buffers_of_its_state_and_its_program(state):
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_parts_equal_the_whole_batch(state, parts):
-    """Also where one part has many more tokens that count than another."""
+    """Also if one part has many more unmasked tokens than another."""
     batch = make_batch(0)
     batch["mask"] = batch["mask"].at[1].set(False).at[2, 1:].set(False)
     whole, metrics = make()(jax.tree.map(jnp.copy, state), batch)
@@ -108,7 +108,7 @@ def test_accumulated_parts_equal_the_whole_batch(state, parts):
 
 
 def test_sums_of_bfloat16_parts_keep_their_digits():
-    """256 equal parts: in bfloat16 a sum would stop growing before it is there."""
+    """256 equal parts: a bfloat16 sum would stop growing before the end."""
     model = dataclasses.replace(MODEL, param_dtype="bfloat16")
     state = step.create_state(model, OPTIMIZER, jax.random.key(0))
     one = make_batch(0, (1, 8)) | {"mask": jnp.ones((1, 8), bool)}
@@ -147,7 +147,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name):
     assert metrics["skipped_steps"] == 1
     assert (skipped.step, skipped.skipped_steps) == (2, 1)
     assert_close(skipped.opt_state, before[1], rtol=0)
-    # It goes on as if that step had not been: so does the schedule.
+    # Later steps, and the schedule, continue as if it had not been.
     sound = skipped._replace(params=jax.tree.map(jnp.asarray, before[0]))
     _, metrics = train_step(sound, make_batch(2))
     assert metrics["skipped_steps"] == 1

@@ -1,4 +1,4 @@
-"""Documents come out of streams once each, and streams go on exactly."""
+"""Streamed documents: each appears once, and resumed streams continue exactly."""
 
 import gzip
 import itertools
@@ -55,7 +55,7 @@ dataset_info:
 
 @pytest.fixture(scope="module")
 def json_lines(tmp_path_factory):
-    """The same documents in the form of C4: compressed JSON lines, a configuration."""
+    """The same documents in C4's form: compressed JSON lines and a configuration."""
     directory = tmp_path_factory.mktemp("c4")
     (directory / "README.md").write_text(C4_README)
     (directory / "en").mkdir()
@@ -137,10 +137,10 @@ def test_a_stream_goes_on_exactly(directory, index, count):
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_processes_share_a_stream(directory, count):
-    """Whole files where they can be shared evenly, every n-th document elsewhere."""
+    """Entire files if they divide evenly, otherwise every n-th document."""
     parts = [shuffled(directory, index=i, count=count) for i in range(count)]
     share = len(DOCUMENTS) // count
-    # Blank rows are shared like others, so that shares may differ by some.
+    # Blank rows count, so shares may differ slightly.
     texts = [take(part, share - 2) for part in parts]
     joined = list(itertools.chain(*texts))
     assert len(set(joined)) == len(joined)
@@ -230,7 +230,7 @@ def test_files_that_cannot_be_opened_are_refused(tmp_path, name, data, message):
 
 
 def write_damaged(directory):
-    """Three files, of which one has a line that is no JSON."""
+    """Three files; one has a line that is not JSON."""
     write_lines(directory / "train-0.jsonl", [{"text": "a"}, {"text": "b"}])
     (directory / "train-1.jsonl").write_text('{"text": "c"}\n{"te\n{"text": "d"}\n')
     write_lines(directory / "train-2.jsonl", [{"text": "e"}, {"text": "f"}])
@@ -287,7 +287,7 @@ def test_a_stream_that_broke_off_can_be_asked_again(parquet, monkeypatch):
     expected = take(shuffled(parquet), 40)
     stream = shuffled(parquet)
     read_stream = streams.read_stream
-    stops = iter([10, 3])  # in the second window, and when that is tried again
+    stops = iter([10, 3])  # in the second window, and again when it is retried
 
     def break_off(*arguments):
         yield from itertools.islice(read_stream(*arguments), next(stops))

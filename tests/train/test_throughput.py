@@ -1,4 +1,4 @@
-"""Counts of operations against the compiler's, and what devices can do."""
+"""FLOP counts against the compiler's; peaks and memory of devices."""
 
 import dataclasses
 import os
@@ -127,5 +127,5 @@ def test_memory_is_the_process_s_elsewhere(monkeypatch, statistics):
     use_devices(monkeypatch, "cpu", statistics=statistics)
     kibibytes = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # The system counts the two with different delays, hence the tenth.
+    # The system updates the two counts with different delays, hence 10 %.
     assert 0.9 * 1024 * int(kibibytes) <= throughput.peak_memory_bytes() < machine

@@ -1,4 +1,4 @@
-"""Tokens are made once, found again, and never taken from what is damaged."""
+"""Token cache: reuse, cleaning, damaged files."""
 
 import json
 import os
@@ -17,14 +17,14 @@ PARTS = [
     (False, [1, 2, 3], True),
     (False, [4], False),
     (False, [5, 6], True),
-    (False, [7], False),  # cut in two
+    (False, [7], False),  # truncated
     (True, [8, 9], True),
     (True, [10], True),
 ]
 
 
 class Builder:
-    """Makes tokens, and counts how often."""
+    """Makes tokens and counts the calls."""
 
     def __init__(self, parts=PARTS, dtype=np.uint16):
         self.count, self._parts, self._dtype = 0, parts, dtype
@@ -174,7 +174,7 @@ def test_what_was_left_unfinished_is_removed(cache, reports, tmp_path):
     left = tmp_path / "cache" / f".{'0' * 32}.partial"
     left.mkdir()
     (left / "tokens").write_bytes(b"12")
-    other = tmp_path / "cache" / ".config.partial"  # of another program
+    other = tmp_path / "cache" / ".config.partial"  # another program's
     other.mkdir()
     check(cache.tokens(1, Builder()))
     assert other.exists() and not left.exists()
@@ -210,7 +210,7 @@ def test_without_a_place_to_write_tokens_are_in_memory(cache, reports, tmp_path)
 
 @pytest.mark.parametrize("room_bytes", [0, 3, 10, 40, 60])
 def test_a_full_disk_is_no_error(cache, reports, tmp_path, monkeypatch, room_bytes):
-    """Wherever it fills up; a limit on the size of files stands for it."""
+    """At any point of writing; a limit on file sizes stands in for the full disk."""
     monkeypatch.setattr(token_files, "CHUNK_TOKENS", 2)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, before[1]))

@@ -1,4 +1,4 @@
-"""Tokenizers of both libraries give the text back and never inject special tokens."""
+"""Tokenizers of both libraries: round trips, no special tokens from text."""
 
 import gzip
 import json
@@ -98,7 +98,7 @@ def test_a_failed_save_leaves_the_old_file(tokenizer, tmp_path, monkeypatch):
 
 
 def test_settings_for_short_texts_are_dropped(tmp_path):
-    """As in sentence encoders, whose files cut texts, pad them and mark both ends."""
+    """As in sentence encoders, whose files truncate, pad and add special tokens."""
     raw = tokenizers.Tokenizer(models.WordLevel({"[SEP]": 0, "me": 1, "[UNK]": 5}))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     raw.post_processor = processors.TemplateProcessing(

@@ -1,4 +1,4 @@
-"""Variants and sweeps as they are typed, and the trials they make."""
+"""Variants and sweeps on the command line, and their trials."""
 
 import pytest
 
@@ -117,7 +117,7 @@ def test_a_sweep_changes_one_setting_of_those_that_have_it():
         ("galore:rank=4 rank=4", 4),
         ("galore:rank=4 rank=8", 8),
     ]
-    # The trials of rank 8 are those of the variant as it is.
+    # The trials of rank 8 are those of the unchanged variant.
     assert swept[3].search((1e-3,), (1.0,)) == variants[1].search((1e-3,), (1.0,))
 
 

@@ -1,4 +1,4 @@
-"""A stream's text is that of all tokens at once, and whole characters only."""
+"""Streamed text equals the text of all tokens, in complete characters."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def test_the_pieces_are_the_text_in_whole_characters(tokenizer, split):
     assert known + "".join(pieces) == tokenizer.decode(ids)
     assert stream.finish() == ""
     assert not any("\ufffd" in piece for piece in pieces)
-    # As soon as it is known.
+    # Written as soon as it is complete.
     assert sum(map(bool, pieces)) > len(pieces) / 3
 
 
@@ -48,7 +48,7 @@ def test_half_a_character_waits_and_is_dropped_at_the_end(tokenizers):
     assert [stream.add(i) for i in whale] == ["", "", "", "🐋"]
     assert [stream.add(i) for i in whale[:3]] == ["", "", ""]
     assert stream.finish() == ""
-    # What can become no character any more is shown as such.
+    # Bytes that cannot become a character are shown as a replacement.
     assert stream.add(tokenizer.encode("b")[0]).endswith("b")
 
 
@@ -59,7 +59,7 @@ def test_special_tokens_have_no_text(tokenizer):
 
 
 def written(monkeypatch, tokenizer, rows):
-    """What `write` yields when the model's tokens are those of the rows."""
+    """Text that `write` yields for a model that returns these rows."""
     steps = itertools.zip_longest(*rows, fillvalue=generation.ENDED)
     monkeypatch.setattr(
         generation, "stream", lambda *args, **options: map(np.array, steps)
@@ -85,7 +85,7 @@ def test_samples_come_one_after_the_other(monkeypatch, tokenizers):
     assert samples == sorted(samples) and set(samples) == set(range(5))
     for sample, text in enumerate(texts):
         assert "".join(piece for i, piece in pieces if i == sample) == text
-    # The third as it is drawn, from where the first two had ended.
+    # The third is printed while drawn, after the first two are complete.
     assert [piece for i, piece in pieces if i == 2][:3] == ["abc", "d", "e"]
 
 
