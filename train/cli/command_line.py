@@ -19,7 +19,7 @@ Config = TypeVar("Config")
 
 
 class Example(NamedTuple):
-    """A command line to copy from --help: what it is for, and its arguments."""
+    """A command line shown by --help: its purpose and its arguments."""
 
     purpose: str
     arguments: str
@@ -60,7 +60,7 @@ def parse(
             base = load_config(type(base), options.expanded(given.config))
         elif given.resume:
             saved = options.expanded(given.output_dir or base.output_dir) / CONFIG_FILE
-            # No such file: whoever opens the directory says so.
+            # A missing file is reported when the directory is opened.
             base = load_config(type(base), saved) if saved.exists() else base
         if given.init_from not in (None, "None", "") and not given.resume:
             from train.step import given_weights
@@ -165,10 +165,10 @@ def _unboxed(report: str) -> str:
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", report)
     _, *lines = (line.strip("│ ") for line in plain.splitlines())
-    # Where stdout is not UTF-8 the box has no sides, and a rule under its title.
+    # Where stdout is not UTF-8, the box has a rule under its title and no sides.
     rule = re.compile("[─-]{4,}|╰.*")
     if rule.fullmatch(lines[0]):
         del lines[0]
     message = itertools.takewhile(lambda line: not rule.fullmatch(line), lines)
-    # The config classes name the flag themselves.
+    # The message of a config class names the flag already.
     return re.sub(r"^Error parsing \w+: ", "", " ".join(message))

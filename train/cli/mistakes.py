@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from train.cli.options import Option
 
-# Word processors and web pages make en and em dashes of hyphens.
+# Word processors and web pages replace hyphens by en and em dashes.
 _DASHES = "-\N{EN DASH}\N{EM DASH}"
 _FLAG = re.compile(f"[{_DASHES}]{{1,2}}[a-zA-Z]")
 _NUMBER = re.compile(
@@ -18,12 +18,12 @@ _NUMBER = re.compile(
 
 
 def explain(argv: Sequence[str], options: Sequence[Option]) -> str | None:
-    """Message about a command line that the parser refused; None: cause not known."""
+    """Message about a refused command line; None if the cause is unknown."""
     return _unquoted(argv) or _misspelt(argv, options) or _valued(argv, options)
 
 
 def empty(argv: Sequence[str], options: Sequence[Option]) -> str | None:
-    """Message about an empty value, such as that of a shell variable that is not set.
+    """Message about an empty value, such as an unset shell variable.
 
     An option whose description has '' takes one.
     """
@@ -39,7 +39,7 @@ def empty(argv: Sequence[str], options: Sequence[Option]) -> str | None:
 
 
 def in_plain_words(message: str) -> str:
-    """An error of the parser, without Python's own words for numbers.
+    """Rewrites a parser's error about numbers without Python's wording.
 
     >>> in_plain_words("--b1: could not convert string to float: 'x'")
     "--b1 takes a number, got 'x'"
@@ -53,7 +53,7 @@ def in_plain_words(message: str) -> str:
 
 
 def _flags(options: Sequence[Option]) -> dict[str, Option]:
-    """The options by all flags that they have."""
+    """Options by flag, including the `--no-` form of booleans."""
     flags = {}
     for option in options:
         flags[option.flag] = option
@@ -67,7 +67,7 @@ def _is_switch(option: Option) -> bool:
 
 
 def _unquoted(argv: Sequence[str]) -> str | None:
-    """Message about a pattern that the shell has expanded to many files."""
+    """Message about an unquoted pattern that the shell expanded to many files."""
     for index, argument in enumerate(argv, start=1):
         flag = argument.replace("_", "-")
         is_value = lambda following: not following.startswith("-")
@@ -94,7 +94,7 @@ def _misspelt(argv: Sequence[str], options: Sequence[Option]) -> str | None:
 
 
 def _nearest(name: str, known: set[str]) -> str | None:
-    """The flag that a name is most like, or whose initials it has, as --lr."""
+    """The flag most similar to a name, or with these initials, as in --lr."""
     words = {flag.strip("-"): flag for flag in sorted(known)}
     word = name.strip(_DASHES).replace("_", "-").lower()
     for candidate, flag in words.items():

@@ -29,7 +29,7 @@ SINGLE_METHOD = "single-method"
 TRAINING = "training"
 _DESCRIPTIONS = {
     SINGLE_METHOD: "settings of the optimizers in parentheses.",
-    TRAINING: "how the run goes on.",
+    TRAINING: "how the run proceeds.",
 }
 _METHODS = frozenset(typing.get_args(OptimizerName))
 
@@ -58,12 +58,12 @@ class Option(NamedTuple):
 
     @property
     def is_hidden(self) -> bool:
-        """Whether it always has its default, and is no option."""
+        """Whether it is left out of the command line and keeps its default."""
         return tyro.conf.Suppress in getattr(self.hint, "__metadata__", ())
 
     @property
     def methods(self) -> frozenset[str]:
-        """The optimizers it is a setting of, where its description names a few."""
+        """Optimizers named in parentheses in its description, if only a few use it."""
         found = set()
         for words in re.findall(r"\(([^()]+)\)", self.description):
             names = set(words.split(", "))
@@ -101,7 +101,7 @@ def arrange(found: Sequence[Option], common: Sequence[str]) -> dict[str, list[Op
 
 
 def command_line(groups: Mapping[str, Sequence[Option]]) -> type:
-    """A dataclass of flags from which tyro makes a command line."""
+    """Builds the dataclass of flags that tyro turns into a command line."""
     nested = [
         (
             _attribute(name),
@@ -119,7 +119,7 @@ def command_line(groups: Mapping[str, Sequence[Option]]) -> type:
 
 
 def values(parsed: Any, groups: Mapping[str, Sequence[Option]]) -> dict[Path, Any]:
-    """The values of options, by path, of an instance of their `command_line`."""
+    """Values by path, from an instance of the dataclass of `command_line`."""
     found = {
         option.path: getattr(
             getattr(parsed, _attribute(name)) if name else parsed, _field(option)[0]
@@ -134,12 +134,12 @@ def values(parsed: Any, groups: Mapping[str, Sequence[Option]]) -> dict[Path, An
 
 
 def expanded(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path with its `~` replaced, which shells leave as it is in `--flag=~/path`."""
+    """A path with `~` replaced; shells do not replace it in `--flag=~/path`."""
     return pathlib.Path(os.path.expanduser(path))
 
 
 def assemble(kind: type[Config], given: Mapping[Path, Any], path: Path = ()) -> Config:
-    """A config of the values of all its fields, by path.
+    """Builds a config from the values of all its fields, by path.
 
     Raises:
       ValueError: a value is not allowed.

@@ -59,7 +59,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Settings(OptimizerConfig):
-    """Settings of all methods that do not name their own.
+    """Settings of all methods unless a variant gives its own.
 
     Those that are searched, or are another argument, cannot be given.
     """
@@ -71,7 +71,7 @@ class Settings(OptimizerConfig):
 
 
 def method_of(text: str) -> tuple[str, str]:
-    """The method's name of one of `--optimizers`, and what is behind the colon.
+    """Splits one of `--optimizers` at the colon: method and settings.
 
     Raises:
       ValueError: there is no such method.

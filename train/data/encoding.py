@@ -8,17 +8,17 @@ import numpy as np
 from train.data.pieces import Piece
 from train.tokenization.tokenizer import Tokenizer
 
-# Encoded at once: enough to occupy many cores, little enough to hold in memory.
+# Characters encoded at once: enough for many cores, and small in memory.
 ENCODED_CHARACTERS = 2**21
 
 
 def encode_pieces(
     tokenizer: Tokenizer, pieces: Iterable[Piece]
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """The tokens of each piece, in the smallest type, and whether a document ends.
+    """Encodes pieces: tokens in the smallest integer type, and whether a document ends.
 
-    Documents are between the tokens that mark them. One that is cut off, so that its
-    last piece is missing, has no end-of-text.
+    Adds the tokens that mark the start and end of a document. A document whose last
+    piece is missing gets no end-of-text.
     """
     dtype = np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.uint32
     begins = True
@@ -32,7 +32,7 @@ def encode_pieces(
 
 
 def encode(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> Iterator[np.ndarray]:
-    """The tokens of each document, see `encode_pieces`."""
+    """Encodes documents; see `encode_pieces`."""
     document = []
     for tokens, ends in encode_pieces(tokenizer, pieces):
         document.append(tokens)
@@ -56,7 +56,7 @@ def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 class Numbers(Protocol):
-    """An array, or one in a file, of which ranges can be read."""
+    """An array in memory or in a file, read by slices."""
 
     def __len__(self) -> int: ...
 
@@ -76,7 +76,7 @@ class Documents(NamedTuple):
 
     @classmethod
     def gather(cls, documents: Iterable[np.ndarray]) -> "Documents":
-        """Documents that come one by one, in memory."""
+        """Collects documents in memory."""
         arrays = list(documents)
         sizes = np.array([len(array) for array in arrays], np.int64)
         return cls(np.concatenate([np.empty(0, np.uint16), *arrays]), np.cumsum(sizes))

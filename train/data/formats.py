@@ -20,21 +20,21 @@ from train.system.compression import (
 SNIFFED_BYTES = 2**20
 PARQUET_ROWS = 256
 
-# A text, the blocks of a long one, or the reason why there is none.
+# A text, the blocks of a long text, or the error in its place.
 Document = str | Iterator[str] | ValueError
 
 _SEPARATORS = re.compile(r"[\s,]*")
 
 
 def read_file(path: pathlib.Path, field: str, notes: Notes) -> Iterator[Document]:
-    """The documents of a file; blocks must be read before the next document.
+    """Reads the documents of a file; consume blocks before the next document.
 
     Text is one document, JSON and Parquet have one in each row.
 
     Args:
       path: the file, plain or compressed.
       field: field of rows that holds the text.
-      notes: told about what was found otherwise than the name says.
+      notes: gets a remark where content and name disagree.
 
     Raises:
       ValueError: the file holds no text in a form that is read here.
@@ -55,7 +55,7 @@ def read_file(path: pathlib.Path, field: str, notes: Notes) -> Iterator[Document
 
 
 def get_text(row: dict[str, Any], field: str, where: str) -> str:
-    """The text of a row of a dataset; none counts as empty.
+    """The text of a row of a dataset; None counts as empty.
 
     Raises:
       ValueError: the row has no such field, or it is no text.
@@ -75,7 +75,7 @@ def get_text(row: dict[str, Any], field: str, where: str) -> str:
 
 
 def _is_in_lines(start: bytes) -> bool:
-    """Whether JSON has a row in each line; else it is an array, or indented."""
+    """Whether JSON has one row per line, and is not an array or indented."""
     text = start.removeprefix(codecs.BOM_UTF8).lstrip()
     first, newline, _ = text.partition(b"\n")
     is_indented = newline and first.rstrip().endswith((b"{", b"[", b","))
@@ -144,7 +144,7 @@ def _read_values(
 
 
 def _parse(blocks: Iterator[str]) -> Iterator[Any]:
-    """The items of arrays, or values that follow each other, with little in memory.
+    """Parses items of arrays, or consecutive values, in bounded memory.
 
     Raises:
       json.JSONDecodeError: there is something else, or an array has no end.
@@ -165,10 +165,10 @@ def _parse(blocks: Iterator[str]) -> Iterator[Any]:
             try:
                 value, at = decoder.raw_decode(text, at)
             except json.JSONDecodeError as error:
-                # A value that is cut off by the end of the block breaks there.
+                # A value cut off at the end of the block fails near the end.
                 if error.pos < len(text) - 20 and "Unterminated" not in error.msg:
                     raise
-                # Each time as much again, so that long values are not parsed often.
+                # Doubles the text, so that long values are parsed a few times only.
                 more = "".join(itertools.islice(blocks, 1 + len(text) // BLOCK_BYTES))
                 if not more:
                     raise
@@ -186,7 +186,7 @@ def _text_of(value: Any, field: str, where: str) -> str | ValueError:
         text = get_text(value, field, where)
     except ValueError as error:
         return error
-    # Escapes can spell halves of characters, which UTF-8 and tokenizers refuse.
+    # Escapes can encode lone surrogates, which UTF-8 and tokenizers refuse.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -195,7 +195,7 @@ def _read_parquet(path: pathlib.Path, field: str) -> Iterator[Document]:
     from pyarrow import parquet
 
     try:
-        # With a buffer, columns are read in pieces rather than row groups at once.
+        # With a buffer, columns are read in pieces and not one row group at once.
         with parquet.ParquetFile(path, buffer_size=BLOCK_BYTES) as file:
             get_text(dict.fromkeys(file.schema_arrow.names), field, str(path))
             values = itertools.chain.from_iterable(

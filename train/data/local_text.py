@@ -20,21 +20,21 @@ from train.data.token_cache import TokenCache
 from train.data.token_files import Parts, Tokens
 from train.tokenization.tokenizer import Tokenizer
 
-# Changed whenever the same files and tokenizer give other tokens.
+# Increased whenever the same files and tokenizer give other tokens.
 CACHE_VERSION = 1
-# Before progress is shown, so that little text is read without a bar.
+# Delay of the progress bar, so that short texts are read without one.
 SILENT_SECONDS = 3
 
 
 class Corpus:
-    """The text of local files, of which the end may be held out."""
+    """Text of local files, whose last part may be held out."""
 
     def __init__(self, text: LocalText, held_out_fraction: float):
         self._text, self._held_out_fraction = text, held_out_fraction
         self._notes = Notes()
 
     def train_tokenizer(self, vocabulary_size: int, cache: TokenCache) -> Tokenizer:
-        """A tokenizer of the text to train on, of the cache if it has it.
+        """Trains a tokenizer on the training text, or reads it from the cache.
 
         Raises:
           ValueError: the vocabulary is too small; and as `tokens`.
@@ -55,7 +55,7 @@ class Corpus:
     def tokens(
         self, tokenizer: Tokenizer, cache: TokenCache, *, progress: bool = True
     ) -> Tokens:
-        """All tokens, of the cache if it has them.
+        """All tokens, from the cache if they are there.
 
         Args:
           tokenizer: makes them.
@@ -97,7 +97,7 @@ class Corpus:
         notes.extend(self._notes.lines())
 
     def _divided(self) -> Iterator[tuple[bool, Piece]]:
-        """The pieces of the text, each with whether it is held out."""
+        """Yields pieces of the text, each with whether it is held out."""
         split = round(self._characters * (1 - self._held_out_fraction))
         for text, ends in self._text.pieces():
             if split > 0:
@@ -116,7 +116,7 @@ class Corpus:
         return count
 
     def _identity(self) -> dict[str, Any]:
-        """What decides the text."""
+        """Everything that determines the text, for the cache's key."""
         return {
             "version": CACHE_VERSION,
             "files": self._identity_of_files(),
@@ -131,13 +131,13 @@ class Corpus:
 
 
 def _times(path: pathlib.Path) -> tuple[int, int]:
-    """When a file was written last, also by programs that set back its time."""
+    """Last change of a file, also by programs that reset its modification time."""
     status = path.stat()
     return status.st_mtime_ns, status.st_ctime_ns
 
 
 def _identity_of_tokenizer(tokenizer: Tokenizer) -> list[Any]:
-    """A hash of its files, and what it puts around documents."""
+    """Hash of a tokenizer's files and of the tokens it puts around documents."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save(pathlib.Path(directory))

@@ -11,12 +11,12 @@ class Notes:
     examples: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def add(self, what: str, example: object) -> None:
-        """Counts one more case."""
+        """Counts a case; keeps the first as the example."""
         self.counts[what] = self.counts.get(what, 0) + 1
         self.examples.setdefault(what, str(example))
 
     def lines(self) -> list[str]:
-        """A line for each kind of case."""
+        """One line for each kind of remark."""
         return [
             f"{what} ({count:,}): {self.examples[what]}" + ", ..." * (count > 1)
             for what, count in self.counts.items()

@@ -16,7 +16,7 @@ import numpy as np
 from train.config.run_config import DataConfig
 from train.data.encoding import Documents, Numbers
 
-# Read ahead, so that a window of documents can be read while devices compute.
+# Batches read ahead, so that a window of documents is read while devices compute.
 PREFETCH_BATCHES = 16
 _MOST_ROWS = 2**62
 
@@ -42,7 +42,7 @@ class Rows:
             ends = documents.ends[:].astype(np.int64)
             starts = np.append(0, ends)[:-1]
         stops = np.minimum(starts + length + 1, ends)
-        some = stops - starts > 1  # a single token predicts nothing
+        some = stops - starts > 1  # one token alone has no target
         if not some.all():
             starts, stops = starts[some], stops[some]
         return cls(tokens, starts, stops)
@@ -54,7 +54,7 @@ class Rows:
 
     @property
     def token_count(self) -> int:
-        """Number of tokens in the rows; one that two of them share counts once."""
+        """Number of tokens in the rows; a token shared by two rows counts once."""
         if isinstance(self.starts, range):  # without gaps
             return self.stops[-1] if len(self) else 0
         ends = np.minimum(self.stops, np.append(self.starts[1:], self.stops[-1:]))
@@ -72,10 +72,10 @@ class Rows:
 
 
 def all_rows(documents: Documents, config: DataConfig) -> Rows:
-    """All rows to train on: packed ones are full, what is left over is dropped."""
+    """Rows to train on; a last packed row that is not full is dropped."""
     if config.packing == "padded":
         return Rows.cut(documents, config)
-    # There may be more rows than should be listed in memory.
+    # Ranges, as arrays of all starts and stops may be large.
     length = config.sequence_length_tokens
     stop = max(len(documents.tokens) - 1, 0) // length * length + 1
     starts, stops = range(0, stop - 1, length), range(length + 1, stop + 1, length)
@@ -83,7 +83,7 @@ def all_rows(documents: Documents, config: DataConfig) -> Rows:
 
 
 def first_rows(documents: Documents, config: DataConfig) -> Rows:
-    """Rows for as many whole batches as `eval_tokens` allows, but at least one."""
+    """Rows of as many full batches as `eval_tokens` allows, at least one batch."""
     size = config.batch_size_sequences
     rows = Rows.cut(documents, config)
     batch_ends = np.append(np.arange(size, len(rows), size), len(rows))
@@ -95,11 +95,11 @@ def first_rows(documents: Documents, config: DataConfig) -> Rows:
 def enough_to_evaluate(
     documents: Iterable[np.ndarray], config: DataConfig
 ) -> Iterator[np.ndarray]:
-    """As many of the first documents as `first_rows` can use."""
+    """Yields documents until `first_rows` has enough."""
     length = config.sequence_length_tokens
     enough = max(config.eval_tokens, config.batch_size_tokens)
     packed = config.packing == "packed"
-    predicted = -1 if packed else 0  # nothing predicts the very first token
+    predicted = -1 if packed else 0  # the very first token is never predicted
     for tokens in documents:
         yield tokens
         predicted += len(tokens) if packed else min(len(tokens) - 1, length)
@@ -108,7 +108,7 @@ def enough_to_evaluate(
 
 
 def make_batch(rows: Sequence[np.ndarray], part: slice, length: int) -> Batch:
-    """The rows of this process, padded to the same number and length everywhere."""
+    """Batch of this process: padded to the same shape in all processes."""
     tokens = np.zeros((part.stop - part.start, length + 1), np.int32)
     mask = np.zeros((part.stop - part.start, length), bool)
     for i, row in enumerate(rows[part]):
@@ -124,9 +124,9 @@ def make_batch(rows: Sequence[np.ndarray], part: slice, length: int) -> Batch:
 def shuffled_batches(
     rows: Rows, config: DataConfig, seed: int, part: slice
 ) -> grain.IterDataset[Batch]:
-    """Batches of all rows without end, each epoch in an order of its own."""
+    """Endless batches of all rows, shuffled anew in each epoch."""
     dataset = grain.MapDataset.source(rows).seed(seed).shuffle()
-    # Not without end, which grain rounds to more than it can count in batches of 1.
+    # Many epochs and not infinitely many: grain overflows with batches of 1.
     dataset = dataset.repeat(_MOST_ROWS // max(len(rows), 1))
     return _batches(dataset, config, part)
 
@@ -134,7 +134,7 @@ def shuffled_batches(
 def ordered_batches(
     rows: Rows, config: DataConfig, part: slice
 ) -> grain.IterDataset[Batch]:
-    """Batches of all rows, once; the last one is padded."""
+    """Batches of all rows once, in order; the last is padded."""
     return _batches(grain.MapDataset.source(rows), config, part)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 # Longer texts are encoded in pieces: in parallel, and with bounded memory.
 PIECE_CHARACTERS = 2**17
 
-# A part of a document, and whether the document ends with it.
+# A part of a document, and whether it is the last part.
 Piece = tuple[str, bool]
 
 _AFTER_NEWLINE = re.compile(r".*\S\n(?=\S)", re.DOTALL)

@@ -1,4 +1,4 @@
-"""Local files of text: found by a pattern, and read in the order of their names."""
+"""Local text files: found by a pattern, read in the order of their names."""
 
 import collections
 import dataclasses
@@ -18,14 +18,14 @@ from train.system.compression import split_name
 
 EMBEDDED_TEXT = pathlib.Path(__file__).parents[1] / "corpus" / "moby-dick.txt.gz"
 FINGERPRINT_BLOCK_BYTES = 2**16
-# Files looked at in a directory, to find their commonest suffix.
+# Files of a directory inspected to find the most common suffix.
 LISTED_FILES = 1000
 
 
 def find_files(
     pattern: str | None, flag: str = "--data-glob", notes: Notes | None = None
 ) -> list[pathlib.Path]:
-    """The files that match, sorted; the text that comes with the project for None.
+    """Files that match a pattern, sorted; the project's own text for None.
 
     Directories and files whose names have brackets, ~ and so on are found as they
     are written. As in a shell, * leaves out names that begin with a dot. A file with
@@ -68,7 +68,7 @@ def find_files(
 
 
 def _match(pattern: str, notes: Notes) -> Iterator[str]:
-    """Paths that match; unlike glob, ** terminates where links lead back."""
+    """Paths that match; unlike glob's, ** terminates on cyclic links."""
     parts = pathlib.PurePath(pattern).parts
     if "**" not in parts:
         yield from glob.iglob(pattern)
@@ -83,7 +83,7 @@ def _match(pattern: str, notes: Notes) -> Iterator[str]:
 
 
 def _walk(top: str, notes: Notes) -> Iterator[str]:
-    """A directory and all in it, those behind links too, each under its first name."""
+    """A directory and all below it, links followed, each directory once."""
 
     def note(error: OSError) -> None:
         notes.add("directories that cannot be read", f"{error.filename}: {error}")
@@ -103,7 +103,7 @@ def _walk(top: str, notes: Notes) -> Iterator[str]:
 def _read_once(
     paths: list[pathlib.Path], pattern: str, notes: Notes
 ) -> list[pathlib.Path]:
-    """The files among paths, without further names of the same files."""
+    """Regular files among paths, each file under one name."""
     files: dict[str, pathlib.Path] = {}
     for path in paths:
         if path.is_dir():
@@ -117,7 +117,7 @@ def _read_once(
 
 
 def _pattern_of_files(directory: str) -> str:
-    """A pattern for the commonest kind of files in a directory."""
+    """Pattern for the most common kind of files in a directory."""
     everything = str(pathlib.Path(glob.escape(directory), "**", "*.*"))
     names = itertools.islice(_match(everything, Notes()), LISTED_FILES)
     suffixes = collections.Counter(
@@ -129,7 +129,7 @@ def _pattern_of_files(directory: str) -> str:
 
 
 def _escape_what_exists(pattern: str) -> str:
-    """Takes the brackets of directories and files that exist as they are."""
+    """Escapes brackets in a pattern where a path of that name exists."""
     found = pathlib.Path()
     parts = pathlib.Path(pattern).parts
     for count, part in enumerate(parts):
@@ -140,7 +140,7 @@ def _escape_what_exists(pattern: str) -> str:
 
 
 def fingerprint(paths: list[pathlib.Path]) -> list[dict[str, Any]]:
-    """Name, size and checksum of each file, without reading all of it.
+    """Name, size and checksum of each file, reading only parts of large ones.
 
     The checksum covers the first and the last 64 KiB. Directories are left out, so
     that files which were moved together keep their fingerprint.
@@ -169,7 +169,7 @@ def _fingerprint_of_file(path: pathlib.Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class LocalText:
-    """Documents of local files, one file after the other.
+    """Documents of local files, read sequentially.
 
     Attributes:
       paths: the files, in any of the formats of `train.data.formats`.
@@ -215,7 +215,7 @@ class LocalText:
                     self._skip(document, notes)
                     continue
                 if self.skip_bad and not isinstance(document, str):
-                    # To its end, before any of it is used: there may be a bad byte.
+                    # Read to the end before use, as any byte may be invalid.
                     collections.deque(document, maxlen=0)
                     document = next(read_file(path, self.text_field, Notes()))
                 yield document

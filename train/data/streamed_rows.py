@@ -1,4 +1,4 @@
-"""Batches of documents that stream by: tokenized and packed ahead of their use.
+"""Batches of streamed documents, tokenized and packed ahead of their use.
 
 Packing is our own: rows overlap by one token, so that every token is predicted exactly
 once. grain's own packing cuts rows without overlap, and the first token of each row
@@ -19,7 +19,7 @@ from train.data.packing import PREFETCH_BATCHES, Batch, make_batch
 from train.data.pieces import split_documents
 from train.tokenization.tokenizer import Tokenizer
 
-# Encoded at once: enough to occupy many cores, little enough to hold in memory.
+# Documents encoded at once: enough for many cores, and small in memory.
 ENCODED_DOCUMENTS = 64
 
 
@@ -29,7 +29,7 @@ def streamed_batches(
     config: DataConfig,
     part: slice,
 ) -> grain.IterDataset[Batch]:
-    """Batches of documents that stream by, tokenized in a thread ahead of their use."""
+    """Batches of streamed documents, tokenized ahead of their use in a thread."""
     length, share = config.sequence_length_tokens, part.stop - part.start
     encoded = grain.experimental.FlatMapIterDataset(
         documents.batch(ENCODED_DOCUMENTS, batch_fn=list), _EncodeDocuments(tokenizer)
@@ -67,7 +67,7 @@ class PackedRows(grain.IterDataset[np.ndarray]):
 
 
 class _PackedRowsIterator(grain.DatasetIterator[np.ndarray]):
-    """Keeps the documents that are not used up.
+    """Holds documents that still have unused tokens.
 
     The state is that of the parent before the first of them, and how many of its
     tokens are used up.
@@ -99,7 +99,7 @@ class _PackedRowsIterator(grain.DatasetIterator[np.ndarray]):
             missing, skipped = missing - len(row[-1]), 0
             if not missing:
                 break
-        # The last token stays: it is the first input of the next row.
+        # The last token is kept: it is the first input of the next row.
         self._used += self._length
         while self._used >= len(self._waiting[0][1]):
             self._used -= len(self._waiting.popleft()[1])

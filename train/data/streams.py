@@ -1,4 +1,4 @@
-"""Datasets that stream by, with the datasets library, shuffled and resumed exactly."""
+"""Streamed datasets of Hugging Face, shuffled in windows and resumed exactly."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ from train.data.formats import get_text
 if TYPE_CHECKING:
     import datasets
 
-# Told why a row is left out.
+# Called with the reason for which a row is left out.
 OnSkip = Callable[[str], None]
 
 
@@ -48,27 +48,27 @@ def open_stream(
         stream = datasets.load_dataset(
             config.dataset, config.dataset_config, split=split, streaming=True
         )
-        if config.skip_bad_documents:  # and perhaps the first row is
+        if config.skip_bad_documents:  # the first row may be bad
             first = dict.fromkeys(stream.column_names or [config.text_field])
         else:
             with contextlib.closing(iter(stream)) as rows:
                 first = next(rows, None)
-    except StopIteration:  # of the library, for files without a row
+    except StopIteration:  # raised by datasets for files without rows
         first = None
-    except Exception as error:  # of any of the libraries that read the formats
+    except Exception as error:  # any library that reads the format
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"cannot open {named}: {' '.join(str(error).split())}") from error
     if first is None:
         raise ValueError(f"{named} is empty")
     get_text(first, config.text_field, named)
-    # The other fields need not be read.
+    # Reads only the text's column.
     return stream.select_columns([config.text_field])
 
 
 def read_stream(
     stream: "datasets.IterableDataset", text_field: str, skip: OnSkip | None = None
 ) -> Generator[str]:
-    """The documents of a stream, blank ones left out.
+    """Reads the documents of a stream, without blank ones.
 
     Args:
       stream: the rows.
@@ -85,9 +85,9 @@ def read_stream(
             where = f"row {number} of the dataset"
             try:
                 row = next(rows, None)
-            except Exception as error:  # of any of the libraries that read the formats
+            except Exception as error:  # any library that reads the format
                 message = f"cannot read {where}: {' '.join(str(error).split())}"
-                # Those of the network, which may work the next time, are OSErrors.
+                # Network errors are OSErrors, and may be gone the next time.
                 is_bad = skip is not None and not isinstance(error, OSError)
                 if not is_bad or not _go_to_next_file(stream):
                     raise OSError(message) from error
@@ -110,11 +110,11 @@ def read_stream(
 
 
 def _go_to_next_file(stream: "datasets.IterableDataset") -> bool:
-    """Whether the position of a stream could be set behind its present file."""
+    """Moves a stream to its next file; False if that is not possible."""
     state = inner = stream.state_dict()
     while isinstance(inner.get("examples_iterable"), dict):
         inner = inner["examples_iterable"]
-        if "previous_state" in inner:  # of examples in batches: none of them is read
+        if "previous_state" in inner:  # examples come in batches: reads none of them
             inner.update(
                 previous_state=None,
                 batch_idx=0,
@@ -129,7 +129,7 @@ def _go_to_next_file(stream: "datasets.IterableDataset") -> bool:
 
 
 class ShuffledStream(grain.IterDataset[str]):
-    """The documents of a stream without end, in an order of its own in each epoch.
+    """Endless documents of a stream, shuffled anew in each epoch.
 
     The files of the dataset are shuffled, then the documents within windows. Of n
     processes each reads its own files where their number can be divided by n, else
@@ -221,7 +221,7 @@ class _ShuffledStreamIterator(grain.DatasetIterator[str]):
                 itertools.islice(self._reader, self._dataset.window_documents)
             )
         except OSError:
-            self._close_reader()  # asked again, it begins the window again
+            self._close_reader()  # the next call starts the window again
             raise
         key = (self._dataset.seed, self._state["epoch"], self._state["window"])
         order = np.random.default_rng(key).permutation(len(window))
@@ -230,9 +230,9 @@ class _ShuffledStreamIterator(grain.DatasetIterator[str]):
     def _open_reader(self) -> None:
         self._close_reader()
         dataset, epoch = self._dataset, self._state["epoch"]
-        # A new object: where the old one is must not leak into a new epoch.
+        # A new object, as the old one keeps its position in the next epoch.
         self._stream = dataset.split_for_process()
-        # The library orders the files by this number, and leaves them alone for 0.
+        # datasets shuffles the files by this number, and does not for 0.
         order = np.random.SeedSequence((dataset.seed, epoch)).generate_state(1)
         self._stream.set_epoch(1 + int(order[0]))
         if self._state["window_start"] is not None:

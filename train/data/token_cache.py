@@ -1,4 +1,4 @@
-"""Tokens of texts on disk, so that each text is tokenized once, by one process."""
+"""Cache of tokens on disk: each text is tokenized once, by one process."""
 
 import contextlib
 import hashlib
@@ -28,12 +28,12 @@ Value = TypeVar("Value")
 
 
 class TokenCache:
-    """A directory of tokens, and of the tokenizers that were trained for them.
+    """Directory of tokens and of the tokenizers trained for them.
 
-    Each has a name made of all that decides it. Processes that want the same wait for
-    the one that came first. What is there appears at once and is checked when it is
-    opened: what is damaged is made anew. Where nothing can be written, tokens are
-    held in memory.
+    An entry is named by a hash of everything that determines it. Processes that need
+    the same entry wait for the first one. Entries appear atomically, and a damaged one
+    is written anew: opening verifies checksums of the content, the reason for a cache
+    of our own. Where nothing can be written, tokens are held in memory.
 
     Args:
       directory: "auto" is one in the user's cache, "none" holds tokens in memory.
@@ -47,7 +47,7 @@ class TokenCache:
         self._directory = files.user_cache("tokens") if directory == "auto" else given
 
     def tokens(self, identity: Any, build: Build) -> Tokens:
-        """The tokens of a text, on disk, and made if they are not there.
+        """Tokens of a text on disk, written if they are missing.
 
         Args:
           identity: JSON of all that decides the tokens.
@@ -61,7 +61,7 @@ class TokenCache:
         return self._find_or_make(identity, token_files.read, make)
 
     def tokenizer(self, identity: Any, train: Callable[[], Tokenizer]) -> Tokenizer:
-        """A tokenizer, trained if it is not there; arguments as those of `tokens`."""
+        """A tokenizer, trained if it is missing; arguments as in `tokens`."""
 
         def make(partial: pathlib.Path | None) -> tuple[Tokenizer, Callable[[], None]]:
             trained = train()
@@ -75,7 +75,7 @@ class TokenCache:
         read: Callable[[pathlib.Path], Value],
         make: Callable[[pathlib.Path | None], tuple[Value, Callable[[], None]]],
     ) -> Value:
-        """Returns what `read` finds, or else what `make` makes, and keeps it."""
+        """Returns what `read` finds, or calls `make` and keeps the result."""
         if not self._is_used:
             return make(None)[0]
         data = json.dumps(identity, sort_keys=True).encode()
@@ -96,7 +96,7 @@ class TokenCache:
                 self._report_failure(error)
                 return make(None)[0]
             stack.callback(shutil.rmtree, partial, ignore_errors=True)
-            # Perhaps made by the one that held the lock.
+            # The process that held the lock may have written it.
             found = _open(path, read, lambda message: None)
             if found is not None:
                 return found
@@ -124,9 +124,9 @@ class TokenCache:
             lock.release()
 
     def _clean(self) -> None:
-        """Removes what killed processes left, and what was not used for long.
+        """Removes leftovers of killed processes and entries unused for long.
 
-        And nothing else, should the directory hold other files.
+        Other files in the directory are kept.
         """
         oldest = time.time() - KEPT_DAYS * 24 * 3600
         for path in self._directory.iterdir():
@@ -160,7 +160,7 @@ def _open(
         report(f"{path} is damaged, and made anew: {error}")
         return None
     with contextlib.suppress(OSError):
-        os.utime(path)  # used now
+        os.utime(path)  # marks it as used
     return found
 
 

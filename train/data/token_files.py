@@ -1,4 +1,4 @@
-"""Tokens in files: written as they are made, read as they are asked for, checked."""
+"""Files of tokens: written incrementally, read by slices, with checksums."""
 
 import array
 import dataclasses
@@ -16,25 +16,25 @@ import numpy as np
 
 from train.data.encoding import Documents
 
-# Written at once: few system calls, little memory.
+# Bytes written at once: few system calls, little memory.
 CHUNK_TOKENS = 2**20
 CHUNK_DOCUMENTS = 2**12
 CHECKED_BYTES = 2**24
 ABOUT = "about.json"
 COLUMNS = ("tokens", "ends")
 
-# Whether it is held out, tokens, and whether a document ends with them. What is held
-# out comes last.
+# Whether held out, tokens, and whether a document ends with them; held-out pieces
+# come last.
 Parts = Iterator[tuple[bool, np.ndarray, bool]]
-# Given a list to which it adds what a user should know of the text.
+# Appends to a list what a user should know about the text.
 Build = Callable[[list[str]], Parts]
 
 
 class ArrayInFile:
-    """Numbers in a file, read from it as they are asked for: `numbers[5:9]`.
+    """Array in a file, read by slices: `numbers[5:9]`.
 
-    The pages of a file that is mapped count as memory of the process, more of them
-    the longer it trains; and one that is cut off meanwhile ends it by a signal.
+    Not memory-mapped: mapped pages count as memory of the process, more the longer it
+    trains, and a file truncated meanwhile would end the process with a signal.
     """
 
     def __init__(self, path: pathlib.Path, dtype: np.dtype, start: int, stop: int):
@@ -70,7 +70,7 @@ class Tokens:
 
 
 class GrowingTokens:
-    """Tokens that are written to files of a directory as they are made.
+    """Writes tokens to files of a directory incrementally.
 
     From when the disk takes no more, or without a directory, they are in memory.
     """
@@ -83,7 +83,7 @@ class GrowingTokens:
         self._content: dict[str, Any] = {}
 
     def fill(self, build: Build) -> Tokens:
-        """Makes all tokens."""
+        """Writes all tokens."""
         notes: list[str] = []
         tokens, ends = self._columns.values()
         total, train, new_ends = 0, (0, 0), array.array("Q")
@@ -97,7 +97,7 @@ class GrowingTokens:
                 if len(new_ends) == CHUNK_DOCUMENTS:
                     ends.append(np.array(new_ends))
                     del new_ends[:]
-            if not is_end:  # cut in two, where what is held out begins
+            if not is_end:  # a document cut where the held-out part begins
                 new_ends.append(total)
             ends.append(np.array(new_ends))
             del new_ends[:]
@@ -110,7 +110,7 @@ class GrowingTokens:
         return _divide(tokens.part, ends.part, self._content)
 
     def describe(self) -> None:
-        """Writes what `read` needs.
+        """Writes the index that `read` needs.
 
         Raises:
           OSError: it cannot be written, or not all tokens are on the disk.
@@ -123,7 +123,7 @@ class GrowingTokens:
 
 
 def read(directory: pathlib.Path) -> Tokens:
-    """Opens what `GrowingTokens` wrote, after a look at all of it.
+    """Opens the files of `GrowingTokens` after verifying their checksums.
 
     Raises:
       OSError, ValueError, KeyError or TypeError: it is not there, or damaged.
@@ -147,7 +147,7 @@ def read(directory: pathlib.Path) -> Tokens:
 
 
 class _Column:
-    """Numbers that are written to a file; kept in memory if that does not work."""
+    """Array written to a file incrementally; kept in memory if writing fails."""
 
     def __init__(self, path: pathlib.Path | None):
         self.error: OSError | None = None
@@ -194,7 +194,7 @@ class _Column:
         if self._file is None:
             self._file = self._path.open("wb", buffering=0)
         rest = memoryview(data.tobytes())
-        while rest:  # a disk with a little space takes a part
+        while rest:  # a nearly full disk may write a part only
             rest = rest[self._file.write(rest) :]
         self.checksum = zlib.crc32(data, self.checksum)
 
@@ -211,7 +211,7 @@ def _divide(
     ends: Callable[[int, int], np.ndarray | ArrayInFile],
     content: dict[str, Any],
 ) -> Tokens:
-    """Both parts of a text, of functions that give a range of its columns."""
+    """Both parts of a text, from functions that slice its columns."""
     (_, count, _), (_, documents, _) = (content[name] for name in COLUMNS)
     middle, first = content["train"]
     return Tokens(

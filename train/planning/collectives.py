@@ -1,4 +1,8 @@
-"""Communication of a step, parsed from a compiled program's text."""
+"""Communication of a step, parsed from a compiled program's text.
+
+Parsed by hand: JAX has no public access to the collectives of a compiled program, and
+XLA's own Python classes give their text only.
+"""
 
 import functools
 import math

@@ -1,1 +1,1 @@
-"""Plots that several programs draw."""
+"""Plots and tables of the programs."""

@@ -21,7 +21,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
     axes.set(title=title, xlabel="step", ylabel="loss (nats per token)")
     figures.count(axes.xaxis)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper right")  # the best place takes seconds over many steps
+    axes.legend(loc="upper right")  # "best" takes seconds on long runs
     write_figure(path, fig)
 
 

@@ -1,4 +1,4 @@
-"""A picture of how the subspaces of a run fit and move, by type and by depth."""
+"""Plot of how subspaces fit and move, by type of matrix and by layer."""
 
 import collections
 import math
@@ -19,12 +19,12 @@ QUANTITIES = {
 
 
 def plot(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
-    """Draws what is known of each type of matrix over the steps and over the layers.
+    """Draws each quantity by type of matrix, over the steps and over the layers.
 
     Above, means over the layers, in a band from the least to the largest of them;
-    below, means over all looks, layer by layer. GrassWalk (arXiv 2510.01878, section
-    3) draws the captured energy so. Quantities without a finite value are left out,
-    and there is no picture without any.
+    below, means over all rows, layer by layer. GrassWalk (arXiv 2510.01878, section
+    3) draws the captured energy so. Quantities without a finite value are left out;
+    without any, no file is written.
 
     Args:
       rows: of `diagnostics.jsonl`.
@@ -51,7 +51,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
             figures.count(axes.xaxis)
             axes.grid(alpha=0.3)
             if name == "recovery_ratio" and min(values) > 0:
-                # Orders of magnitude apart.
+                # The values differ by orders of magnitude.
                 figures.use_plain_logarithms(axes.yaxis)
     panels[0][0].set_ylabel("mean over layers\n(shaded: lowest to highest)")
     panels[1][0].set_ylabel("mean over steps")
@@ -79,7 +79,7 @@ def _grouped(
 
 
 def _labels(matrices: Iterable[str]) -> dict[str, str]:
-    """As few keys of each path, up to where all end alike, as tell them apart.
+    """Shortest distinct labels of paths, without the keys at which all end alike.
 
     >>> _labels(["layers/mlp/up/kernel", "layers/mlp/down/kernel"])
     {'layers/mlp/up/kernel': 'up', 'layers/mlp/down/kernel': 'down'}
