@@ -10,7 +10,7 @@ from models.llama import LlamaConfig
 from train.config.presets import PRESETS
 from train.config.run_config import CheckpointConfig
 from train.rundir.checkpoints import CHECKPOINTS, Checkpoints
-from train.rundir.directory import CONFIG_FILE, save_config
+from train.rundir.saved_config import CONFIG_FILE, save_config
 from train.step import optimizers
 from train.step import train_step as step
 from train.tokenization.tokenizer import Tokenizer

@@ -22,7 +22,7 @@ from train.export import main as export_main
 from train.generate import GenerateConfig
 from train.generate import main as generate_main
 from train.loop import messages
-from train.rundir.directory import CONFIG_FILE, save_config
+from train.rundir.saved_config import CONFIG_FILE, save_config
 from train.system import console
 from train.system.files import WriteError
 

@@ -22,7 +22,7 @@ from train.comparison.search import Search
 from train.config import methods
 from train.config.optimizer_config import OptimizerConfig
 from train.data import dataset as data
-from train.rundir.directory import save_config
+from train.rundir.saved_config import save_config
 from train.step import optimizers
 from train.step import train_step as steps
 

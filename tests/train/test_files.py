@@ -10,7 +10,7 @@ from tests.train.program import limited_file_size
 from tests.train.test_tokenizer import TEXT
 from train.config.presets import PRESETS
 from train.reports import loss_plot, subspace_plot
-from train.rundir.directory import save_config
+from train.rundir.saved_config import save_config
 from train.system import files, json_lines
 from train.tokenization.tokenizer import Tokenizer
 

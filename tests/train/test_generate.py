@@ -14,7 +14,7 @@ from tests.train.test_tokenizer import TEXT, train_sentencepiece
 from train import export, generate
 from train.generation import exporting, language_model, sampling
 from train.rundir.checkpoints import CHECKPOINTS
-from train.rundir.directory import CONFIG_FILE
+from train.rundir.saved_config import CONFIG_FILE
 from train.tokenization.tokenizer import Tokenizer
 
 

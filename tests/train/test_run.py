@@ -16,16 +16,18 @@ from train.config.presets import PRESETS
 from train.config.run_config import PretrainConfig
 from train.rundir import changes, identity
 from train.rundir.directory import (
-    ALWAYS_SAVED,
     CHECKPOINTS,
-    CONFIG_FILE,
     LOCK_FILE,
     METRICS_FILE,
     OWN_FILES,
     keep_settings,
-    load_config,
     note_checkpoint,
     open_directory,
+)
+from train.rundir.saved_config import (
+    ALWAYS_SAVED,
+    CONFIG_FILE,
+    load_config,
     save_config,
 )
 from train.tokenization.tokenizer import Tokenizer

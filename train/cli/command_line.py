@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import tyro
 
 from train.cli import mistakes, options
-from train.rundir.directory import CONFIG_FILE, load_config
+from train.rundir.saved_config import CONFIG_FILE, load_config
 from train.system import console
 
 Config = TypeVar("Config")

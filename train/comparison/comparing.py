@@ -14,13 +14,8 @@ from train.comparison.variants import Trial
 from train.config.rules import flag
 from train.data import dataset as data
 from train.rundir import changes, identity
-from train.rundir.directory import (
-    OWN_FILES,
-    check_owned,
-    load_config,
-    lock_directory,
-    save_config,
-)
+from train.rundir.directory import OWN_FILES, check_owned, lock_directory
+from train.rundir.saved_config import load_config, save_config
 from train.step import optimizers
 from train.system import compilation_cache, console
 from train.system.interruption import Interruption

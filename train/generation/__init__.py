@@ -1,1 +1,1 @@
-"""Text from trained models, and their export."""
+"""Text generation with trained models, and their export."""

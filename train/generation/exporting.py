@@ -1,4 +1,4 @@
-"""Writes a trained model in the form of other programs."""
+"""Export of a trained model to Hugging Face's layout."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ from train.tokenization import special_tokens
 
 
 def run(config: ExportConfig) -> None:
-    """Exports and says where to."""
+    """Runs the export program and prints the directory."""
     compilation_cache.use(config.start)
     quiet_orbax()
     with console.user_errors(ValueError, OSError, CheckpointError):
@@ -21,16 +21,14 @@ def run(config: ExportConfig) -> None:
 
 
 def export(config: ExportConfig) -> pathlib.Path:
-    """Writes the files; returns their directory, which is there whole or not at all.
+    """Exports a model atomically; returns the directory.
 
     Raises:
       ValueError, CheckpointError, OSError: the model cannot be read or written.
     """
     target = (config.output_dir or config.checkpoint / config.to).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(
-            f"--output-dir {target} is not empty: give a directory of its own"
-        )
+        raise ValueError(f"--output-dir {target} is not empty: give another directory")
     model = trained.load(config.checkpoint, config.choice)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +64,7 @@ def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None
 
 
 def _tokenizer_class(directory: pathlib.Path) -> str:
-    """The class of transformers that cuts text into the same tokens."""
+    """Name of the tokenizer class in transformers that gives the same tokens."""
     if (directory / "tokenizer.json").exists():
         return "PreTrainedTokenizerFast"
     from sentencepiece import sentencepiece_model_pb2  # only where there is a model
@@ -82,7 +80,7 @@ def _tokenizer_class(directory: pathlib.Path) -> str:
     ):
         raise ValueError(
             "the run's SentencePiece model is not of LLaMA's kind (BPE of unchanged "
-            "text), and transformers would cut text into other tokens: put the same "
-            "tokenizer into the run's directory as tokenizer.json"
+            "text), and transformers would give other tokens: put the same tokenizer "
+            "into the run's directory as tokenizer.json"
         )
     return "LlamaTokenizer"

@@ -1,4 +1,4 @@
-"""A model that can write: of a run, or of a directory in Hugging Face's layout."""
+"""Loading of a model to generate text: a run, or Hugging Face's layout."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice
 from train.rundir import trained_model as trained
 from train.tokenization.tokenizer import Tokenizer
 
-# Default of transformers where config.json does not say.
+# transformers' default for a config.json without the entry.
 _POSITIONS = 2048
 
 
@@ -23,8 +23,8 @@ class LanguageModel(NamedTuple):
     Attributes:
       model: the model.
       tokenizer: its tokenizer.
-      positions: most tokens that it was trained to read.
-      description: where it is from.
+      positions: maximum number of tokens in training.
+      description: its directory, and for a run the checkpoint.
     """
 
     model: llama.Llama
@@ -36,15 +36,15 @@ class LanguageModel(NamedTuple):
 def load(
     directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST
 ) -> LanguageModel:
-    """Reads a model and its tokenizer.
+    """Loads a model and its tokenizer.
 
     Args:
-      directory: a run's `--output-dir`, or holds config.json, safetensors files and a
-        tokenizer as Hugging Face's programs write them.
+      directory: a run's `--output-dir`, or a model in Hugging Face's layout:
+        config.json, safetensors files, tokenizer.
       choice: which checkpoint of a run.
 
     Raises:
-      ValueError: the directory holds neither, or what it holds is damaged.
+      ValueError: the directory contains neither, or is damaged.
       CheckpointError: a run has no checkpoint, or a damaged one.
       OSError: a file cannot be read.
     """
@@ -85,7 +85,7 @@ def _of_hugging_face(
 
 
 def _build(config: llama.LlamaConfig, params: Any) -> llama.Llama:
-    if jax.default_backend() == "cpu":  # several times slower in bfloat16
+    if jax.default_backend() == "cpu":  # bfloat16 is several times slower there
         config = dataclasses.replace(config, dtype="float32", param_dtype="float32")
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, config.param_dtype), params)
     return nnx.merge(llama.definition(config), params)

@@ -1,4 +1,4 @@
-"""Continues text with a trained model."""
+"""Program `train.generate`: samples text from a trained model."""
 
 import functools
 import math
@@ -16,12 +16,12 @@ from train.rundir.checkpoints import CheckpointError, quiet_orbax
 from train.system import compilation_cache, console
 from train.tokenization.tokenizer import Tokenizer
 
-# More of them would need more memory.
+# Batch size; more samples than this are drawn in several batches.
 SAMPLES_AT_ONCE = 16
 
 
 def run(config: GenerateConfig) -> None:
-    """Reads the model and prints what it writes, as it comes."""
+    """Loads the model and prints its text as it is generated."""
     compilation_cache.use(config.start)
     quiet_orbax()
     with (
@@ -33,7 +33,7 @@ def run(config: GenerateConfig) -> None:
         _warn_of_special_tokens(prompt, model.tokenizer)
         last = None
         for sample, text in generate(config, model, prompt):
-            if last is None:  # not before an error
+            if last is None:  # after the first token: errors come without it
                 print(model.description, file=sys.stderr)
             if sample != last:
                 print("" if last is None else "\n\n", prompt, sep="", end="")
@@ -45,7 +45,7 @@ def run(config: GenerateConfig) -> None:
 def generate(
     config: GenerateConfig, model: language_model.LanguageModel, prompt: str
 ) -> Iterator[tuple[int, str]]:
-    """Continues a prompt, once for each sample; see `writing.write`.
+    """Generates samples from a prompt; yields (sample, text), see `writing.write`.
 
     Raises:
       ValueError: the prompt is too long.
@@ -66,7 +66,7 @@ def generate(
         )
         for row, text in texts:
             if first + row == config.num_samples:
-                return  # the last batch is as large as the others
+                return  # the rest fills the last batch
             yield first + row, text
 
 
@@ -80,11 +80,11 @@ def _warn_of_special_tokens(prompt: str, tokenizer: Tokenizer) -> None:
 
 
 def read_prompt(config: GenerateConfig) -> str:
-    """The prompt, wherever it is; a file's last line break does not belong to it.
+    """Reads the prompt from its flag or file; drops a file's last line break.
 
     Raises:
       ValueError: the file is not UTF-8.
-      OSError: it cannot be read.
+      OSError: the file cannot be read.
     """
     if config.prompt_file is None:
         return DEFAULT_PROMPT if config.prompt is None else config.prompt

@@ -1,4 +1,4 @@
-"""Text that a model writes, as it comes."""
+"""Streaming of generated text in complete characters."""
 
 from collections.abc import Iterator
 
@@ -8,26 +8,26 @@ import numpy as np
 from models import generation, llama
 from train.tokenization.tokenizer import Tokenizer
 
-# Decoders put it for bytes that are not, or not yet, a character.
+# Decoders return it for bytes that are not a character, or not yet.
 _INCOMPLETE = "\ufffd"
 
 
 class TextStream:
-    """Text of tokens that come one by one, in whole characters.
+    """Incremental decoder: text of one token at a time, in complete characters.
 
     Args:
       tokenizer: decodes the tokens.
-      ids: tokens whose text is known, on which that of the next ones may depend.
+      ids: previous tokens, on which the text of the next ones may depend.
     """
 
     def __init__(self, tokenizer: Tokenizer, ids: list[int]):
         self._tokenizer = tokenizer
         self._ids = list(ids)
-        # The text of [start:known] has been given away, and that of all before.
+        # The text of all ids before `known` has been returned; [start:] is decoded.
         self._start, self._known = 0, len(ids)
 
     def add(self, token: int) -> str:
-        """The text that a token adds, with what was waiting for it; maybe nothing."""
+        """Adds a token; returns the text completed by it, or ""."""
         self._ids.append(token)
         text = self._waiting()
         if not text or text.endswith(_INCOMPLETE):
@@ -36,11 +36,11 @@ class TextStream:
         return text
 
     def finish(self) -> str:
-        """The text still waiting, without the beginning of a character."""
+        """Returns the remaining text without an incomplete character."""
         return self._waiting().rstrip(_INCOMPLETE)
 
     def _waiting(self) -> str:
-        # Some tokens' text depends on the ones before; all of them would be slow.
+        # Text may depend on earlier tokens; decoding all of them would be slow.
         recent = self._ids[self._start :]
         known = self._tokenizer.decode(recent[: self._known - self._start])
         return self._tokenizer.decode(recent)[len(known) :]
@@ -49,10 +49,10 @@ class TextStream:
 def prompt_ids(
     tokenizer: Tokenizer, prompt: str, positions: int, name: str = "the prompt"
 ) -> list[int]:
-    """The tokens of a prompt; of an empty one, those before a text's first token.
+    """Encodes a prompt; an empty one becomes the start of a document.
 
     Raises:
-      ValueError: the model cannot read so many.
+      ValueError: the prompt has more tokens than the model can read.
     """
     ids = tokenizer.prompt(prompt) or [tokenizer.end_of_text]
     if len(ids) > positions:
@@ -73,20 +73,20 @@ def write(
     sampling: generation.Sampling,
     positions: int,
 ) -> Iterator[list[str | None]]:
-    """Continues a prompt to the end of a text, once for each key.
+    """Continues a prompt until the end of the text, once for each key.
 
     Args:
       model: the model.
       tokenizer: its tokenizer.
       prompt: text to continue; empty: a new text.
       keys: (samples,) PRNG keys.
-      length: most tokens to add.
-      sampling: how they are drawn.
-      positions: most tokens that the model reads.
+      length: maximum number of tokens to add.
+      sampling: temperature, top-k and top-p.
+      positions: maximum number of tokens that the model can read.
 
     Yields:
-      (sample, text it goes on with), one sample after the other. The first comes as it
-      is drawn, and the others, drawn at the same time, as soon as those before end.
+      (sample, next piece of its text), sample by sample. All samples are drawn at the
+      same time; the text of a later one follows when the earlier ones have ended.
 
     Raises:
       ValueError: the prompt is too long.

@@ -10,7 +10,7 @@ from train.config import methods
 from train.config.presets import PRESETS
 from train.config.run_config import PRETRAIN, PretrainConfig
 from train.data.dataset import Text
-from train.rundir.directory import CONFIG_FILE
+from train.rundir.saved_config import CONFIG_FILE
 from train.step.train_step import TrainState
 from train.tokenization.tokenizer import Tokenizer
 

@@ -20,14 +20,9 @@ from train.loop.subspace_report import Diagnostics, check_has_subspaces
 from train.rundir import disk_space, metrics
 from train.rundir.changes import evaluation_start
 from train.rundir.checkpoints import CheckpointError, Checkpoints, quiet_orbax
-from train.rundir.directory import (
-    CONFIG_FILE,
-    Found,
-    keep_settings,
-    open_directory,
-    save_config,
-)
+from train.rundir.directory import Found, keep_settings, open_directory
 from train.rundir.journal import DivergedError, Journal
+from train.rundir.saved_config import CONFIG_FILE, save_config
 from train.step import given_weights, optimizers
 from train.step import mesh as meshes
 from train.step import train_step as steps

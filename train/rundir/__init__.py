@@ -1,1 +1,1 @@
-"""Run directory: config, checkpoints, metrics."""
+"""Run directory: lock, saved config, checkpoints, metrics."""

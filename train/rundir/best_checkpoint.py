@@ -1,4 +1,4 @@
-"""Held-out losses kept with checkpoints, and the choice of a checkpoint by them."""
+"""Held-out losses stored with checkpoints; selection of a checkpoint to read."""
 
 import math
 import pathlib
@@ -11,7 +11,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from train.config.run_config import CheckpointChoice
 
-METRICS = "metrics"  # Orbax' name for the item
+METRICS = "metrics"  # Orbax's name of the item
 
 KEEP_BEST: checkpoint_managers.PreservationPolicy = checkpoint_managers.BestN(
     get_metric_fn=lambda metrics: _quality(metrics),
@@ -21,36 +21,36 @@ KEEP_BEST: checkpoint_managers.PreservationPolicy = checkpoint_managers.BestN(
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax' manager, which also opens checkpoints whose metrics are damaged."""
+    """Orbax checkpoint manager that tolerates damaged metrics."""
 
     def __init__(self, directory: pathlib.Path, **options: Any):
         options = ocp.CheckpointManagerOptions(best_fn=_quality, **options)
         super().__init__(directory, options=options)
 
     def metrics(self, step: int) -> dict[str, Any] | None:
-        """What `metrics_of` returned for a step; None if it is absent or damaged."""
+        """Metrics of a step, from `metrics_of`; None if absent or damaged."""
         try:
             metrics = super().metrics(step)
             is_sound = metrics == metrics_of(metrics["eval_loss"], step)
-        except Exception:  # of damaged JSON; Orbax lets it end the program
+        except Exception:  # damaged JSON, which Orbax does not handle
             return None
         return metrics if is_sound else None
 
     @property
     def eval_losses(self) -> dict[int, float]:
-        """Held-out losses by step, of the checkpoints that have one, best first."""
+        """Held-out losses by step, best first; steps without one are absent."""
         found = [self.metrics(step) for step in self.all_steps()]
         known = sorted(filter(None, found), key=_quality, reverse=True)
         return {each["step"]: each["eval_loss"] for each in known}
 
     @property
     def lowest_loss(self) -> float:
-        """The held-out loss of the best checkpoint; infinite if there is none."""
+        """Held-out loss of the best checkpoint; infinite if there is none."""
         return min(self.eval_losses.values(), default=math.inf)
 
     @property
     def with_damaged_loss(self) -> list[int]:
-        """The steps whose held-out loss cannot be read."""
+        """Steps whose held-out loss is damaged."""
         known = self.eval_losses
         return [
             step
@@ -60,7 +60,7 @@ class Manager(ocp.CheckpointManager):
         ]
 
     def report_damaged_losses(self, report: Callable[[str], None]) -> None:
-        """Tells of each of `with_damaged_loss`."""
+        """Reports each step in `with_damaged_loss`."""
         for step in self.with_damaged_loss:
             report(
                 f"the held-out loss of the checkpoint of step {step} is damaged: it "
@@ -69,7 +69,7 @@ class Manager(ocp.CheckpointManager):
 
 
 def metrics_of(eval_loss: float, step: int) -> dict[str, Any]:
-    """Metrics of a checkpoint: its held-out loss in nats, and a checksum."""
+    """Metrics to store with a checkpoint: held-out loss in nats, checksum."""
     content = f"{step} {eval_loss!r}".encode()
     return {"step": step, "eval_loss": eval_loss, "crc32": zlib.crc32(content)}
 
@@ -77,17 +77,17 @@ def metrics_of(eval_loss: float, step: int) -> dict[str, Any]:
 def candidates(
     choice: CheckpointChoice, steps: Iterable[int], eval_losses: dict[int, float]
 ) -> list[int]:
-    """The chosen step and, behind it, those to fall back on should it be damaged.
+    """Steps to try in order: the chosen one, then fallbacks if it is damaged.
 
     Args:
-      choice: which checkpoint is wanted.
-      steps: those there are, at least one.
+      choice: the checkpoint to read.
+      steps: existing steps, at least one.
       eval_losses: held-out losses by step, best first.
 
     Raises:
       ValueError: there is no such checkpoint.
 
-    >>> from train.config import CheckpointChoice
+    >>> from train.config.run_config import CheckpointChoice
     >>> candidates(CheckpointChoice(), [100, 200, 250], {200: 1.5, 100: 1.75})
     [200, 100, 250]
     >>> candidates(CheckpointChoice(which="newest"), [100, 200, 250], {200: 1.5})
@@ -112,5 +112,5 @@ def candidates(
 
 
 def _quality(metrics: dict[str, Any]) -> Any:
-    """Higher is better; of equal losses the first one."""
+    """Sort key of a checkpoint: higher is better; earlier wins a tie."""
     return (-metrics["eval_loss"], -metrics["step"])

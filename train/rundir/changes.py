@@ -1,4 +1,4 @@
-"""Settings that may change when a run is continued, and a history of the changes."""
+"""Changed settings of a resumed run: comparison, rules, history file."""
 
 import contextlib
 import dataclasses
@@ -16,29 +16,28 @@ from train.system import files
 
 HISTORY_FILE = "config-history.jsonl"
 
-# By the name that config.json has for a setting, e.g. optimizer.b2: its value there and
-# the one to continue with, as JSON has them.
+# Saved value and new value by the setting's name in config.json, e.g. optimizer.b2.
 Changes = dict[str, tuple[Any, Any]]
 
 
 class May(enum.Enum):
-    """Whether a setting may change."""
+    """Permission to change a setting of a run."""
 
-    FREELY = enum.auto()  # the numbers stay the same, but for rounding
-    GROW = enum.auto()  # upwards freely, downwards if allowed
-    IF_ALLOWED = enum.auto()  # by --allow-changes: the numbers change
-    NEVER = enum.auto()  # the checkpoints would be of no use
+    FREELY = enum.auto()  # results stay the same within rounding
+    GROW = enum.auto()  # increases freely, decreases if allowed
+    IF_ALLOWED = enum.auto()  # with --allow-changes: results change
+    NEVER = enum.auto()  # the checkpoints would not be usable
 
 
-# The first pattern that fits a setting decides; with the reason why it never changes.
+# (pattern of the setting's name, permission, reason if never); the first match decides.
 RULES: tuple[tuple[str, May, str], ...] = (
-    # Where a run is kept and watched, how often it is evaluated and saved.
+    # Output, reports, and intervals of evaluation and checkpoints.
     (r"output_dir|(checkpoint|report|sample)\..*", May.FREELY, ""),
     (r"eval_every_steps|max_skipped_steps_in_a_row", May.FREELY, ""),
-    # How the same numbers are computed.
+    # Ways to compute the same results.
     (r"mesh|gradient_accumulation_steps|model\.remat", May.FREELY, ""),
     (r"data\.(token_cache_dir|skip_bad_documents)", May.FREELY, ""),
-    (r"model\.max_length_tokens", May.FREELY, ""),  # which only an export names
+    (r"model\.max_length_tokens", May.FREELY, ""),  # used by exports only
     (r"steps", May.GROW, ""),
     (r"preset", May.NEVER, "give the settings themselves"),
     (
@@ -49,19 +48,18 @@ RULES: tuple[tuple[str, May, str], ...] = (
     (r"data\.(tokenizer|bos|bos_and_eos)", May.NEVER, "weights know but one tokenizer"),
     (r"model\.(dtype|norm_epsilon|rotary_.*)", May.IF_ALLOWED, ""),
     (r"model\..*", May.NEVER, "the checkpoint has weights of another form"),
-    # But for those that `settings_of_state` finds: they change the optimizer's state.
+    # `settings_of_state` finds those among them that change the optimizer's state.
     (r".*", May.IF_ALLOWED, ""),
 )
 
-# After a change of one of these the training text is read from its beginning again: the
-# position in a checkpoint is one in another order or in other rows.
+# Changing one of these invalidates the checkpoint's position in the data, so the
+# training text is read from its beginning again.
 _OTHER_ROWS = re.compile(
     r"seed|data\.(data_glob|dataset|dataset_config|dataset_split|text_field"
     r"|shuffle_buffer_documents|held_out_fraction|packing|sequence_length_tokens)"
 )
 
-# Settings of the held-out text; the second group where it is a part of the training
-# text.
+# Settings of the held-out text; _HELD_OUT if it is split from the training text.
 _EVALUATION = re.compile(
     r"data\.(eval_glob|eval_tokens|packing|sequence_length_tokens)"
 )
@@ -72,18 +70,17 @@ _HELD_OUT = re.compile(
 
 
 def find(config: Any, saved: Any) -> Changes:
-    """The settings in which a config differs from a saved one of the same class.
+    """Finds the settings in which a config differs from a saved one.
 
-    Settings of an optimizer that are written differently and mean the same do not
-    differ, nor do those that its method does not read. How a process was started is no
-    part of a run.
+    Compares resolved optimizers: explicit defaults and settings that the method does
+    not read are not differences. Settings of the process (`start`) are ignored.
     """
     before, now = (flat_values(dataclasses.asdict(each)) for each in (saved, config))
     meant, meant_now = (flat_values(_resolved(each)) for each in (saved, config))
     return {
         name: (meant[name], meant_now[name])
         for name in meant_now
-        # Another method gives other meanings to values that are written alike.
+        # Equal values may resolve differently under another method.
         if before[name] != now[name] and meant[name] != meant_now[name]
     }
 
@@ -94,14 +91,13 @@ def check(
     same_files: Collection[str] = (),
     of_state: Collection[str] = (),
 ) -> None:
-    """Raises a ValueError that names the changes which a run cannot continue with.
+    """Raises a ValueError that lists the changes which are not permitted.
 
     Args:
       changes: from `find`.
-      allowed: settings that may change though the numbers do.
-      same_files: settings behind whose values, however they are named, are the same
-        files.
-      of_state: settings that give the optimizer's state another shape.
+      allowed: settings given to --allow-changes.
+      same_files: settings whose new values refer to the same files.
+      of_state: settings that change the shape of the optimizer's state.
     """
     refused, to_allow, advice = [], [], "Give its values to continue it"
     for name, change in changes.items():
@@ -123,18 +119,18 @@ def check(
 
 
 def told(name: str, change: tuple[Any, Any]) -> str:
-    """A change as "--flag 1 here, 2 there"."""
+    """Formats a change as "--flag 1 here, 2 there"."""
     before, now = change
     return f"{flag(name)} {now} here, {before} there"
 
 
 def allowed_names(text: str | None, config: Any) -> list[str]:
-    """The settings that `--allow-changes` names, as config.json has them or as flags.
+    """Parses `--allow-changes`: names in config.json or flags.
 
     Raises:
       ValueError: the config has no such setting.
 
-    >>> from train.presets import PRESETS
+    >>> from train.config.presets import PRESETS
     >>> allowed_names("optimizer.b2,z-loss-weight", PRESETS["tiny"])
     ['optimizer.b2', 'z_loss_weight']
     """
@@ -157,18 +153,18 @@ def allowed_names(text: str | None, config: Any) -> list[str]:
 def reads_other_rows(changes: Changes) -> bool:
     """Whether the training text must be read from its beginning again."""
     return any(
-        # Without files of its own the evaluation takes rows of the training text.
+        # Adding or removing eval_glob moves rows between training and evaluation.
         None in change if name == "data.eval_glob" else _OTHER_ROWS.fullmatch(name)
         for name, change in changes.items()
     )
 
 
 def evaluates_other_text(changes: Changes, *, has_eval_glob: bool) -> bool:
-    """Whether held-out losses cannot be compared with those of before.
+    """Whether new held-out losses are not comparable with earlier ones.
 
     Args:
-      changes: from `find`, without those of files that are only elsewhere.
-      has_eval_glob: whether the evaluation has files of its own.
+      changes: from `find`, without files that were only moved.
+      has_eval_glob: whether the evaluation has its own files.
     """
     return any(
         _EVALUATION.fullmatch(name) or (_HELD_OUT.fullmatch(name) and not has_eval_glob)
@@ -177,7 +173,7 @@ def evaluates_other_text(changes: Changes, *, has_eval_glob: bool) -> bool:
 
 
 def evaluation_start(directory: pathlib.Path) -> int:
-    """The step after which held-out losses are of today's text; -1: all are."""
+    """Step after which held-out losses are of the current text; -1: all are."""
     path = directory / HISTORY_FILE
     starts = [-1]
     for line in path.read_bytes().splitlines() if path.exists() else []:
@@ -191,7 +187,7 @@ def evaluation_start(directory: pathlib.Path) -> int:
 def append_history(
     directory: pathlib.Path, changes: Changes, step: int, *, evaluates_other_text: bool
 ) -> None:
-    """Adds changes, and the step after which they hold, to a run's config history.
+    """Appends changes to a run's config history, with the step after which they apply.
 
     Raises:
       OSError: the file cannot be written.
@@ -210,7 +206,7 @@ def append_history(
 
 
 def flat_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by the names of their groups and their own, as JSON has them.
+    """Flattens nested values to dotted names; paths become absolute strings.
 
     >>> flat_values({"steps": 3, "optimizer": {"b1": 0.9, "b2": None}})
     {'steps': 3, 'optimizer.b1': 0.9, 'optimizer.b2': None}
@@ -236,8 +232,8 @@ def _rule(name: str, change: tuple[Any, Any]) -> tuple[May, str]:
 
 
 def _resolved(config: Any) -> dict[str, Any]:
-    """Values of a config, alike for all that mean the same optimizer."""
-    from train.config.methods import resolved  # needs JAX, which errors before do not
+    """Values of a config with the optimizer's defaults resolved."""
+    from train.config.methods import resolved  # imports JAX, which is slow
 
     values = dataclasses.asdict(config)
     values.pop("start", None)

@@ -1,4 +1,4 @@
-"""Reading checkpoints, checked, without waiting for other processes."""
+"""Checkpoint reading with checksums, without waiting for other processes."""
 
 import pathlib
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from train.system import processes
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written or none could be read; says what to do."""
+    """A checkpoint could not be written, or none could be read."""
 
-    errno: int | None = None  # of the operating system, if it was the reason
+    errno: int | None = None  # of the operating system, if that was the cause
 
 
 class UnreadableError(Exception):
-    """A checkpoint that at least one process cannot read, and why."""
+    """At least one process cannot read the checkpoint."""
 
     def __init__(self, reason: str, *, is_damage: bool):
         super().__init__(reason)
@@ -28,16 +28,16 @@ class UnreadableError(Exception):
 
 
 class Restored(NamedTuple):
-    """Parameters and where they are from."""
+    """Parameters restored from a checkpoint, with its step and loss."""
 
     step: int
-    eval_loss: float | None  # None: it was not evaluated
-    is_best: bool  # whether no checkpoint has a lower held-out loss
+    eval_loss: float | None  # None: not evaluated
+    is_best: bool  # lowest held-out loss of all checkpoints
     params: Any
 
     @property
     def description(self) -> str:
-        """The step, and the held-out loss if it is known, in words."""
+        """Step and held-out loss (if known) for messages."""
         if self.eval_loss is None:
             return f"step {self.step:,}"
         best = ", the best" if self.is_best else ""
@@ -50,20 +50,20 @@ def restore_params(
     choice: CheckpointChoice = BEST_OR_NEWEST,
     report: Callable[[str], None] = print,
 ) -> Restored:
-    """The parameters of one of a run's checkpoints, without the rest of it.
+    """Restores the parameters from one of a run's checkpoints.
 
-    Damaged checkpoints are reported, and the one is read that would have been chosen
-    without them, unless the choice is a certain step.
+    Damaged checkpoints are reported and the next best choice is read, unless a step
+    was chosen.
 
     Args:
       run_directory: the run's `--output-dir`.
-      abstract: their shapes, dtypes and shardings.
+      abstract: shapes, dtypes and shardings of the parameters.
       choice: which checkpoint.
-      report: told about each damaged checkpoint that was to be read.
+      report: called for each damaged checkpoint.
 
     Raises:
-      CheckpointError: there is no checkpoint, or none that is sound.
-      ValueError: there is not the one that was chosen.
+      CheckpointError: there is no checkpoint, or all are damaged.
+      ValueError: the chosen checkpoint does not exist.
     """
     directory = run_directory.absolute() / CHECKPOINTS
     if not directory.is_dir():
@@ -83,10 +83,10 @@ def restore_params(
                 checksums.compare(restored, check)
             except Exception as error:
                 found = damage.diagnose(error, directory / str(step))
-                told = not_read(directory, step, *found)
+                unread = not_read(directory, step, *found)
                 if not found.is_damage:
-                    raise told from error
-                damaged[step] = str(told)
+                    raise unread from error
+                damaged[step] = str(unread)
                 continue
             for reason in damaged.values():
                 report(f"{reason}; the one of step {step} is used")
@@ -96,7 +96,7 @@ def restore_params(
 
 
 def open_reader(directory: pathlib.Path) -> best_checkpoint.Manager:
-    """Reads checkpoints without waiting for other processes, which may fail to."""
+    """Opens checkpoints for reading without barriers between processes."""
     own = jax.process_index()
     return best_checkpoint.Manager(
         directory,
@@ -111,16 +111,16 @@ def open_reader(directory: pathlib.Path) -> best_checkpoint.Manager:
 
 
 def in_all(directory: pathlib.Path, action: Callable[[], Any]) -> Any:
-    """Returns what an action returns if it fails in no process.
+    """Runs an action in all processes; raises in all if it fails in one.
 
     Raises:
-      UnreadableError: it fails in one, for a reason that is no damage if there are
-        such reasons.
+      UnreadableError: the action failed in a process. If some failures are not damage,
+        one of those is reported.
     """
     result, found = None, None
     try:
         result = action()
-    except Exception as error:  # there are as many kinds as kinds of damage
+    except Exception as error:  # damage causes all kinds of exceptions
         found = damage.diagnose(error, directory)
     all_found = processes.gather(found)
     failed = [(index, *found) for index, found in enumerate(all_found) if found]
@@ -135,7 +135,7 @@ def in_all(directory: pathlib.Path, action: Callable[[], Any]) -> Any:
 def not_read(
     directory: pathlib.Path, step: int, reason: Any, is_damage: bool
 ) -> CheckpointError:
-    """The error that ends a program which cannot read a checkpoint."""
+    """Builds the error for a checkpoint that cannot be read."""
     rest = "" if is_damage else ". It is not known to be damaged, and stays as it is"
     return CheckpointError(
         f"the checkpoint of step {step} in {directory} cannot be read: {reason}{rest}"
@@ -143,7 +143,7 @@ def not_read(
 
 
 def check_of(items: dict[str, Any], positions: list[Any]) -> dict[str, Any]:
-    """Checksums and shapes of arrays, and a checksum of positions in the data."""
+    """Computes checksums of arrays and data positions, and shapes of arrays."""
     sums = {name: checksums.of_arrays(tree) for name, tree in items.items()}
     check = jax.tree.map(int, jax.device_get(sums))
     check["data"] = checksums.digest(positions)
@@ -157,7 +157,7 @@ def read_check(
     """Reads the checksums of a checkpoint's arrays, and its positions in the data.
 
     Raises:
-      MisfitError: it holds arrays of other names, shapes or dtypes.
+      MisfitError: its arrays have other names, shapes or dtypes.
       Exception: it is damaged.
     """
     restored = reader.restore(
@@ -187,13 +187,13 @@ def read_check(
 def read_arrays(
     reader: ocp.CheckpointManager, step: int, items: dict[str, Any]
 ) -> dict[str, Any]:
-    """The arrays of a checkpoint; `items` has their shapes, dtypes and shardings."""
+    """Reads the arrays of a checkpoint with the shapes and shardings of `items`."""
     args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     return dict(reader.restore(step, args=ocp.args.Composite(**args)).items())
 
 
 def _shapes(tree: Any) -> dict[str, str]:
-    """Dtype and shape of each leaf, by path."""
+    """Dtype and shape of each leaf by path, as text."""
     return {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -1,4 +1,4 @@
-"""Checkpoints that can be trusted: asynchronous, whole or absent, checked on return."""
+"""Checkpoints of a run: asynchronous atomic writes, checksums, restore."""
 
 import inspect
 import itertools
@@ -24,14 +24,14 @@ from train.step.train_step import TrainState
 from train.system import files, processes
 
 DAMAGED_DIRECTORY = "damaged-checkpoints"
-# In the name that Orbax gives a checkpoint while it is written.
+# Part of the name that Orbax gives an unfinished checkpoint.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 class Checkpoints:
-    """The checkpoints of one run: parameters, optimizer, data iterator.
+    """Checkpoint manager of a run: parameters, optimizer state, data iterator.
 
-    Use it as a context, which waits for the last write at its end.
+    A context manager that waits for the last write when it exits.
     """
 
     def __init__(self, run_directory: pathlib.Path, config: CheckpointConfig):
@@ -48,17 +48,17 @@ class Checkpoints:
         self._manager = best_checkpoint.Manager(
             directory,
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-            # Half-written by a killed process.
+            # Unfinished ones are left by killed processes.
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(
-                # Before the checkpoint gets its name, and older ones are deleted.
+                # Called before the rename, and before older ones are deleted.
                 post_finalization_callback=lambda: damage.list_files(
                     directory / f"{self._writing}{_UNFINISHED}"
                 )
             ),
         )
         self._writing: int | None = None
-        # One of them may be the best.
+        # Those with a damaged loss are kept, because one may be the best.
         damaged = self._manager.with_damaged_loss
         keep.append(checkpoint_managers.CustomSteps(damaged))
         self._lowest_loss = self._manager.lowest_loss
@@ -75,18 +75,18 @@ class Checkpoints:
         finally:
             self._manager.close()
             if processes.is_first():
-                # Left where the disk is full.
+                # A full disk leaves unfinished checkpoints.
                 files.discard(self._directory, f"*{_UNFINISHED}*")
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in order."""
+        """Steps of all checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def is_best(self, eval_loss: float | None) -> bool:
-        """Whether a state of this held-out loss, if it has one, is to be kept.
+        """Whether a held-out loss is lower than those of all checkpoints.
 
-        That is if the loss is lower than those of all checkpoints.
+        False for None, or if the best checkpoint is not kept.
         """
         if eval_loss is None or not self._keep_best:
             return False
@@ -99,16 +99,16 @@ class Checkpoints:
         batches: grain.DatasetIterator,
         eval_loss: float | None = None,
     ) -> None:
-        """Starts writing; returns once the state may change again.
+        """Starts an asynchronous write; returns once the state may be overwritten.
 
         Args:
-          step: the step after which the state is as it is.
-          state: all that a step changes.
+          step: number of steps taken.
+          state: the training state.
           batches: the data's iterator.
           eval_loss: the state's held-out loss, if it was evaluated.
 
         Raises:
-          CheckpointError: this or the write before did not work out.
+          CheckpointError: this or the previous write failed.
         """
         if step in self._manager.all_steps():
             return
@@ -135,21 +135,21 @@ class Checkpoints:
         )
 
     def forget_losses(self) -> None:
-        """Forgets the held-out losses of all checkpoints: they are of another text."""
+        """Deletes the held-out losses of all checkpoints, after the text changed."""
         if processes.is_first():
             for step in self.steps:
                 directory = self._run_directory / CHECKPOINTS / str(step)
                 if (metrics := directory / best_checkpoint.METRICS).exists():
                     shutil.rmtree(metrics)
-        processes.agree(True)  # all wait for the first one
+        processes.agree(True)  # a barrier: all wait for the first process
         self._manager.reload()
         self._lowest_loss = self._manager.lowest_loss
 
     def wait(self) -> None:
-        """Waits until all that was started is on disk.
+        """Waits until all writes are on disk.
 
         Raises:
-          CheckpointError: it is not.
+          CheckpointError: a write failed.
         """
         self._guard(self._wait)
 
@@ -164,18 +164,18 @@ class Checkpoints:
         batches: grain.DatasetIterator,
         report: Callable[[str], None] = print,
     ) -> TrainState | None:
-        """The newest checkpoint that all processes can read; None if there is none.
+        """Restores the newest checkpoint that all processes can read, or None.
 
-        Damaged ones that are newer are put aside and reported.
+        Newer damaged ones are reported and moved to `DAMAGED_DIRECTORY`.
 
         Args:
           abstract: shapes, dtypes and shardings of the state.
-          batches: set to go on after the checkpoint's step.
-          report: told about each damaged checkpoint.
+          batches: the data's iterator, set to the checkpoint's position.
+          report: called for each damaged checkpoint.
 
         Raises:
-          CheckpointError: there are checkpoints, and none of them is sound; or one
-            cannot be read for a reason that is no damage, such as a lack of memory.
+          CheckpointError: all checkpoints are damaged; or one cannot be read for
+            another reason, such as a lack of memory.
         """
         damaged = {}
         if processes.is_first():
@@ -210,7 +210,7 @@ class Checkpoints:
     def _read(
         self, reader: ocp.CheckpointManager, step: int, abstract: TrainState
     ) -> tuple[TrainState, list[Any]]:
-        """The state of a step, and the positions of all processes in the data."""
+        """Reads the state of a step, and the positions of all processes in the data."""
         items = _items(abstract)
         directory = self._directory / str(step)
         check, data = reading.in_all(
@@ -219,7 +219,7 @@ class Checkpoints:
         arrays = reading.in_all(
             directory, lambda: reading.read_arrays(reader, step, items)
         )
-        # Sums are over the arrays of all processes, which wait for each other.
+        # Checksums of global arrays are collective, so all processes compute them.
         reading.in_all(directory, lambda: checksums.compare(arrays, check))
         return TrainState(params=arrays["params"], **arrays["rest"]), data["positions"]
 
@@ -242,23 +242,22 @@ class Checkpoints:
     def _guard(self, action: Callable[[], Any]) -> None:
         try:
             action()
-        except Exception as error:  # OSError, or whatever tensorstore makes of it
+        except Exception as error:  # OSError, or TensorStore's translation of it
             good = f"step {self.steps[-1]}" if self.steps else "none"
-            told = CheckpointError(
+            failure = CheckpointError(
                 f"could not write a checkpoint to {self._directory}: "
                 f"{damage.explain(error, self._directory)}. The last good checkpoint: "
                 f"{good}"
             )
-            told.errno = damage.os_error_number(error)
-            raise told from error
+            failure.errno = damage.os_error_number(error)
+            raise failure from error
 
 
 def quiet_orbax() -> None:
-    """Keeps Orbax' own reports from the user's terminal; errors still arrive here.
+    """Silences Orbax's logs and late errors; exceptions are still raised.
 
-    It logs them with their tracebacks. It also closes its event loop at the first
-    one; each array that tensorstore finishes after that, and each coroutine that
-    nobody waits for any longer, ends in another.
+    Orbax logs errors with tracebacks. At the first one it closes its event loop, and
+    every array and coroutine that is still pending then causes another error.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -278,10 +277,10 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _own_position(positions: list[Any]) -> Any:
-    """Where this process goes on, of as many as there were when it was saved."""
+    """Chooses this process's position from those of the processes that saved."""
     if len(positions) == jax.process_count():
         return positions[jax.process_index()]
-    # From files all processes read the same rows, each its share of a batch.
+    # Local files have one position for all: each process takes a share of each batch.
     if all(position == positions[0] for position in positions):
         return positions[0]
     raise CheckpointError(

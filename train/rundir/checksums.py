@@ -1,4 +1,4 @@
-"""Checksums of arrays and of JSON, which tell other content than was saved."""
+"""Checksums of sharded arrays and of JSON values."""
 
 import functools
 import json
@@ -14,15 +14,15 @@ from train.rundir import damage
 
 @functools.partial(jax.jit, static_argnames="whole")
 def of_arrays(tree: Any, whole: bool = True) -> dict[str, jax.Array]:
-    """A number for each leaf, by path, that another content would hardly have.
+    """Checksum of each leaf by path, independent of its sharding.
 
-    Computed where the leaves are, however they are sharded; it tells a flipped bit,
-    which the compressed files do not.
+    Computed on the devices that hold the leaves. Detects flipped bits, which the
+    compressed files do not.
 
     Args:
       tree: arrays.
-      whole: False for the numbers of earlier versions, which left out the upper half
-        of numbers of eight bytes.
+      whole: False for checksums of earlier versions, which ignored the upper half of
+        eight-byte numbers.
     """
 
     def checksum(leaf):
@@ -30,11 +30,11 @@ def of_arrays(tree: Any, whole: bool = True) -> dict[str, jax.Array]:
             leaf = leaf.astype(jnp.uint8)
         itemsize = leaf.dtype.itemsize
         bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * itemsize}")
-        # Mixed one by one (with MurmurHash3's constants), each with its position: of a
-        # plain sum two flipped signs, or two elements far apart, would cancel.
+        # Hash each element with its position (MurmurHash3's constants): in a plain sum
+        # two flipped signs or two exchanged elements would cancel.
         mixed = bits.astype(jnp.uint32)
         if itemsize == 8 and whole:
-            # Zeros count too, or the number would be that of an earlier version.
+            # The constant makes zeros differ from an earlier version's checksum.
             upper = (bits >> 32).astype(jnp.uint32) + np.uint32(0x9E3779B9)
             mixed = mixed ^ _mix(upper)
         for axis, size in enumerate(leaf.shape):
@@ -55,7 +55,7 @@ def _mix(bits: jax.Array) -> jax.Array:
 
 
 def compare(arrays: dict[str, Any], check: dict[str, Any]) -> None:
-    """Raises a ContentError if an array is not what was saved."""
+    """Raises a ContentError if an array does not match its saved checksum."""
     for name, tree in arrays.items():
         unlike = _unlike(tree, check[name], whole=True)
         if unlike and _unlike(tree, check[name], whole=False):
@@ -63,11 +63,11 @@ def compare(arrays: dict[str, Any], check: dict[str, Any]) -> None:
 
 
 def _unlike(tree: Any, sums: dict[str, int], whole: bool) -> list[str]:
-    """Paths of the leaves that have other checksums."""
+    """Paths of the leaves whose checksums differ."""
     found = jax.device_get(of_arrays(tree, whole))
     return [path for path, value in found.items() if sums.get(path) != int(value)]
 
 
 def digest(value: Any) -> int:
-    """A checksum of what JSON can hold."""
+    """Checksum of a JSON value."""
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())

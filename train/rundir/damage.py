@@ -1,4 +1,4 @@
-"""Damaged checkpoints: which file is wrong and how, and errors that are no damage."""
+"""Diagnosis of unreadable checkpoints: damaged files, or trouble of the process."""
 
 import errno
 import json
@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 from train.system import files
 
 FILES = "files.json"
-# Larger files have no checksum here; that of each array is in the checkpoint.
+# Larger files are covered by the checksums of the arrays.
 _MOST_BYTES_TO_SUM = 2**24
 
-# A process lacks memory, files or permission, or a file system does not answer: the
-# checkpoint may be sound.
+# Errors of the process or the file system; the checkpoint may be undamaged.
 _OWN_TROUBLE = {
     errno.ENOMEM,
     errno.EMFILE,
@@ -49,29 +48,29 @@ _DAMAGE_WORDS = re.compile(
 
 
 class ContentError(ValueError):
-    """Content that is read without an error, and is not what was saved."""
+    """Content that was read without an error but differs from what was saved."""
 
 
 class MisfitError(ValueError):
-    """A sound checkpoint that this process cannot use, and why."""
+    """An undamaged checkpoint that this program cannot use."""
 
 
 class Diagnosis(NamedTuple):
-    """Why a checkpoint cannot be read, in one line, and whether it is damaged."""
+    """Reason why a checkpoint cannot be read, and whether it is damaged."""
 
     reason: str
     is_damage: bool
 
 
 def list_files(directory: pathlib.Path) -> None:
-    """Lists the files of a new checkpoint in it and flushes all to the disk.
+    """Writes the list of a new checkpoint's files into it and flushes all to disk.
 
     Raises:
       OSError: a file cannot be read, written or flushed.
     """
     entries = {}
     for path in sorted(directory.rglob("*")):
-        # Orbax goes on to write those beside the items, which it need not have.
+        # Files outside of the items are optional, and Orbax still writes to them.
         if path.is_file() and path.parent != directory:
             entries[str(path.relative_to(directory))] = entry = {
                 "bytes": path.stat().st_size
@@ -83,10 +82,10 @@ def list_files(directory: pathlib.Path) -> None:
 
 
 def diagnose(error: Exception, directory: pathlib.Path) -> Diagnosis:
-    """Tells damage of a checkpoint from other reasons not to be able to read it.
+    """Finds out whether a failed read was caused by damage.
 
     Args:
-      error: what reading it ended with.
+      error: the exception raised while reading.
       directory: the checkpoint.
     """
     if isinstance(error, MisfitError) or _is_own_trouble(error):
@@ -100,7 +99,7 @@ def diagnose(error: Exception, directory: pathlib.Path) -> Diagnosis:
         more = f", and {len(others)} other files" if others else ""
         return Diagnosis(first + more, is_damage=True)
     has_evidence = (
-        wrong is None  # no list to go by
+        wrong is None  # no list of files
         or isinstance(error, ContentError)
         or any(_DAMAGE_WORDS.search(str(each)) for each in _chain(error))
     )
@@ -108,7 +107,7 @@ def diagnose(error: Exception, directory: pathlib.Path) -> Diagnosis:
 
 
 def explain(error: Exception, directory: pathlib.Path) -> str:
-    """An error of Orbax or TensorStore in one line: which file, what is wrong.
+    """Shortens an error of Orbax or TensorStore to one line: file and reason.
 
     >>> text = (
     ...     'DATA_LOSS: Error opening "zarr" driver: Error reading "head/.zarray" in '
@@ -119,7 +118,7 @@ def explain(error: Exception, directory: pathlib.Path) -> str:
     >>> explain(ValueError(text), pathlib.Path("/run/9"))
     'params/manifest.ocdbt: CRC-32C checksum verification failed'
     """
-    # Orbax wraps the errors of TensorStore, which begin with a status.
+    # Orbax wraps TensorStore's errors, which begin with a status.
     texts = [_text(each) for each in _chain(error)]
     text = next(filter(_STATUS.match, texts), ": ".join(texts))
     status = _STATUS.match(text)
@@ -147,7 +146,7 @@ def _text(error: BaseException) -> str:
 
 
 def os_error_number(error: BaseException) -> int | None:
-    """The errno behind an error, also where TensorStore has put it into words."""
+    """Errno of an error or its causes, also from TensorStore's text."""
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno is not None:
             return each.errno
@@ -164,14 +163,14 @@ def _is_own_trouble(error: Exception) -> bool:
 
 
 def _chain(error: BaseException | None) -> Any:
-    """An error, what caused it, what caused that, and so on."""
+    """Yields an error and its chain of causes."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def _wrong_files(directory: pathlib.Path) -> dict[str, str] | None:
-    """Faults of the listed files by name; None if there is no list."""
+    """Faults of listed files by name; None if there is no list."""
     listed = directory / FILES
     if not listed.exists():
         return None

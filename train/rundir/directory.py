@@ -6,53 +6,35 @@ import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import filelock
-import pydantic
 
-from train.config.optimizer_config import migrated
 from train.config.rules import flag
 from train.config.run_config import PretrainConfig
 from train.rundir import changes, identity
 from train.rundir.changes import Changes
-from train.system.files import write_whole
+from train.rundir.saved_config import CONFIG_FILE, load_config, save_config
 
-CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK_FILE = ".lock"
 CHECKPOINT_NOTE = ".has-checkpoints"
-# Files that a run writes into its directory, apart from its config.
+# Files of a run other than its config.
 OWN_FILES = (
     *(*identity.TOKENIZER_FILES, identity.IDENTITY_FILE, changes.HISTORY_FILE),
     *(METRICS_FILE, "curve.png", "diagnostics.jsonl", "subspace.png"),
     *(CHECKPOINTS, "wandb-id.txt"),
 )
-# Settings that each version has saved.
-ALWAYS_SAVED = frozenset(
-    f"{group}{name}"
-    for group, names in {
-        "": "steps seed",
-        "data.": "data_glob held_out_fraction sequence_length_tokens "
-        "batch_size_sequences",
-        "optimizer.": "name learning_rate warmup_fraction rank update_interval scale "
-        "final_learning_rate_fraction growth_limit step_size eps weight_decay "
-        "max_gradient_norm",
-    }.items()
-    for name in names.split()
-)
-
-Config = TypeVar("Config")
 
 
 class Found(NamedTuple):
-    """A run to be continued.
+    """Existing run to resume, with its changed settings.
 
     Attributes:
-      changes: settings that differ from those it has been run with, and may.
-      has_other_rows: whether the training text is to be read from its beginning.
-      has_other_evaluation: whether held-out losses are of another text than before.
+      changes: permitted differences from the saved settings.
+      has_other_rows: whether to read the training text from its beginning.
+      has_other_evaluation: whether earlier held-out losses are not comparable.
     """
 
     changes: Changes
@@ -62,19 +44,16 @@ class Found(NamedTuple):
 
 @contextlib.contextmanager
 def open_directory(config: PretrainConfig) -> Iterator[Found | None]:
-    """Takes `config.output_dir` for a run, for as long as the context lasts.
-
-    Nothing of a run that has begun to train is touched.
+    """Opens and locks the directory of a new or a resumed run.
 
     Yields:
-      The run that it holds, which is then to be continued; None if it holds none, or
-      one that has not begun, of which a checkpoint before training is removed.
+      The run to resume; None for a new run, also if the directory's run has not taken
+      a step (its checkpoint before training is then removed).
 
     Raises:
-      ValueError: it holds a run that cannot be continued with this config, one that
-        is running, one that has lost a file, or files that a run would overwrite; or
-        no run where one was to be resumed.
-      OSError: it cannot be created, read or written.
+      ValueError: the directory's run cannot continue with this config, is running, or
+        has lost a file; or files would be overwritten; or --resume found no run.
+      OSError: the directory cannot be created, read or written.
     """
     directory = config.output_dir
     allowed = changes.allowed_names(config.start.allow_changes, config)
@@ -102,17 +81,17 @@ def open_directory(config: PretrainConfig) -> Iterator[Found | None]:
 
 
 def _has_begun(directory: pathlib.Path) -> bool:
-    """Whether a run has taken a step; one that has not may be overwritten.
+    """Whether a run has taken a step; a run without one may be overwritten.
 
     Raises:
-      ValueError: it has lost its checkpoints.
+      ValueError: its checkpoints are missing.
     """
     metrics, checkpoints = directory / METRICS_FILE, directory / CHECKPOINTS
     rows = metrics.read_bytes() if metrics.exists() else b""
     steps = saved_steps(directory)
     if any(steps):
         return True
-    # The directory is older than the first row.
+    # The directory of checkpoints is created before the first row is written.
     is_lost = bool(rows) and not checkpoints.exists()
     if not steps and (is_lost or (directory / CHECKPOINT_NOTE).exists()):
         raise ValueError(
@@ -126,7 +105,7 @@ def _has_begun(directory: pathlib.Path) -> bool:
 
 
 def _remove_start(directory: pathlib.Path) -> None:
-    """Removes the checkpoint before training, which another config may have made."""
+    """Removes the checkpoint of step 0, which may belong to another config."""
     (directory / CHECKPOINT_NOTE).unlink(missing_ok=True)
     for path in (directory / CHECKPOINTS).glob("*"):
         if path.name.split(".")[0] == "0":
@@ -136,7 +115,7 @@ def _remove_start(directory: pathlib.Path) -> None:
 def _check_changes(
     config: PretrainConfig, before: PretrainConfig, allowed: list[str]
 ) -> Found:
-    """Compares a run with the config that is to continue it; raises a ValueError."""
+    """Compares a run with the config that resumes it; raises a ValueError."""
     directory = config.output_dir
     identity.check_tokenizer(directory)
     newest = max(saved_steps(directory), default=0)
@@ -190,12 +169,12 @@ def _check_changes(
 def check_owned(
     directory: pathlib.Path, config_file: str, names: Sequence[str]
 ) -> None:
-    """Raises a ValueError if files would be overwritten that may be somebody else's.
+    """Raises a ValueError if a program would overwrite files of another one.
 
     Args:
-      directory: where a program wants to write.
-      config_file: with this file in it the directory is the program's own.
-      names: what the program writes there.
+      directory: the program's output directory.
+      config_file: file that marks the directory as the program's own.
+      names: files that the program writes.
     """
     if (directory / config_file).exists():
         return
@@ -210,16 +189,16 @@ def check_owned(
 
 
 def saved_steps(directory: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints in the directory of a run that are complete."""
+    """Steps of the complete checkpoints in a run's directory."""
     names = (path.name for path in (directory / CHECKPOINTS).glob("*"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def note_checkpoint(directory: pathlib.Path) -> bool:
-    """Notes that a run has a checkpoint, if it has; returns whether that is noted.
+    """Marks a run that has a checkpoint; returns whether it is marked.
 
-    Without the note nothing would tell a run whose checkpoints were deleted from one
-    that was stopped before its first, which may start over.
+    The mark distinguishes a run whose checkpoints were deleted from one that was
+    stopped before its first checkpoint and may start over.
     """
     path = directory / CHECKPOINT_NOTE
     if not path.exists() and saved_steps(directory):
@@ -234,7 +213,7 @@ def keep_settings(
     *,
     evaluates_other_text: bool = False,
 ) -> None:
-    """Writes what a run is from a step on: its changes, its files and its config.
+    """Saves the settings of a run from a step on: history, file checksums, config.
 
     Raises:
       ValueError: the text cannot be found.
@@ -243,18 +222,18 @@ def keep_settings(
     changes.append_history(
         config.output_dir, found, step, evaluates_other_text=evaluates_other_text
     )
-    # The config last: with the old one the same command continues once more.
+    # The config last: after an interruption the same command finds the old one.
     identity.save(config.data, config.output_dir)
     save_config(config, config.output_dir / CONFIG_FILE)
 
 
 @contextlib.contextmanager
 def lock_directory(directory: pathlib.Path) -> Iterator[None]:
-    """Creates a directory and keeps other processes from working in it.
+    """Creates a directory and locks it against other processes.
 
     Raises:
-      ValueError: another one does.
-      OSError: it cannot be created or written.
+      ValueError: another process holds the lock.
+      OSError: the directory cannot be created or written.
     """
     lock = filelock.FileLock(directory / LOCK_FILE, blocking=False)
     try:
@@ -269,44 +248,3 @@ def lock_directory(directory: pathlib.Path) -> Iterator[None]:
         raise OSError(f"cannot write to --output-dir {directory}: {error}") from error
     with held:
         yield
-
-
-def save_config(config: Any, path: pathlib.Path) -> None:
-    """Writes all values of a config as JSON, but for how this process began."""
-    values = dataclasses.asdict(config)
-    values.pop("start", None)
-    write_whole(path, json.dumps(values, indent=2, default=str) + "\n")
-
-
-def load_config(kind: type[Config], path: pathlib.Path) -> Config:
-    """Reads what `save_config` wrote.
-
-    Raises:
-      ValueError: a value is missing, unknown, or not one that is allowed.
-      OSError: the file cannot be read.
-    """
-    try:
-        values = json.loads(path.read_text())
-        if isinstance(values, dict) and "optimizer" in values:
-            values["optimizer"] = migrated(values["optimizer"])
-        config = pydantic.TypeAdapter(kind).validate_python(values)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise ValueError(f"{path}: {where}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a saved config: {error}") from error
-    known = changes.flat_values(dataclasses.asdict(config))
-    given = changes.flat_values(values)
-    if unknown := sorted(given.keys() - known.keys()):
-        raise ValueError(
-            f"{path} is of a newer version of this program: {', '.join(unknown)} "
-            "means nothing to this one; update the program"
-        )
-    # Newer settings have defaults that change nothing.
-    if lost := sorted(ALWAYS_SAVED & known.keys() - given.keys()):
-        raise ValueError(
-            f"{path} is damaged: it has no {', '.join(lost)}; put back the file that "
-            "the run wrote"
-        )
-    return config

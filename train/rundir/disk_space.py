@@ -1,4 +1,4 @@
-"""Disk space for the checkpoints of a run, compared with what is free."""
+"""Disk space check for the checkpoints of a run."""
 
 import math
 import pathlib
@@ -8,27 +8,27 @@ from collections.abc import Callable
 from train.config.run_config import PretrainConfig
 from train.rundir.directory import CHECKPOINTS
 
-# Checkpoints are compressed, to three quarters and more of the arrays' bytes.
+# Checkpoints compress to at least three quarters of the arrays' bytes.
 _LEAST_COMPRESSED = 0.7
 
 
 def check(
     config: PretrainConfig, first: int, state_bytes: int, warn: Callable[[str], None]
 ) -> None:
-    """Compares the checkpoints to come with the free space of their disk.
+    """Compares the size of future checkpoints with the free disk space.
 
     Args:
       config: the run.
-      first: the step after which it goes on.
-      state_bytes: all that a checkpoint holds, uncompressed.
-      warn: told if not all checkpoints that are to be kept may have space.
+      first: the step after which it starts.
+      state_bytes: uncompressed bytes of a checkpoint.
+      warn: called if there may not be space for all checkpoints to keep.
 
     Raises:
-      OSError: there is none for a single one.
+      OSError: there is no space for one checkpoint.
     """
     directory = config.output_dir / CHECKPOINTS
     sizes = [_bytes_in(path) for path in directory.glob("*") if path.is_dir()]
-    # Earlier checkpoints tell how well the arrays compress.
+    # Existing checkpoints show how well the arrays compress.
     one = max(sizes, default=state_bytes) or state_bytes
     needed = _most_at_once(config, first, len(sizes)) * one - sum(sizes)
     free = shutil.disk_usage(config.output_dir).free
@@ -48,7 +48,7 @@ def check(
 
 
 def _most_at_once(config: PretrainConfig, first: int, present: int) -> int:
-    """The largest number of checkpoints there will be: the oldest goes last."""
+    """Maximum number of checkpoints at a time; the oldest is deleted after a write."""
     keep = config.checkpoint
     written = math.ceil((config.steps - first) / keep.checkpoint_every_steps)
     kept = keep.keep_last_checkpoints

@@ -1,4 +1,4 @@
-"""Checksums of the files behind a run, by which other content is told apart."""
+"""Checksums of a run's text and tokenizer files, compared when it is resumed."""
 
 import itertools
 import json
@@ -12,20 +12,20 @@ from train.system import files
 
 IDENTITY_FILE = "data-files.json"
 
-# Files that `Tokenizer.save` writes; one of the first two.
+# Files that `Tokenizer.save` writes: one of the first two, and the others.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model"),
     *("tokenizer_config.json", "generation_config.json"),
 )
 
-# By the setting that names them; each has its name, bytes and crc32.
+# Name, bytes and crc32 of each file, by the setting that names the files.
 Files = dict[str, list[dict[str, Any]]]
 
 _TOKENIZER = "data.tokenizer"
 
 
 def save(config: DataConfig, directory: pathlib.Path) -> None:
-    """Writes the checksums of the text and of the run's own tokenizer.
+    """Saves the checksums of the text and of the run's own tokenizer.
 
     Raises:
       ValueError: the text cannot be found.
@@ -39,7 +39,7 @@ def save(config: DataConfig, directory: pathlib.Path) -> None:
 
 
 def load(directory: pathlib.Path) -> Files:
-    """Reads what `save` wrote; empty for a run of a version that did not.
+    """Loads the checksums that `save` wrote; empty for runs of earlier versions.
 
     Raises:
       ValueError: the file is damaged.
@@ -60,7 +60,7 @@ def load(directory: pathlib.Path) -> Files:
 
 
 def check_tokenizer(directory: pathlib.Path) -> None:
-    """Raises a ValueError if the run's own tokenizer is lost or another one."""
+    """Raises a ValueError if the run's own tokenizer is missing or has changed."""
     known = load(directory).get(_TOKENIZER, [])
     present = {path.name: path for path in _tokenizer_files(directory)}
     lost = [each["name"] for each in known if each["name"] not in present]
@@ -83,7 +83,7 @@ def check_tokenizer(directory: pathlib.Path) -> None:
 def is_own_tokenizer(
     config: DataConfig, weights: pathlib.Path | None, directory: pathlib.Path
 ) -> bool:
-    """Whether `config.tokenizer` is the one in a run's directory, from elsewhere."""
+    """Whether `config.tokenizer` has the same files as the run's own tokenizer."""
     from train.tokenization.tokenizer import Tokenizer  # slow to import
 
     if config.tokenizer is None:
@@ -102,11 +102,11 @@ def is_own_tokenizer(
 def compare_text(
     config: DataConfig, directory: pathlib.Path
 ) -> tuple[list[str], dict[str, str]]:
-    """Compares the files of a text with those that a run began with.
+    """Compares the text files of a config with those of a run.
 
     Returns:
-      The settings that name the same files, wherever these are now; and of others,
-      the first difference, in words.
+      Settings whose files are the same, even if moved; and for each other setting a
+      description of the first difference.
 
     Raises:
       ValueError: there are no such files, or the checksums are damaged.
@@ -125,7 +125,7 @@ def compare_text(
 
 
 def text_files(config: DataConfig) -> Files:
-    """The files of each setting that names some; none of a dataset on the hub."""
+    """Fingerprints of the files of each setting; none for a dataset on the hub."""
     found = {}
     if config.dataset is None:
         found["data.data_glob"] = sources.find_files(config.data_glob)
@@ -146,7 +146,7 @@ def _tokenizer_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _difference(known: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
-    """The first file that is another, in words; nothing if there is none."""
+    """Describes the first difference between two lists of files; "" if equal."""
     if len(known) != len(now):
         names, names_now = ({each["name"] for each in every} for every in (known, now))
         gone, new = sorted(names - names_now), sorted(names_now - names)

@@ -1,4 +1,4 @@
-"""Records each step of a run, and ends a run that diverges."""
+"""Journal of a run: metrics of each step, progress bar, end on divergence."""
 
 import time
 from typing import Any
@@ -14,15 +14,15 @@ from train.system import processes
 
 
 class DivergedError(Exception):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+    """Too many consecutive steps had an infinite or NaN loss or gradient."""
 
 
 class Journal:
-    """Writes down each step: metrics, progress bar, and the curve at the end."""
+    """Context manager that records each step and plots the loss curve at its end."""
 
     def __init__(self, config: PretrainConfig, first: int):
         self._config = config
-        # A run that begins evaluates step 0 anew: its row may be of another config.
+        # A new run drops an old row of step 0, which may belong to another config.
         self._writer = metrics.MetricsWriter(config, first or -1)
         self._has_checkpoint = False
         self._flops_per_token = throughput.flops_per_token(
@@ -36,7 +36,7 @@ class Journal:
             dynamic_ncols=True,
             disable=not processes.is_first(),
         )
-        self._skipped = [0, 0]  # so far, and the last of them in a row
+        self._skipped = [0, 0]  # in total, and consecutive up to now
         for row in self.rows:
             self._count_skipped(row.get("skipped_steps", self._skipped[0]))
         self._tokens, seconds = self._totals(first)
@@ -50,20 +50,20 @@ class Journal:
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were skipped, of those written down."""
+        """Number of skipped steps among those recorded."""
         return self._skipped[0]
 
     def begin(self, eval_loss: float) -> None:
-        """Writes down the held-out loss before training, as step 0."""
+        """Records the held-out loss before training, as step 0."""
         nothing = {"tokens": 0, "epoch": 0.0, "elapsed_seconds": 0.0}
         self._writer.write(0, eval_loss=eval_loss, skipped_steps=0, **nothing)
 
     def record(self, step: int, values: dict[str, Any]) -> None:
-        """Waits for a step and writes it down.
+        """Waits for a step and records it.
 
         Args:
           step: the step.
-          values: its metrics; `batch_tokens` becomes the count of all tokens so far.
+          values: its metrics; `batch_tokens` is replaced by the total of all steps.
         """
         values = jax.device_get(values)
         batch_tokens = values.pop("batch_tokens")
@@ -95,10 +95,10 @@ class Journal:
         self._writer.sync()
 
     def _totals(self, step: int) -> tuple[int, float]:
-        """Tokens and seconds up to a step, of earlier processes.
+        """Tokens and seconds of earlier processes up to a step.
 
-        Where its row has been lost, or is of a version without them, the tokens since
-        the last count are those of steps like the ones before; seconds are lost.
+        If its row is missing or has no counts, tokens since the last count are
+        extrapolated; seconds since then are not counted.
         """
         counts = (row for row in reversed(self.rows) if row.get("tokens"))
         last = next(counts, {"step": 0, "tokens": 0, "elapsed_seconds": 0.0})
@@ -109,7 +109,7 @@ class Journal:
         return last["tokens"] + missing, last["elapsed_seconds"]
 
     def _count_skipped(self, skipped: int) -> int:
-        """Returns how many steps in a row were skipped, up to this one."""
+        """Updates the counts; returns the consecutive skipped steps up to this one."""
         before, in_a_row = self._skipped
         self._skipped = [skipped, in_a_row + 1 if skipped > before else 0]
         return self._skipped[1]
@@ -128,7 +128,7 @@ class Journal:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        from train.reports import loss_plot  # matplotlib takes long to import
+        from train.reports import loss_plot  # matplotlib is slow to import
 
         self._bar.close()
         try:
@@ -140,5 +140,5 @@ class Journal:
                 self._config.output_dir / metrics.CURVE_FILE,
             )
         except OSError:
-            if error is None:  # else it is told already what went wrong first
+            if error is None:  # otherwise the first error is reported
                 raise

@@ -1,4 +1,4 @@
-"""Reports of a run: metrics.jsonl, TensorBoard, Weights & Biases."""
+"""Metrics of a run: metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import contextlib
 import dataclasses
@@ -21,16 +21,16 @@ WANDB_ID_FILE = "wandb-id.txt"
 
 
 class MetricsWriter:
-    """Appends a row of metrics for each step, and tells those who watch.
+    """Writes metrics of each step to metrics.jsonl and the chosen services.
 
     Args:
-      config: the run, whose directory is written to, and whom else to tell.
-      last_step: the last step that keeps its row.
+      config: the run.
+      last_step: the last step whose row is kept.
     """
 
     def __init__(self, config: PretrainConfig, last_step: int):
         path = config.output_dir / METRICS_FILE
-        # A new run keeps nothing, not even what was measured before its first step.
+        # A new run keeps no row, not even that of step 0.
         self._file = JsonLines(path, last_step or -1, _is_row)
         is_first = processes.is_first()
         missing = last_step - len({row["step"] for row in self.rows} - {0})
@@ -46,7 +46,7 @@ class MetricsWriter:
         return self._file.rows
 
     def write(self, step: int, **values: Any) -> dict[str, Any]:
-        """Adds a line; arrays of one element become numbers. Returns the row."""
+        """Appends a row, with scalar arrays as numbers, and returns it."""
         numbers = {name: np.asarray(value).item() for name, value in values.items()}
         row = {"step": step} | numbers
         self._file.append(row)
@@ -55,25 +55,25 @@ class MetricsWriter:
         return row
 
     def sync(self) -> None:
-        """Flushes the rows to the disk."""
+        """Flushes the rows to disk."""
         self._file.sync()
 
     def close(self) -> None:
-        """Flushes the rows and hands everything over to those who watch."""
+        """Flushes the rows to disk and closes the services."""
         self.sync()
         for watcher in self._watchers:
             watcher.close()
 
 
 class _TensorBoard:
-    """Events in the run's directory.
+    """TensorBoard events in the run's directory, written synchronously.
 
-    The writer of tensorboardX has a thread, which dies on a full disk; the program
-    then waits for it without end. This one writes itself.
+    The writer of tensorboardX uses a thread, which dies on a full disk; the program
+    then waits for it forever.
     """
 
     def __init__(self, config: PretrainConfig, last_step: int):
-        # Only where it is asked for.
+        # Slow to import, and optional.
         from tensorboardX import event_file_writer
         from tensorboardX.proto import event_pb2, summary_pb2
 
@@ -81,11 +81,11 @@ class _TensorBoard:
         self._directory = config.output_dir / "tensorboard"
         with files.errors_name(self._directory):
             self._directory.mkdir(exist_ok=True)
-            # The suffix keeps an earlier process' file of the same second.
+            # The suffix avoids the file of an earlier process in the same second.
             self._writer = event_file_writer.EventsWriter(
                 str(self._directory / "events"), f".{last_step}"
             )
-        # Whatever an earlier process wrote after this step is hidden.
+        # A session start hides later steps of an earlier process.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._write(last_step + 1, session_log=start)
         self._flush()
@@ -116,10 +116,10 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A run of Weights & Biases, continued by the id in the run's directory."""
+    """Run of Weights & Biases, resumed by the id in the run's directory."""
 
     def __init__(self, config: PretrainConfig, last_step: int):
-        import wandb  # only where it is asked for
+        import wandb  # optional package
 
         run_id = _wandb_id(config.output_dir, last_step)
         try:
@@ -127,11 +127,11 @@ class _WeightsAndBiases:
                 project=config.report.wandb_project,
                 id=run_id,
                 resume="allow",
-                allow_val_change=True,  # as a run's settings may
+                allow_val_change=True,  # settings may change at a resume
                 name=config.output_dir.name,
                 config=dataclasses.asdict(config),
             )
-        except wandb.Error as error:  # nobody is logged in, or there is no network
+        except wandb.Error as error:  # not logged in, or no network
             raise OSError(f"--wandb: {error}") from error
 
     def write(self, step: int, row: dict[str, Any]) -> None:
@@ -161,13 +161,13 @@ def _wandb_id(directory: pathlib.Path, last_step: int) -> str:
 
 
 def _is_row(row: dict[str, Any]) -> bool:
-    """Whether a JSON object is what `MetricsWriter.write` makes of a step."""
+    """Whether a JSON object is a row of `MetricsWriter`."""
     is_measured = "loss" in row or "eval_loss" in row
     return is_measured and not any(isinstance(value, str) for value in row.values())
 
 
 def check_packages(config: PretrainConfig) -> None:
-    """Raises a ValueError if a package is missing that the config asks for."""
+    """Raises a ValueError if the config requires a package that is missing."""
     if not config.report.wandb:
         return
     try:
@@ -187,20 +187,20 @@ def _watchers(config: PretrainConfig, last_step: int) -> list[Any]:
 
 
 class Stopwatch:
-    """Measures laps, leaving out what happens during pauses."""
+    """Stopwatch for laps, without pauses."""
 
     def __init__(self):
         self._start = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since the last lap (or the creation), pauses not counted."""
+        """Seconds since the last lap (or the creation), without pauses."""
         now = time.perf_counter()
         seconds, self._start = now - self._start, now
         return seconds
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Leaves the time inside the `with` block out of the lap."""
+        """Excludes the time of the `with` block from the lap."""
         before = time.perf_counter()
         yield
         self._start += time.perf_counter() - before

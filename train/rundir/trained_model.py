@@ -1,4 +1,4 @@
-"""Trained models, read from the directory of a run."""
+"""Loading of a trained model from the directory of a run."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -8,14 +8,14 @@ from flax import nnx
 from models import llama
 from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, PretrainConfig
 from train.rundir.checkpoint_reading import Restored, restore_params
-from train.rundir.directory import CONFIG_FILE, load_config
+from train.rundir.saved_config import CONFIG_FILE, load_config
 from train.system import console
 from train.tokenization import special_tokens
 from train.tokenization.tokenizer import Tokenizer
 
 
 class Trained(NamedTuple):
-    """A model with its tokenizer."""
+    """Parameters of a run's model, with its config and tokenizer."""
 
     config: PretrainConfig
     checkpoint: Restored
@@ -33,26 +33,26 @@ class Trained(NamedTuple):
 
 
 def is_hugging_face(directory: pathlib.Path) -> bool:
-    """Whether a directory holds a model in Hugging Face's layout, not a run.
+    """Whether a directory contains a model in Hugging Face's layout, not a run.
 
     Raises:
-      ValueError: its config.json is damaged.
-      OSError: it cannot be read.
+      ValueError: config.json is damaged.
+      OSError: config.json cannot be read.
     """
     entries = special_tokens.read_json(directory / CONFIG_FILE)
     return "model_type" in entries or "architectures" in entries
 
 
 def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> Trained:
-    """Reads a checkpoint of a run; warns of damaged ones that it passes over.
+    """Loads a checkpoint of a run; warns of damaged ones that it skips.
 
     Args:
       directory: the run's `--output-dir`.
       choice: which checkpoint.
 
     Raises:
-      ValueError: there is no run in the directory, it is of another version, or has no
-        such checkpoint.
+      ValueError: there is no run in the directory, it was saved by another version, or
+        it has no such checkpoint.
       CheckpointError: it has no checkpoint, or a damaged one.
       OSError: a file cannot be read.
     """
@@ -71,7 +71,7 @@ def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> 
     abstract = llama.abstract_params(config.model)
     checkpoint = restore_params(directory, abstract, choice, console.warn)
     tokenizer = Tokenizer.load(directory)
-    # An old run's files may begin texts with a token that training never saw.
+    # Files of earlier versions may set a begin token that was not used in training.
     tokenizer.mark_documents(
         begin=config.data.begins_documents, end=config.data.ends_documents
     )
