@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from train.cli import command_line
 from train.cli.command_line import Example
-from train.comparison.comparison_config import CompareConfig, Settings, Task
+from train.comparison.comparison_config import CompareConfig, Settings
 from train.config.presets import PRESETS
-from train.config.run_config import PretrainConfig
+from train.config.run_config import PretrainConfig, RunConfig
 
 PROGRAM = "python -m train.compare"
 COMMON = (
@@ -46,8 +46,8 @@ def read(argv: Sequence[str]) -> CompareConfig:
 
 
 def _of_run(run: PretrainConfig) -> CompareConfig:
-    shared = {field.name for field in dataclasses.fields(Task)}
-    task = Task(**{name: getattr(run, name) for name in shared})
+    shared = {field.name for field in dataclasses.fields(RunConfig)}
+    task = RunConfig(**{name: getattr(run, name) for name in shared})
     settings = Settings(**dataclasses.asdict(run.optimizer))
     return CompareConfig(task=task, preset=run.preset, settings=settings)
 

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from tests.train.test_run import TINY, changed
-from train.comparison.trial_training import Task
 from train.config.presets import PRESETS
+from train.config.run_config import RunConfig
 from train.rundir import changes
 
 NAMES = list(changes.flat_values(dataclasses.asdict(TINY)))
@@ -47,7 +47,7 @@ def test_another_method_is_one_difference():
 
 
 def test_a_task_of_a_comparison_has_differences_too():
-    task = Task(TINY.model)
+    task = RunConfig(TINY.model)
     other = dataclasses.replace(task, steps=7)
     assert differences(other, task) == ["--steps 7 here, 300 there"]
 

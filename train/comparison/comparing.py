@@ -7,11 +7,12 @@ import tqdm
 
 from train.comparison import comparison_report
 from train.comparison import trial_records as records
-from train.comparison.comparison_config import CompareConfig, Task
+from train.comparison.comparison_config import CompareConfig
 from train.comparison.search import Finished, Search
 from train.comparison.trial_training import Runner
 from train.comparison.variants import Trial
 from train.config.rules import flag
+from train.config.run_config import RunConfig
 from train.data import dataset as data
 from train.rundir import changes, identity
 from train.rundir.directory import OWN_FILES, check_owned, lock_directory
@@ -127,7 +128,7 @@ def _check_task(config: CompareConfig) -> bool:
     saved = directory / TASK_FILE
     if not saved.exists():
         return False
-    changed = changes.find(config.task, load_config(Task, saved))
+    changed = changes.find(config.task, load_config(RunConfig, saved))
     has_trials = any((directory / TRIALS).glob("*.json"))
     same, other = [], {}
     if has_trials:

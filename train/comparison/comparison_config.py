@@ -7,54 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from models.config import LlamaConfig
 from train.config.optimizer_config import OptimizerConfig, OptimizerName
-from train.config.rules import (
-    at_least_1,
-    check,
-    check_name,
-    fits_32_bits,
-    flag,
-    not_negative,
-    positive,
-    steps_of_32_bits,
-)
-from train.config.run_config import (
-    CompilationConfig,
-    DataConfig,
-    PresetName,
-    check_parts,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Settings that all trials share.
-
-    Attributes:
-      model: the model's shape and arithmetic.
-      data: the text and its batches.
-      steps: optimizer steps.
-      gradient_accumulation_steps: parts into which each step's batch is cut, to be
-        computed one after another.
-      z_loss_weight: weight of the squared log-partition added to the loss.
-      eval_every_steps: steps between two evaluations on the held-out text; the last
-        step has one too.
-    """
-
-    model: LlamaConfig
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    steps: int = 300
-    gradient_accumulation_steps: int = 1
-    z_loss_weight: float = 0.0
-    eval_every_steps: int = 50
-
-    def __post_init__(self):
-        check(self, at_least_1, "steps", "eval_every_steps")
-        check(self, steps_of_32_bits, "steps")
-        check(self, at_least_1, "gradient_accumulation_steps")
-        check(self, not_negative, "z_loss_weight")
-        check_parts(self.data, self.gradient_accumulation_steps)
+from train.config.rules import check, check_name, fits_32_bits, flag, positive
+from train.config.run_config import CompilationConfig, PresetName, RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +68,7 @@ class CompareConfig:
       start: how to begin.
     """
 
-    task: Task
+    task: RunConfig
     preset: PresetName = "tiny"
     optimizers: tuple[str, ...] = ("adamw", "muon", "galore", "static", "subtrack")
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
@@ -138,13 +93,12 @@ class CompareConfig:
             method_of(text)
         check(self, positive, "learning_rates", "matrix_scales")
         check(self, fits_32_bits, "seeds")
-        if self.tuning_seeds is not None:
-            most = len(self.seeds)
-            if not 1 <= self.tuning_seeds <= most:
-                raise ValueError(
-                    "--tuning-seeds must be at least 1 and at most the number of "
-                    f"--seeds, {most}, got {self.tuning_seeds}"
-                )
+        most = len(self.seeds)
+        if self.tuning_seeds is not None and not 1 <= self.tuning_seeds <= most:
+            raise ValueError(
+                "--tuning-seeds must be at least 1 and at most the number of --seeds, "
+                f"{most}, got {self.tuning_seeds}"
+            )
 
     @property
     def searched_seeds(self) -> tuple[int, ...]:

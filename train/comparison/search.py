@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from train.comparison.comparison_config import CompareConfig
@@ -77,18 +77,11 @@ class Entry:
     best: Try
     at_edge: tuple[str, ...]
     tries: list[Try]
-    curve: list[tuple[int, float, list[float]]] = dataclasses.field(repr=False)
+    curve: list[tuple[int, float, list[float]]]
 
     @classmethod
     def of(cls, label: str, tries: Tries, best: Sequence[Record], steps: int):
-        """Summarises the trials of a variant.
-
-        Args:
-          label: the variant's.
-          tries: the trials on the searched seeds.
-          best: the trials of the chosen one, on all seeds.
-          steps: of a trial.
-        """
+        """Summarises a variant: all tries, and the chosen one on all seeds."""
         records = [record for each in (*tries.values(), best) for record in each]
         step_seconds: dict[str, float] = {}
         # Only other work of the machine makes steps slower, not rates and seeds.
@@ -96,32 +89,26 @@ class Entry:
             step_seconds[kind] = min(value, step_seconds.get(kind, math.inf))
         optimizer = best[0].trial.optimizer
         seconds = functools.partial(elapsed_seconds, optimizer, step_seconds)
-        outcome, outcomes = Try.of(best), [Try.of(each) for each in tries.values()]
+        chosen, outcomes = Try.of(best), [Try.of(each) for each in tries.values()]
         at_edge = []
         for rate in ("learning_rate", "matrix_scale"):
             tried = {getattr(each, rate) for each in outcomes}
-            if len(tried) > 1 and getattr(outcome, rate) in (min(tried), max(tried)):
+            if len(tried) > 1 and getattr(chosen, rate) in (min(tried), max(tried)):
                 at_edge.append(rate)
+        curves = [dict(record.evaluations) for record in best]
+        common = sorted(set.intersection(*map(set, curves)))
+        losses = {step: [curve[step] for curve in curves] for step in common}
         return cls(
             label,
             dataclasses.asdict(resolved(optimizer)),
             None if all(record.diverged for record in records) else seconds(steps),
             step_seconds,
             best[0].state_bytes,
-            outcome,
+            chosen,
             tuple(at_edge),
             outcomes,
-            [(step, seconds(step), losses) for step, losses in _losses_by_step(best)],
+            [(k, seconds(k), each) for k, each in losses.items() if None not in each],
         )
-
-
-def _losses_by_step(records: Sequence[Record]) -> Iterator[tuple[int, list[float]]]:
-    """The losses of all seeds at each evaluation at which all are finite."""
-    curves = [dict(record.evaluations) for record in records]
-    for step in sorted(set.intersection(*map(set, curves))):
-        losses = [curve[step] for curve in curves]
-        if None not in losses:
-            yield step, losses
 
 
 def choose(tries: Tries) -> OptimizerConfig:
@@ -137,8 +124,10 @@ def choose(tries: Tries) -> OptimizerConfig:
 class Search:
     """Variants, sweeps and trials of a comparison.
 
-    Args:
-      config: the comparison.
+    `trials` are all on the searched seeds, each once, in the order to run them: methods
+    alternate, and a seed is finished before the next one begins. Whatever slows the
+    machine down for a while thus slows all methods, and a comparison that is stopped
+    has results for each.
 
     Raises:
       ValueError: a variant or a sweep cannot be parsed, or its schedule has more
@@ -150,33 +139,23 @@ class Search:
         base = OptimizerConfig(**dataclasses.asdict(config.settings))
         self.variants = [parse_variant(text, base) for text in config.optimizers]
         self.sweeps = [parse_sweep(text, self.variants) for text in config.sweep]
-        rows = (row for sweep in self.sweeps for row in sweep.rows.values())
-        self.all_variants = list(dict.fromkeys(itertools.chain(self.variants, *rows)))
-        self.trials = self._trials()
-        for trial in self.trials:
-            schedule_phases(trial.optimizer, config.task.steps)
-
-    def _trials(self) -> list[Trial]:
-        """All trials on the searched seeds, each once, in the order to run them.
-
-        Methods alternate, and a seed is finished before the next one begins: whatever
-        slows the machine down for a while slows all methods, and a comparison that is
-        stopped has results for each.
-        """
-        turns = list(itertools.zip_longest(*map(self._tried, self.all_variants)))
+        swept = [form for s in self.sweeps for row in s.rows.values() for form in row]
+        rates = (config.learning_rates, config.matrix_scales)
+        self._tried = {each: each.search(*rates) for each in (*self.variants, *swept)}
         trials = (
             Trial(optimizer, seed)
-            for seed in self.config.searched_seeds
-            for turn in turns
+            for seed in config.searched_seeds
+            for turn in itertools.zip_longest(*self._tried.values())
             for optimizer in filter(None, turn)
         )
-        return list(dict.fromkeys(trials))
+        self.trials = list(dict.fromkeys(trials))
+        for trial in self.trials:
+            schedule_phases(trial.optimizer, config.task.steps)
 
     @property
     def most_later_trials(self) -> int:
         """Number of `later_trials` if no variant diverges."""
-        tried = {tuple(self._tried(variant)) for variant in self.all_variants}
-        return len(tried) * len(self.config.later_seeds)
+        return len(set(map(tuple, self._tried.values()))) * len(self.config.later_seeds)
 
     def later_trials(self, finished: Finished) -> list[Trial]:
         """Each variant at its best rates on the other seeds, once rates are searched.
@@ -187,16 +166,12 @@ class Search:
         if any(trial not in finished for trial in self.trials):
             return []
         best: dict[OptimizerConfig, None] = {}
-        for variant in self.all_variants:
+        for variant in self._tried:
             tries = self._tries(variant, finished, self.config.searched_seeds)
             chosen = choose(tries)
             if all(math.isfinite(record.final_loss) for record in tries[chosen]):
                 best[chosen] = None
-        return [
-            Trial(optimizer, seed)
-            for seed in self.config.later_seeds
-            for optimizer in best
-        ]
+        return [Trial(each, seed) for seed in self.config.later_seeds for each in best]
 
     def entries(
         self,
@@ -223,19 +198,11 @@ class Search:
                 entries.append(Entry.of(variant.label, tries, best, steps))
         return sorted(entries, key=lambda entry: entry.best.order)
 
-    def _tried(self, variant: Variant) -> list[OptimizerConfig]:
-        return variant.search(self.config.learning_rates, self.config.matrix_scales)
-
     def _tries(
         self, variant: Variant, finished: Finished, seeds: Sequence[int]
     ) -> dict[OptimizerConfig, list[Record]]:
-        """Finished records of a variant by its rates."""
-        found = {
-            optimizer: [
-                finished[trial]
-                for trial in (Trial(optimizer, seed) for seed in seeds)
-                if trial in finished
-            ]
-            for optimizer in self._tried(variant)
-        }
-        return {optimizer: each for optimizer, each in found.items() if each}
+        found: dict[OptimizerConfig, list[Record]] = {}
+        for optimizer, seed in itertools.product(self._tried[variant], seeds):
+            if record := finished.get(Trial(optimizer, seed)):
+                found.setdefault(optimizer, []).append(record)
+        return found

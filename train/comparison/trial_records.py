@@ -107,23 +107,20 @@ def elapsed_seconds(
 
 
 def path_of(trial: Trial, directory: pathlib.Path) -> pathlib.Path:
-    """Where the record of a trial is kept.
+    """File of a trial's record, named by those settings that are not defaults.
 
-    Settings at their defaults are left out of the name, so that finished trials are
-    still found when there is a new setting.
+    A new setting thus leaves the names of finished trials as they are.
     """
     optimizer = trial.optimizer
-    chosen = {
-        field.name: getattr(optimizer, field.name)
-        for field in dataclasses.fields(optimizer)
-        if getattr(optimizer, field.name) != field.default
-    }
-    values = json.dumps(chosen | {"seed": trial.seed}, sort_keys=True)
-    digest = hashlib.sha256(values.encode()).hexdigest()[:12]
-    return directory / f"{_name(trial)}-{digest}.json"
+    values = {"seed": trial.seed}
+    for field in dataclasses.fields(optimizer):
+        if getattr(optimizer, field.name) != field.default:
+            values[field.name] = getattr(optimizer, field.name)
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return directory / f"{_stem(trial)}-{digest[:12]}.json"
 
 
-def _name(trial: Trial) -> str:
+def _stem(trial: Trial) -> str:
     optimizer = trial.optimizer
     return f"{optimizer.name}-{optimizer.learning_rate:g}-seed{trial.seed}"
 
@@ -143,37 +140,27 @@ def load(trial: Trial, directory: pathlib.Path) -> Record | None:
     """
     path = path_of(trial, directory)
     if path.exists():
-        record = _read(path)
-        if not _same(record.trial, trial):
-            raise ValueError(
-                f"{path} is the record of another trial: delete it to run this one"
-            )
-        return dataclasses.replace(record, trial=trial)
+        if record := _read(path, trial):
+            return record
+        raise ValueError(
+            f"{path} is the record of another trial: delete it to run this one"
+        )
     # The name differs where a setting had another default in an earlier version.
-    for earlier in sorted(directory.glob(f"{_name(trial)}-*.json")):
+    for earlier in sorted(directory.glob(f"{_stem(trial)}-*.json")):
         with contextlib.suppress(ValueError):
-            record = _read(earlier)
-            if _same(record.trial, trial):
-                return dataclasses.replace(record, trial=trial)
+            if record := _read(earlier, trial):
+                return record
     return None
 
 
-def _same(trial: Trial, other: Trial) -> bool:
-    """Whether two trials are the same, perhaps with defaults written out in one."""
-    ours, theirs = canonical(trial.optimizer), canonical(other.optimizer)
-    return (trial.seed, dataclasses.asdict(ours)) == (
-        other.seed,
-        dataclasses.asdict(theirs),
-    )
-
-
-def _read(path: pathlib.Path) -> Record:
+def _read(path: pathlib.Path, trial: Trial) -> Record | None:
+    """The record in a file, if it is that of a trial."""
     try:
         values = json.loads(path.read_bytes())
         with contextlib.suppress(KeyError, TypeError):
             settings = values["trial"]["optimizer"]
             values["trial"]["optimizer"] = migrated(settings)
-        return _PARSER.validate_python(values)
+        record = _PARSER.validate_python(values)
     except ValueError as error:
         what = str(error)
         if isinstance(error, pydantic.ValidationError):
@@ -184,14 +171,19 @@ def _read(path: pathlib.Path) -> Record:
             f"{path} is not the record of a trial: {what}; delete it to run the trial "
             "again"
         ) from error
+    # Defaults may be written out in one of them.
+    ours, theirs = canonical(trial.optimizer), canonical(record.trial.optimizer)
+    if (trial.seed, ours) != (record.trial.seed, theirs):
+        return None
+    return dataclasses.replace(record, trial=trial)
 
 
 def load_finished(
     trials: Iterable[Trial], directory: pathlib.Path
 ) -> dict[Trial, Record]:
     """The records of those trials that have finished; raises as `load` does."""
-    found = {trial: load(trial, directory) for trial in trials}
-    return {trial: record for trial, record in found.items() if record is not None}
+    found = ((trial, load(trial, directory)) for trial in trials)
+    return {trial: record for trial, record in found if record is not None}
 
 
 def thinned(
@@ -199,16 +191,14 @@ def thinned(
 ) -> list[tuple[int, dict[str, float | None]]]:
     """Averages stretches of steps' metrics: at most MAX_CURVE_POINTS in a whole run."""
     size = math.ceil(total / MAX_CURVE_POINTS)
-    names = rows[0].keys() - {"batch_tokens", "learning_rate", "skipped_steps"}
+    left_out = {"batch_tokens", "learning_rate", "skipped_steps"}
+    names = [name for name in rows[0] if name not in left_out]
+    table = np.array([[row[name] for name in names] for row in rows])
     points = []
     for start in range(0, len(rows), size):
-        stretch = rows[start : start + size]
-        means = {
-            name: finite(float(np.mean([row[name] for row in stretch])))
-            for name in rows[0]
-            if name in names
-        }
-        points.append((start + len(stretch), means))
+        stretch = table[start : start + size]
+        means = map(finite, stretch.mean(axis=0).tolist())
+        points.append((start + len(stretch), dict(zip(names, means, strict=True))))
     return points
 
 

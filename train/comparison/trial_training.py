@@ -13,11 +13,11 @@ import optax
 
 import subtrack_jax as stj
 from train.comparison import trial_records as records
-from train.comparison.comparison_config import Task
 from train.comparison.trial_records import Record
 from train.comparison.variants import Trial
 from train.config import methods
 from train.config.optimizer_config import OptimizerConfig
+from train.config.run_config import RunConfig
 from train.data.dataset import Text
 from train.step import optimizers
 from train.step import train_step as steps
@@ -33,7 +33,7 @@ class Runner:
     All run on one device, the first, whatever there is.
     """
 
-    def __init__(self, task: Task, text: Text, command: str):
+    def __init__(self, task: RunConfig, text: Text, command: str):
         self._task, self._text, self._command = task, text, command
         self._definition = steps.model_definition(task.model)
         self._program = functools.cache(self._compile)
@@ -157,7 +157,7 @@ def _shared(optimizer: OptimizerConfig) -> OptimizerConfig:
     return dataclasses.replace(optimizer, learning_rate=1.0, **{field: 1.0})
 
 
-def _plain(task: Task, trial: Trial) -> optax.GradientTransformation:
+def _plain(task: RunConfig, trial: Trial) -> optax.GradientTransformation:
     """The optimizer as `train.pretrain` has it, with no numbers in its state."""
     schedule = optimizers.learning_rate_schedule(trial.optimizer, task.steps)
     return optimizers.make_optimizer(

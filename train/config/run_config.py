@@ -310,14 +310,44 @@ class StartConfig(CompilationConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class RunConfig:
+    """Model, text and length of a run, for every program that trains.
+
+    Attributes:
+      model: the model's shape and arithmetic.
+      data: the text and its batches.
+      steps: optimizer steps.
+      gradient_accumulation_steps: parts into which each step's batch is cut, to be
+        computed one after another: less memory, the same result.
+      z_loss_weight: weight of the squared log-partition added to the loss (PaLM, 1e-4
+        there), which keeps logits from drifting.
+      eval_every_steps: steps between two evaluations on the held-out text; the last
+        step has one too.
+    """
+
+    model: LlamaConfig
+    data: DataConfig = DataConfig()
+    steps: int = 300
+    gradient_accumulation_steps: int = 1
+    z_loss_weight: float = 0.0
+    eval_every_steps: int = 50
+
+    def __post_init__(self):
+        check(self, at_least_1, "steps", "eval_every_steps")
+        check(self, steps_of_32_bits, "steps")
+        check(self, at_least_1, "gradient_accumulation_steps")
+        check(self, not_negative, "z_loss_weight")
+        check_parts(self.data, self.gradient_accumulation_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(RunConfig):
     """Pre-trains a LLaMA on text and reports how its loss falls.
 
     Without arguments: a model of 4 million parameters on Moby Dick with SubTrack++,
     minutes on a laptop's CPU. The values below are those of the chosen preset.
 
     Attributes:
-      model: the model's shape and arithmetic.
       preset: where all other values come from unless given. tiny: the default run;
         llama-*: the published shapes, optimizer settings and batches. With given
         weights the shape is theirs.
@@ -327,15 +357,8 @@ class PretrainConfig:
         of 256 tokens, a rank of at most a quarter of the width. None: fresh weights.
       resize_embedding: let the embedding of given weights grow to the tokenizer's, or
         to the given vocabulary size; the new rows are the mean of the old.
-      steps: optimizer steps.
-      gradient_accumulation_steps: parts into which each step's batch is cut, to be
-        computed one after another: less memory, the same result.
-      z_loss_weight: weight of the squared log-partition added to the loss (PaLM, 1e-4
-        there), which keeps logits from drifting.
       max_skipped_steps_in_a_row: a step whose loss or gradient is not finite changes
         nothing; so many of them one after another end the run.
-      eval_every_steps: steps between two evaluations on the held-out text; the last
-        step has one too.
       seed: decides initial parameters, order of the data, random subspaces, samples.
       mesh: how devices share the work, as sizes of data (copies of the model), fsdp
         (parameters and state in pieces) and tensor (matrices in pieces), e.g.
@@ -343,7 +366,6 @@ class PretrainConfig:
         computed, and may differ when a run is resumed.
       output_dir: directory of the run: config.json, tokenizer, metrics.jsonl,
         curve.png and checkpoints.
-      data: the text and its batches.
       optimizer: the method and its settings. Those of low-rank methods act on
         attention and MLP matrices only, as do muon and adafactor; the other parameters,
         and all of them under adamw, get plain Adam.
@@ -353,19 +375,13 @@ class PretrainConfig:
       start: how to begin.
     """
 
-    model: LlamaConfig
     preset: PresetName = "tiny"
     init_from: pathlib.Path | None = None
     resize_embedding: Switch = False
-    steps: int = 300
-    gradient_accumulation_steps: int = 1
-    z_loss_weight: float = 0.0
     max_skipped_steps_in_a_row: int = 10
-    eval_every_steps: int = 50
     seed: int = 0
     mesh: str = "fsdp=-1"
     output_dir: pathlib.Path = pathlib.Path("runs/pretrain")
-    data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
@@ -373,13 +389,9 @@ class PretrainConfig:
     start: StartConfig = StartConfig()
 
     def __post_init__(self):
-        check(self, at_least_1, "steps", "eval_every_steps")
-        check(self, steps_of_32_bits, "steps")
-        check(self, at_least_1, "gradient_accumulation_steps")
+        super().__post_init__()
         check(self, at_least_1, "max_skipped_steps_in_a_row")
-        check(self, not_negative, "z_loss_weight")
         check(self, fits_32_bits, "seed")
-        check_parts(self.data, self.gradient_accumulation_steps)
         schedule_phases(self.optimizer, self.steps)  # raises if it does not fit
 
     @property
