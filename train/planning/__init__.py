@@ -1,1 +1,1 @@
-"""Memory and communication of a run, without the hardware."""
+"""Planning: memory and communication of a run, without its hardware."""

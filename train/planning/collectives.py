@@ -19,9 +19,9 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-# The subspaces keep still, move, or start.
+# Steps without a refresh, with one, and the first step.
 PHASES = ("steady", "refresh", "start")
-# The loops, by the names that the library gives them, that turn in one phase only.
+# Loops that run in one phase only, by the library's names for them.
 _PHASE_OF_LOOP = {
     "start_subspaces": "start",
     "move_subspaces": "refresh",
@@ -40,7 +40,7 @@ _CALLED = re.compile(
 
 
 class Traffic(NamedTuple):
-    """Collectives of one kind, and what each device sends for them over rings."""
+    """Number of collectives of one kind, and bytes each device sends over rings."""
 
     count: int = 0
     sent_bytes: int = 0
@@ -58,17 +58,17 @@ class _Instruction(NamedTuple):
 
 
 def step_traffic(text: str, devices: int) -> dict[str, Kinds]:
-    """Collectives of one step, by phase and kind.
+    """Counts the collectives of one step, by phase and kind.
 
-    Those in a loop count as often as it turns, at most, where that depends on data;
-    of a conditional's branches the one that sends the most counts.
+    Collectives in a loop are multiplied by its iterations (the maximum, if that
+    depends on data). Of a conditional's branches the one that sends the most counts.
 
     Args:
       text: `as_text()` of a compiled program.
-      devices: that run it; the group of a collective that names none.
+      devices: number of devices; the group of a collective that names no group.
 
     Returns:
-      The phases that differ; only the first if no loop of the program has one.
+      Collectives by phase: "steady", and other phases that differ from it.
     """
     program, entry = _parse(text, devices)
 
@@ -104,14 +104,14 @@ def step_traffic(text: str, devices: int) -> dict[str, Kinds]:
 
 
 def sent_bytes(kind: str, result_bytes: int, group_size: int) -> int:
-    """Bytes that each device of a group sends over a ring for a result of this size.
+    """Bytes that each device sends over a ring for a collective of a given result.
 
     >>> sent_bytes("all-gather", 64, 4), sent_bytes("all-reduce", 64, 4)
     (48, 96)
     """
     if kind in ("collective-permute", "collective-broadcast"):
         return result_bytes
-    if kind == "reduce-scatter":  # the result is a piece
+    if kind == "reduce-scatter":  # the result is a shard
         return result_bytes * (group_size - 1)
     passes = 2 if kind == "all-reduce" else 1
     return passes * result_bytes * (group_size - 1) // group_size
@@ -129,7 +129,7 @@ def _total(parts: Iterable[tuple[Kinds, int]]) -> Kinds:
 
 
 def _parse(text: str, devices: int) -> tuple[dict[str, list[_Instruction]], str]:
-    """Instructions that communicate or call, by computation; the entry's name."""
+    """Parses instructions that communicate or call, by computation; and the entry."""
     lines: dict[str, list[str]] = {}
     entry, current = "", []
     for line in text.splitlines():
@@ -168,12 +168,12 @@ def _instruction(
     elif is_start and operation == "all-gather":
         size = size * group // (group + 1)
     traffic = Traffic(1, sent_bytes(operation, size, group))
-    times = int(group > 1)  # one device has nobody to talk to
+    times = int(group > 1)  # a group of one device sends nothing
     return _Instruction(operation, traffic, (), times)
 
 
 def _array_bytes(types: str) -> int:
-    """Bytes of all arrays in a type, without scalars, which hardly count."""
+    """Bytes of all arrays in a type; scalars are ignored."""
     total = 0
     for name, bits, sizes in _ARRAY.findall(types):
         count = math.prod(map(int, sizes.split(","))) if sizes else 0
@@ -189,14 +189,14 @@ def _group_size(line: str, devices: int) -> int:
         return int(match[1])
     if match := re.match(r"(?:@\w+|mesh)\[(.*?)\][^{]*\{(.*?)\}", groups):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        # An axis may lend a part of itself: 'x':(before)size.
+        # A part of an axis is written as 'x':(before)size.
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", match[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     return devices
 
 
 def _trips(line: str, lines: Mapping[str, list[str]]) -> int:
-    """How often a loop turns: as XLA notes it, or the bound of its counter."""
+    """Iterations of a loop: XLA's known count, or the bound of its counter."""
     if known := re.search(r"known_trip_count\W+n\W+(\d+)", line):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)[1]

@@ -1,4 +1,4 @@
-"""Compiles a planned run for its devices and tells what each holds and sends."""
+"""Program `train.plan`: table of memory and communication per device."""
 
 import dataclasses
 import json
@@ -25,17 +25,17 @@ from train.system.files import write_whole
 _TITLES = dict(
     zip(
         PHASES,
-        ("and sends in a step", "in one that moves subspaces", "in the first"),
+        ("sent in a step", "sent in a step with refresh", "sent in the first step"),
         strict=True,
     )
 )
 
 
 def make_run(config: PlanConfig, mesh: Mesh) -> PretrainConfig:
-    """The run that is planned, with a batch that the mesh can split.
+    """Builds the run to plan, with a batch size that the mesh divides.
 
     Raises:
-      ValueError: the given batch size does not divide.
+      ValueError: the mesh does not divide the given batch size.
     """
     preset = PRESETS[config.preset]
     axes, parts = meshes.RULES["batch"], config.gradient_accumulation_steps
@@ -67,8 +67,8 @@ def make_run(config: PlanConfig, mesh: Mesh) -> PretrainConfig:
 
 
 def table(footprints: Sequence[Footprint], memory_bytes: int | None) -> str:
-    """Footprints side by side, one line for each number."""
-    rows = [("each device holds", *(each.optimizer for each in footprints))]
+    """Formats a table with one column per footprint."""
+    rows = [("memory per device", *(each.optimizer for each in footprints))]
     for name in ("parameters", "optimizer_state", "gradients", "temporaries", "total"):
         sizes = (_size(getattr(each, name)) for each in footprints)
         rows.append((f"  {name.replace('_', ' ')}", *sizes))
@@ -87,7 +87,7 @@ def table(footprints: Sequence[Footprint], memory_bytes: int | None) -> str:
             cells = (_traffic(each.get(kind)) for each in found)
             rows.append((f"  {kind}", *cells))
     seconds = (f"{each.compile_seconds:.0f} s" for each in footprints)
-    rows.append(("compiles in", *seconds))
+    rows.append(("compile time", *seconds))
     return tables.columns(rows)
 
 
@@ -117,7 +117,7 @@ def _heading(target: str, mesh: Mesh, run: PretrainConfig) -> str:
 
 
 def run(config: PlanConfig) -> None:
-    """Prints the plan, and writes its numbers where they are asked for."""
+    """Prints the plan and, with --json, writes its numbers to a file."""
     with console.user_errors(ValueError):
         target = open_target(config.target)
         mesh = meshes.make_mesh(config.mesh, target.devices)
@@ -133,7 +133,7 @@ def run(config: PlanConfig) -> None:
     memory = target.memory_bytes
     if config.device_memory_gib is not None:
         memory = int(config.device_memory_gib * 2**30)
-    # Seconds are those of a compiler that has not seen the program before.
+    # Compile times must not come from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
     print(_heading(config.target, mesh, run), flush=True)
     found = [measure(each, mesh) for each in runs]

@@ -1,4 +1,4 @@
-"""Devices that need not be there: TPU slices to compile for, by name."""
+"""Compilation targets: TPU slices that are not present, virtual CPU devices."""
 
 import importlib.util
 import os
@@ -9,14 +9,14 @@ import jax
 
 
 class Target(NamedTuple):
-    """Devices that a program is compiled for."""
+    """Devices to compile for."""
 
     devices: Sequence[Any]
-    memory_bytes: int | None  # of one device; None: not known
+    memory_bytes: int | None  # of one device; None: unknown
 
 
 class _Chip(NamedTuple):
-    topology: str  # the name that libtpu has for it
+    topology: str  # libtpu's name
     memory_gib: int
     options: dict[str, str]
 
@@ -28,8 +28,7 @@ _CHIPS = {
     "tpu-v5p": _Chip("v5p", 95, {}),
     "tpu-v6e": _Chip("v6e", 32, {}),
 }
-# Nothing is asked of a machine that is not there, no other process is kept from
-# using one that is, and what libtpu has to say about it is not for users.
+# Makes libtpu query no metadata server, lock no TPU of this machine, and log nothing.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
@@ -42,17 +41,17 @@ _ENVIRONMENT = {
 
 
 def open_target(name: str) -> Target:
-    """The devices that a name stands for; to be called before JAX has devices.
+    """Opens a target by name; call before JAX initialises its devices.
 
     Args:
-      name: tpu-v5p:4x4x4, a kind of chip and the shape of a slice, or cpu:64, that
-        many devices of this machine.
+      name: chip and shape of a slice, e.g. tpu-v5p:4x4x4; or a number of virtual CPU
+        devices, e.g. cpu:64.
 
     Raises:
-      ValueError: there is no such target, or what it takes is not installed.
+      ValueError: there is no such target, or the TPU compiler is not installed.
     """
     kind, _, shape = name.partition(":")
-    # Whatever this machine has is left alone: somebody may be using it.
+    # Accelerators of this machine may be in use by others.
     jax.config.update("jax_platforms", "cpu")
     if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
         return Target(_cpu_devices(name, int(shape)), None)
@@ -62,14 +61,14 @@ def open_target(name: str) -> Target:
     chips = ", ".join(_CHIPS)
     raise ValueError(
         f"unknown --target {name!r}: give a chip and the shape of a slice, e.g. "
-        f"tpu-v5p:4x4x4 (chips: {chips}), or cpu:64 for so many virtual devices"
+        f"tpu-v5p:4x4x4 (chips: {chips}), or cpu:64 for 64 virtual devices"
     )
 
 
 def _cpu_devices(name: str, count: int) -> Sequence[Any]:
     try:
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # JAX has its devices already
+    except RuntimeError:  # JAX has initialised its devices
         if len(jax.devices("cpu")) < count:
             raise ValueError(
                 f"--target {name}: this process has {len(jax.devices('cpu'))} devices"
@@ -80,12 +79,12 @@ def _cpu_devices(name: str, count: int) -> Sequence[Any]:
 def _open_tpu(name: str, chip: _Chip, shape: str) -> Target:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            f"--target {name} takes the TPU compiler: pip install -e '.[tpu-plan]'; "
-            "cpu:64 does without it"
+            f"--target {name} needs the TPU compiler: pip install -e '.[tpu-plan]'; "
+            "cpu:64 works without it"
         )
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    # Only now: the import alone looks for libtpu.
+    # Imported late: the import already loads libtpu.
     from jax.experimental import topologies
 
     try:

@@ -1,4 +1,4 @@
-"""Run time of a program on a TPU, as its compiler estimates it."""
+"""Estimated run time of a program on a TPU, from its compiler."""
 
 import re
 
@@ -7,18 +7,17 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 def estimated_cycles(hlo: str) -> int | None:
-    r"""Sums the estimates of what a program does outside of its loops.
+    r"""Sums the compiler's cycle estimates of a program outside of its loops.
 
-    Of an optimizer's update that is the step which leaves subspaces where they are, if
-    there is one: what moves them is a loop that makes no turn then. The estimates are
-    those by which the compiler chooses between ways to do a thing; transfers that run
-    beside it have none.
+    For an optimizer's update this is a step without a refresh, because a refresh is a
+    loop that then has no iterations. The compiler uses these estimates to choose
+    between implementations; asynchronous transfers have none.
 
     Args:
       hlo: text of a compiled program.
 
     Returns:
-      Clock cycles of one core; None from a compiler that gives no estimates.
+      Clock cycles of one core; None if the program has no estimates.
 
     Example:
       >>> loop = 'body {\n x, config={"estimated_cycles":"100"}\n}\n'

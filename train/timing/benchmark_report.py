@@ -1,4 +1,4 @@
-"""Table and bar chart of a benchmark."""
+"""Benchmark report: table and bar chart."""
 
 import dataclasses
 import pathlib
@@ -11,18 +11,18 @@ from train.timing.interleaved import Spread, ratio, spread
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one optimizer costs; None where nothing was run.
+    """Measured cost of one optimizer; None: not measured.
 
     Attributes:
-      compile_seconds: to trace and compile the program, each time it was done.
-      state_bytes: of the optimizer's state.
-      temporary_bytes: that the program takes beside its arguments and results.
-      peak_bytes: arguments, results and temporaries together.
-      steady_cycles: of a step that leaves the subspace where it is, as the compiler
-        for TPUs estimates them; None where every step moves it.
-      first_seconds: of first steps, which find the subspace.
-      steady_seconds: of each round's step that leaves the subspace where it is.
-      refresh_seconds: of steps that move it.
+      compile_seconds: times to trace and compile the program.
+      state_bytes: size of the optimizer's state.
+      temporary_bytes: memory of the program beside arguments and results.
+      peak_bytes: sum of arguments, results and temporaries.
+      steady_cycles: the TPU compiler's estimate for a step without a refresh; None if
+        every step has one.
+      first_seconds: times of first steps, which initialise the subspace.
+      steady_seconds: times of steps without a refresh, one per round.
+      refresh_seconds: times of steps with a refresh.
     """
 
     compile_seconds: list[float]
@@ -35,13 +35,13 @@ class Cost:
     refresh_seconds: list[float] | None = None
 
     def amortised_seconds(self, interval: int) -> float:
-        """Mean of the steps from one refresh to the next."""
+        """Mean time of the steps from one refresh to the next."""
         steady = spread(self.steady_seconds).median
         return steady + (spread(self.refresh_seconds).median - steady) / interval
 
 
 def table(costs: Mapping[str, Cost], interval: int) -> str:
-    """One line for each optimizer, in GitHub's form; ratios are to the first."""
+    """Formats a Markdown table, one row per optimizer; ratios are to the first."""
     base = next(iter(costs.values()))
     titles = ["optimizer"]
     if base.steady_seconds is not None:
@@ -92,7 +92,7 @@ def _ratio(value: Spread) -> str:
 
 
 def plot(costs: Mapping[str, Cost], interval: int, title: str, path: pathlib.Path):
-    """Bars of time and memory, as multiples of the first optimizer's."""
+    """Plots bars of time and memory as multiples of the first optimizer's."""
     base = next(iter(costs.values()))
     panels = {
         "peak memory": [each.peak_bytes / base.peak_bytes for each in costs.values()]
@@ -111,5 +111,5 @@ def plot(costs: Mapping[str, Cost], interval: int, title: str, path: pathlib.Pat
     for axes, (name, values) in zip(all_axes, panels.items(), strict=True):
         figures.ratio_bars(axes, dict(zip(costs, values, strict=True)))
         axes.set_xlabel(f"{name},\nas a multiple of {next(iter(costs))}'s")
-    all_axes[0].invert_yaxis()  # of all, which share it
+    all_axes[0].invert_yaxis()  # shared by all axes
     write_figure(path, drawing)

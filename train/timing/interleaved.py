@@ -1,4 +1,4 @@
-"""Interleaved timing of programs on a noisy machine, as ratios."""
+"""Interleaved timing of programs on a noisy machine."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ import jax
 
 
 class Spread(NamedTuple):
-    """The middle of several measurements, and the middle half of them."""
+    """Median and quartiles of several measurements."""
 
     median: float
     low: float
@@ -29,9 +29,9 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> Spread:
-    """How many times longer than the others, round by round.
+    """Median and quartiles of the ratio of two programs' times within rounds.
 
-    What disturbs a whole round, as other programs of the machine do, cancels.
+    Load by other programs that slows all of a round cancels.
 
     >>> ratio([2.0, 6.0], [1.0, 3.0]).median
     2.0
@@ -44,17 +44,17 @@ def interleaved(
     rounds: int,
     warm_up_rounds: int = 1,
 ) -> dict[str, list[float]]:
-    """Runs every program once a round, and tells the seconds of each round.
+    """Times programs in rounds, each program once per round.
 
     Args:
-      programs: each a function that prepares a run, which is not timed, and returns
-        the run itself. Arrays that the run returns are waited for.
-      rounds: that are measured. Each starts with another program, so that none is
-        always behind the same one.
-      warm_up_rounds: before them.
+      programs: functions that prepare a run (not timed) and return it. The run is
+        timed until the arrays that it returns are ready.
+      rounds: number of timed rounds. Each starts with another program, so that no
+        program always follows the same one.
+      warm_up_rounds: number of rounds before, not timed.
 
     Returns:
-      The seconds by name, in the order of the rounds.
+      Seconds of each round, by name.
     """
     names = list(programs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
