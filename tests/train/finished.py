@@ -12,7 +12,7 @@ from train.config.run_config import CheckpointConfig
 from train.rundir.checkpoints import CHECKPOINTS, Checkpoints
 from train.rundir.saved_config import CONFIG_FILE, save_config
 from train.step import optimizers
-from train.step import train_step as step
+from train.step.setup import llama_setup
 from train.tokenization.tokenizer import Tokenizer
 
 # Large enough for every part of the model to show in the logits.
@@ -41,7 +41,8 @@ def make_run(directory: pathlib.Path, tokenizer: Tokenizer, model=MODEL):
     save_config(config, directory / CONFIG_FILE)
     tokenizer.save(directory)
     optimizer = optimizers.make_optimizer(config.optimizer, 1e-3, seed=0)
-    state = step.create_state(model, optimizer, jax.random.key(0))
+    setup = llama_setup(model, optimizer, lambda _: 1e-3)
+    state = setup.create_state(jax.random.key(0))
     with Checkpoints(directory, CheckpointConfig()) as checkpoints:
         batches = iter(grain.MapDataset.range(10).to_iter_dataset())
         checkpoints.save(STEP, state, batches)

@@ -11,9 +11,8 @@ import pytest
 from models.llama import LlamaConfig
 from tests.train.program import assert_refuses, run
 from train import benchmark
-from train.timing import benchmarking
+from train.timing import benchmarking, timed_programs
 from train.timing import interleaved as timing
-from train.timing import timed_programs as subjects
 from train.timing.benchmark_report import Cost, table
 
 MODEL = LlamaConfig(64, 16, 24, num_layers=3, num_heads=2)
@@ -37,7 +36,7 @@ def test_a_ratio_is_one_of_rounds():
 
 def test_layouts_hold_the_same_numbers():
     stacked, unstacked = (
-        jax.tree.leaves(subjects.parameter_shapes(MODEL, layout))
+        jax.tree.leaves(timed_programs.parameter_shapes(MODEL, layout))
         for layout in ("stacked", "unstacked")
     )
     assert sum(leaf.size for leaf in stacked) == sum(leaf.size for leaf in unstacked)
@@ -45,11 +44,11 @@ def test_layouts_hold_the_same_numbers():
     assert max(leaf.ndim for leaf in unstacked) == 2
 
 
-@pytest.mark.parametrize("name", subjects.METHODS)
+@pytest.mark.parametrize("name", timed_programs.METHODS)
 def test_every_method_takes_matrices_and_leaves_the_rest(name):
     """Low-rank state for kernels alone, in the benchmark as in training."""
-    shapes = subjects.parameter_shapes(MODEL, "unstacked")
-    state = jax.eval_shape(subjects.METHODS[name](4, 10).init, shapes)
+    shapes = timed_programs.parameter_shapes(MODEL, "unstacked")
+    state = jax.eval_shape(timed_programs.METHODS[name](4, 10).init, shapes)
     found = {leaf.shape for leaf in jax.tree.leaves(state)}
     low_rank = {(16, 4), (24, 4), (4, 16), (4, 24)}
     if "muon" in name or name in ("adamw", "adafactor"):
@@ -64,9 +63,9 @@ def test_every_method_takes_matrices_and_leaves_the_rest(name):
 
 def test_the_step_that_is_timed_is_the_one_of_its_name():
     """A state taken to another count starts, moves or leaves its subspaces."""
-    optimizer = subjects.METHODS["subtrack"](4, 10)
-    shapes = subjects.parameter_shapes(MODEL, "unstacked")
-    subject = subjects.update_subject(optimizer, shapes)
+    optimizer = timed_programs.METHODS["subtrack"](4, 10)
+    shapes = timed_programs.parameter_shapes(MODEL, "unstacked")
+    subject = timed_programs.update_subject(optimizer, shapes)
     gradients = subject.make_extra()
     step = jax.jit(subject.step)
     noise = jax.tree.map(

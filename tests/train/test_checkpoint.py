@@ -24,7 +24,7 @@ from train.rundir.checkpoints import (
     CheckpointError,
     Checkpoints,
 )
-from train.step.train_step import TrainState
+from train.step.train_state import TrainState
 from train.system import processes
 
 # Coroutines that Orbax drops when a file is damaged.

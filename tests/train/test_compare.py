@@ -25,6 +25,7 @@ from train.data import dataset as data
 from train.rundir.saved_config import save_config
 from train.step import optimizers
 from train.step import train_step as steps
+from train.step.setup import llama_setup
 
 SMALL = [
     *["--hidden-size", "32", "--mlp-size", "64", "--num-layers", "2"],
@@ -267,25 +268,24 @@ def test_a_trial_is_the_run_of_train_pretrain(finished):
     record = records.load(trial, finished[0] / "trials")
     schedule = optimizers.learning_rate_schedule(trial.optimizer, task.steps)
     optimizer = optimizers.make_optimizer(trial.optimizer, schedule, trial.seed)
-    definition = steps.model_definition(task.model)
-    train_step = steps.make_train_step(
-        definition,
+    setup = llama_setup(
+        task.model,
         optimizer,
         schedule,
         max_gradient_norm=trial.optimizer.max_gradient_norm,
     )
-    state = steps.create_state(task.model, optimizer, jax.random.key(trial.seed))
+    state = setup.create_state(jax.random.key(trial.seed))
     assert record.state_bytes == sum(
         leaf.nbytes for leaf in jax.tree.leaves(state.opt_state)
     )
     losses, batches = [], text.train_batches()
     for _ in range(task.steps):
-        state, values = train_step(state, next(batches))
+        state, values = setup.train_step(state, next(batches))
         losses.append(float(values["loss"]))
     batches.close()
     recorded = [metrics["loss"] for _, metrics in record.curve]
     np.testing.assert_allclose(recorded, losses, rtol=1e-4)
-    loss = steps.evaluate(definition, state.params, text.held_out_batches())
+    loss = setup.begin_evaluation(state.params, text.held_out_batches())()
     assert record.final_loss == pytest.approx(loss, rel=1e-4)
 
 

@@ -24,8 +24,8 @@ def config(tmp_path):
     )
 
 
-def values(skipped_steps=0, loss=2.0, batch_tokens=100, **more):
-    numbers = {"skipped_steps": skipped_steps, "batch_tokens": batch_tokens}
+def values(skipped_steps=0, loss=2.0, count=100, **more):
+    numbers = {"skipped_steps": skipped_steps, "count": count}
     integers = {name: jnp.int32(number) for name, number in numbers.items()}
     return {"loss": jnp.float32(loss)} | integers | more
 
@@ -128,8 +128,8 @@ def test_steps_skipped_long_ago_do_not_end_a_resumed_run(config):
 def test_tokens_without_padding_and_seconds_add_up(config, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", iter(range(0, 1000, 10)).__next__)
     with Journal(config, 0) as journal:  # reads the clock twice
-        journal.record(1, values(batch_tokens=100))
-        journal.record(2, values(batch_tokens=60))
+        journal.record(1, values(count=100))
+        journal.record(2, values(count=60))
     assert [row["tokens"] for row in journal.rows] == [100, 160]
     assert [row["elapsed_seconds"] for row in journal.rows] == [20, 40]
     assert [row["tokens_per_second"] for row in journal.rows] == [5, 3]
@@ -153,7 +153,7 @@ def test_tokens_of_lost_rows_are_those_of_steps_like_the_others(config):
     ]:
         path.write_text(content)
         with Journal(config, 4) as journal:
-            journal.record(5, values(batch_tokens=1))
+            journal.record(5, values(count=1))
         assert journal.rows[-1]["tokens"] == tokens + 1
     assert journal.rows[-1]["elapsed_seconds"] >= 7.5
 

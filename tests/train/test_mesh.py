@@ -1,15 +1,17 @@
 """Mesh options, and shardings of a model's parameters and state."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from models.llama import LlamaConfig
+from models.llama import Llama, LlamaConfig
 from train.config.optimizer_config import OptimizerConfig
-from train.step import mesh, optimizers
-from train.step import train_step as step
+from train.step import mesh, optimizers, placement
+from train.step.setup import llama_setup
 
 MODEL = LlamaConfig(64, 16, 30, num_layers=2, num_heads=2)
 
@@ -58,11 +60,12 @@ def test_bad_meshes(text, message):
 def test_param_shardings(inside):
     """Equal inside and outside the training context; 4 does not divide 30."""
     made = mesh.make_mesh("fsdp=2,tensor=4")
+    make = functools.partial(Llama, MODEL)
     if inside:
-        with jax.set_mesh(made), mesh.rules():
-            shardings = mesh.param_shardings(MODEL, made)
+        with jax.set_mesh(made), placement.rules():
+            shardings = placement.param_shardings(make, made)
     else:
-        shardings = mesh.param_shardings(MODEL, made)
+        shardings = placement.param_shardings(make, made)
     layers = shardings["layers"]
     assert spec(layers, "attention", "query", "kernel") == P(None, "fsdp", "tensor")
     assert spec(layers, "attention", "output", "kernel") == P(None, "tensor", "fsdp")
@@ -91,7 +94,6 @@ def test_a_step_on_a_mesh_equals_one_device(text):
     config = OptimizerConfig(name="subtrack", rank=4, update_interval=2)
     optimizer = optimizers.make_optimizer(config, 1e-2, seed=0)
     model = LlamaConfig(64, 16, 32, num_layers=2, num_heads=2, init_std=0.2)
-    definition = step.model_definition(model)
     rng = np.random.default_rng(0)
     batches = [
         {
@@ -109,26 +111,28 @@ def test_a_step_on_a_mesh_equals_one_device(text):
             rows.append(jax.device_get(metrics))
         return jax.device_get(state), rows
 
-    create = lambda: step.create_state(model, optimizer, jax.random.key(0))
-    alone = step.make_train_step(definition, optimizer, lambda _: 1e-2)
-    want, want_rows = train(alone, create(), lambda batch: batch)
+    key = jax.random.key(0)
+    alone = llama_setup(model, optimizer, lambda _: 1e-2)
+    want, want_rows = train(
+        alone.train_step, alone.create_state(key), lambda batch: batch
+    )
     made = mesh.make_mesh(text)
-    with jax.set_mesh(made), mesh.rules():
-        shardings = mesh.shardings_of(mesh.abstract_state(model, optimizer, made))
-        together = step.make_train_step(
-            definition, optimizer, lambda _: 1e-2, 2, 0.0, shardings
+    with jax.set_mesh(made), placement.rules():
+        together = llama_setup(
+            model,
+            optimizer,
+            lambda _: 1e-2,
+            mesh=made,
+            gradient_accumulation_steps=2,
         )
-        got, rows = train(
-            together,
-            jax.jit(create, out_shardings=shardings)(),
-            lambda batch: mesh.place_batch(batch, made),
-        )
-        assert together._cache_size() == 1
+        state = together.create_state(key)
+        got, rows = train(together.train_step, state, together.place)
+        assert together.train_step._cache_size() == 1
     for row, want_row in zip(rows, want_rows, strict=True):
         for name, value in want_row.items():
             assert row[name] == pytest.approx(value, rel=2e-4), name
     change = optax.tree.norm(
-        optax.tree.sub(want.params, jax.device_get(create().params))
+        optax.tree.sub(want.params, jax.device_get(alone.create_state(key).params))
     )
     error = optax.tree.norm(optax.tree.sub(got.params, want.params))
     assert error < 1e-3 * change

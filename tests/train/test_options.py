@@ -18,7 +18,7 @@ from train.config.methods import settings_of
 from train.config.optimizer_config import OptimizerConfig, OptimizerName
 from train.config.presets import PRESETS
 from train.config.run_config import PretrainConfig
-from train.timing import timed_programs as subjects
+from train.timing import timed_programs
 
 WEIGHTS = ROOT / "tests/data/hugging_face/tied"
 PROGRAMS = ["pretrain", "compare", "generate", "export", "plan", "benchmark"]
@@ -178,7 +178,7 @@ def test_a_prompt_may_be_empty():
 
 
 def test_the_names_of_the_benchmark_are_those_of_its_methods():
-    assert set(benchmark.NAMES) == set(subjects.METHODS)
+    assert set(benchmark.NAMES) == set(timed_programs.METHODS)
 
 
 def test_values_reach_their_fields():

@@ -11,12 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.train.program import ROOT, assert_one_line_error, assert_refuses, run
 from train import plan
-from train.planning import footprint, targets
-from train.planning import plan_report as planning
+from train.planning import footprint, plan_report, targets
 from train.planning.collectives import Traffic, step_traffic
-from train.step import mesh as meshes
 from train.step import optimizers
-from train.step import train_step as steps
+from train.step.mesh import make_mesh
+from train.step.setup import llama_setup
 
 SMALL = [
     *["--hidden-size", "32", "--mlp-size", "64", "--num-layers", "2"],
@@ -59,13 +58,11 @@ def pieces_bytes(tree, shardings):
 def test_each_device_holds_the_bytes_of_its_shards(planned, column):
     found = planned[1]["optimizers"][column]
     config = plan.read([*SMALL, "--mesh", MESH, "--optimizer", found["optimizer"]])
-    mesh = meshes.make_mesh(MESH)
+    mesh = make_mesh(MESH)
     schedule = optimizers.learning_rate_schedule(config.optimizer, 10)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, 0)
-    state = jax.eval_shape(
-        lambda: steps.create_state(config.model, optimizer, jax.random.key(0))
-    )
-    where = meshes.state_shardings(config.model, optimizer, state, mesh)
+    setup = llama_setup(config.model, optimizer, schedule, mesh=mesh)
+    state, where = setup.abstract_state, setup.state_shardings
     assert found["parameters"] == pieces_bytes(state.params, where.params)
     assert found["optimizer_state"] == pieces_bytes(state.opt_state, where.opt_state)
     assert found["gradients"] == found["parameters"]
@@ -157,7 +154,7 @@ def test_help_names_the_targets():
 
 def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_path):
     measured = footprint.Footprint("subtrack", 1, 1, 1, 1, 4, True, {}, 0.0, 0.0)
-    monkeypatch.setattr(planning, "measure", lambda run, mesh: measured)
+    monkeypatch.setattr(plan_report, "measure", lambda run, mesh: measured)
     with pytest.raises(SystemExit) as stop:
         plan.main(["--target", "cpu:8", "--json", str(tmp_path / "none" / "x.json")])
     assert stop.value.code == 2
@@ -169,14 +166,15 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_path
 )
 def test_a_batch_that_is_not_given_is_made_to_fit(parts, sequences):
     flags = ["--preset", "llama-7b", "--gradient-accumulation-steps", str(parts)]
-    mesh = meshes.make_mesh("data=2,fsdp=4")
+    mesh = make_mesh("data=2,fsdp=4")
     assert (
-        planning.make_run(plan.read(flags), mesh).data.batch_size_sequences == sequences
+        plan_report.make_run(plan.read(flags), mesh).data.batch_size_sequences
+        == sequences
     )
 
 
 def test_sums_of_parts_are_wide():
-    mesh = meshes.make_mesh("fsdp=8")
+    mesh = make_mesh("fsdp=8")
     split = NamedSharding(mesh, PartitionSpec("fsdp"))
     tree = {"a": jax.ShapeDtypeStruct((16, 3), jnp.bfloat16, sharding=split)}
     assert footprint.shard_bytes(tree) == 2 * 3 * 2
@@ -197,7 +195,7 @@ def test_too_little_memory_for_the_compiler_is_a_number():
     values = dataclasses.asdict(
         footprint.Footprint("adamw", 0, 0, 0, needed, needed, False, {}, 0.0, 0.0)
     )
-    table = planning.table([footprint.Footprint(**values)], 25 * 2**30)
+    table = plan_report.table([footprint.Footprint(**values)], 25 * 2**30)
     assert "does not fit" in table
 
 

@@ -80,7 +80,7 @@ def test_seconds_are_medians_of_each_kind_of_step():
 
 
 def test_curves_are_thinned_by_averaging():
-    counts = {"skipped_steps": 0.0, "batch_tokens": 8.0}
+    counts = {"skipped_steps": 0.0, "count": 8.0}
     rows = [{"loss": float(k)} | counts for k in range(1000)]
     curve = records.thinned(rows, 1000)
     assert len(curve) == 200

@@ -9,10 +9,13 @@ import optax
 import pytest
 from flax import nnx
 
+from models import llama
 from models.llama import LlamaConfig
 from train.config.optimizer_config import OptimizerConfig
 from train.step import optimizers
 from train.step import train_step as step
+from train.step.language_model import NextTokenLoss
+from train.step.setup import llama_setup
 
 MODEL = LlamaConfig(64, 16, 32, num_layers=2, num_heads=2, init_std=0.2)
 OPTIMIZER = optax.sgd(0.1)
@@ -32,7 +35,7 @@ def make_batch(seed, shape=(4, 8)):
 @jax.jit
 def mean_loss(params, batches):
     """Mean over the tokens of all batches."""
-    model = nnx.merge(step.model_definition(MODEL), params)
+    model = nnx.merge(llama.definition(MODEL), params)
     total, count = 0.0, 0
     for batch in batches:
         log_probabilities = jax.nn.log_softmax(model(batch["inputs"]))
@@ -44,14 +47,18 @@ def mean_loss(params, batches):
     return total / count
 
 
+def fresh_state(optimizer=OPTIMIZER, model=MODEL, seed=0):
+    setup = llama_setup(model, optimizer, schedule)
+    return setup.create_state(jax.random.key(seed))
+
+
 @pytest.fixture
 def state():
-    return step.create_state(MODEL, OPTIMIZER, jax.random.key(0))
+    return fresh_state()
 
 
 def make(optimizer=OPTIMIZER, **settings):
-    definition = step.model_definition(MODEL)
-    return step.make_train_step(definition, optimizer, schedule, **settings)
+    return llama_setup(MODEL, optimizer, schedule, **settings).train_step
 
 
 def assert_close(tree, other, **tolerance):
@@ -104,13 +111,13 @@ def test_accumulated_parts_equal_the_whole_batch(state, parts):
     split, split_metrics = make(gradient_accumulation_steps=parts)(state, batch)
     assert_close(split.params, whole.params, rtol=1e-5, atol=1e-7)
     assert_close(split_metrics, metrics, rtol=1e-5)
-    assert metrics["batch_tokens"] == jnp.sum(batch["mask"]) < batch["mask"].size
+    assert metrics["count"] == jnp.sum(batch["mask"]) < batch["mask"].size
 
 
 def test_sums_of_bfloat16_parts_keep_their_digits():
     """256 equal parts: a bfloat16 sum would stop growing before the end."""
     model = dataclasses.replace(MODEL, param_dtype="bfloat16")
-    state = step.create_state(model, OPTIMIZER, jax.random.key(0))
+    state = fresh_state(model=model)
     one = make_batch(0, (1, 8)) | {"mask": jnp.ones((1, 8), bool)}
     many = jax.tree.map(lambda x: jnp.repeat(x, 256, axis=0), one)
     want = make()(jax.tree.map(jnp.copy, state), one)[1]
@@ -120,7 +127,7 @@ def test_sums_of_bfloat16_parts_keep_their_digits():
 
 def test_the_z_loss_shrinks_the_partition_and_is_not_reported(state):
     def log_partition(params):
-        model = nnx.merge(step.model_definition(MODEL), params)
+        model = nnx.merge(llama.definition(MODEL), params)
         return float(
             jnp.mean(jax.nn.logsumexp(model(make_batch(0)["inputs"]), -1) ** 2)
         )
@@ -136,7 +143,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name):
     config = OptimizerConfig(name=name, rank=4, update_interval=2)
     optimizer = optimizers.make_optimizer(config, 1e-2, seed=0)
     train_step = make(optimizer)
-    state = step.create_state(MODEL, optimizer, jax.random.key(0))
+    state = fresh_state(optimizer)
     state, _ = train_step(state, make_batch(0))
     before = jax.device_get((state.params, state.opt_state))
     broken = state._replace(
@@ -157,7 +164,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name):
 def test_metrics_of_the_subspace():
     config = OptimizerConfig(name="subtrack", rank=4, update_interval=2)
     optimizer = optimizers.make_optimizer(config, 1e-2, seed=0)
-    state = step.create_state(MODEL, optimizer, jax.random.key(0))
+    state = fresh_state(optimizer)
     state, metrics = make(optimizer)(state, make_batch(0))
     norms = jax.tree.leaves(optax.tree.get(state.opt_state, "gradient_norm"))
     captured = jax.tree.leaves(optax.tree.get(state.opt_state, "captured_energy"))
@@ -174,7 +181,7 @@ def test_metrics_of_the_subspace():
 def test_evaluation_weighs_tokens_not_batches(state):
     batches = [make_batch(0), make_batch(1)]
     batches[1]["mask"] = batches[1]["mask"].at[1:].set(False)
-    loss = step.evaluate(step.model_definition(MODEL), state.params, batches)
+    loss = step.evaluate(NextTokenLoss(MODEL), state.params, batches)
     expected = float(mean_loss(state.params, batches))
     assert loss == pytest.approx(expected, rel=1e-5)
     means = [float(mean_loss(state.params, [batch])) for batch in batches]
@@ -183,8 +190,7 @@ def test_evaluation_weighs_tokens_not_batches(state):
 
 def test_seeds_decide_the_parameters():
     def kernel(seed):
-        key = jax.random.key(seed)
-        return step.create_state(MODEL, OPTIMIZER, key).params["head"]["kernel"]
+        return fresh_state(seed=seed).params["head"]["kernel"]
 
     np.testing.assert_array_equal(kernel(1), kernel(1))
     assert not np.array_equal(kernel(1), kernel(2))

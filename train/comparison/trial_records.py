@@ -191,7 +191,7 @@ def thinned(
 ) -> list[tuple[int, dict[str, float | None]]]:
     """Averages stretches of steps' metrics: at most MAX_CURVE_POINTS in a whole run."""
     size = math.ceil(total / MAX_CURVE_POINTS)
-    left_out = {"batch_tokens", "learning_rate", "skipped_steps"}
+    left_out = {"count", "learning_rate", "skipped_steps"}
     names = [name for name in rows[0] if name not in left_out]
     table = np.array([[row[name] for name in names] for row in rows])
     points = []

@@ -5,7 +5,6 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,9 @@ from train.config.optimizer_config import OptimizerConfig
 from train.config.run_config import RunConfig
 from train.data.dataset import Text
 from train.step import optimizers
-from train.step import train_step as steps
+from train.step.language_model import abstract_batch
+from train.step.setup import TrainSetup, llama_setup
+from train.step.train_state import TrainState
 from train.system.provenance import machine, versions
 
 # A trial has diverged after so many steps in a row that changed nothing.
@@ -35,7 +36,6 @@ class Runner:
 
     def __init__(self, task: RunConfig, text: Text, command: str):
         self._task, self._text, self._command = task, text, command
-        self._definition = steps.model_definition(task.model)
         self._program = functools.cache(self._compile)
 
     def run(
@@ -54,8 +54,9 @@ class Runner:
         Returns:
           The record, or None if it was stopped.
         """
-        optimizer, train_step, compile_seconds = self._program(_shared(trial.optimizer))
-        state = self._start(optimizer, trial)
+        program = self._program(_shared(trial.optimizer))
+        setup, train_step, compile_seconds = program
+        state = _start(setup, trial)
         state_bytes = stj.state_bytes(_plain(self._task, trial), state.params)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         seconds, rows, evaluations = [], [], []
@@ -74,7 +75,8 @@ class Runner:
                 diverged = in_a_row >= MAX_SKIPPED_STEPS_IN_A_ROW
                 is_last = step == self._task.steps or diverged
                 if step % self._task.eval_every_steps == 0 or is_last:
-                    loss = self._evaluate(state.params)
+                    held_out = self._text.held_out_batches()
+                    loss = setup.begin_evaluation(state.params, held_out)()
                     evaluations.append((step, records.finite(loss)))
                     diverged = diverged or not math.isfinite(loss)
                 if not after_step(row["loss"]):
@@ -100,7 +102,7 @@ class Runner:
         )
 
     def _compile(self, config: OptimizerConfig):
-        """The optimizer, the compiled step and the seconds that took."""
+        """The set-up, its compiled step and the seconds that took."""
         schedule = optimizers.learning_rate_schedule(config, self._task.steps)
 
         def with_numbers(learning_rate, matrix_scale, seed):
@@ -116,39 +118,28 @@ class Runner:
         optimizer = optax.inject_hyperparams(
             with_numbers, hyperparam_dtype=jnp.float32
         )(**numbers)
-        train_step = steps.make_train_step(
-            self._definition,
+        setup = llama_setup(
+            self._task.model,
             optimizer,
             schedule,
-            self._task.gradient_accumulation_steps,
             self._task.z_loss_weight,
+            gradient_accumulation_steps=self._task.gradient_accumulation_steps,
             max_gradient_norm=config.max_gradient_norm,
         )
-        create = functools.partial(steps.create_state, self._task.model, optimizer)
-        state = jax.eval_shape(create, jax.random.key(0))
-        shape = (
-            self._task.data.batch_size_sequences,
-            self._task.data.sequence_length_tokens,
-        )
-        dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.bool_}
-        batch = {name: jax.ShapeDtypeStruct(shape, dtypes[name]) for name in dtypes}
+        batch = abstract_batch(self._task.data)
         began = time.perf_counter()
-        compiled = train_step.lower(state, batch).compile()
-        return optimizer, compiled, time.perf_counter() - began
+        compiled = setup.train_step.lower(setup.abstract_state, batch).compile()
+        return setup, compiled, time.perf_counter() - began
 
-    def _start(self, optimizer: Any, trial: Trial) -> steps.TrainState:
-        key = jax.random.key(trial.seed)
-        state = steps.create_state(self._task.model, optimizer, key)
-        numbers = {
-            "learning_rate": jnp.float32(trial.optimizer.learning_rate),
-            "matrix_scale": jnp.float32(trial.matrix_scale),
-            "seed": jnp.uint32(trial.seed),
-        }
-        return state._replace(opt_state=state.opt_state._replace(hyperparams=numbers))
 
-    def _evaluate(self, params: Any) -> float:
-        batches = self._text.held_out_batches()
-        return steps.evaluate(self._definition, params, batches)
+def _start(setup: TrainSetup, trial: Trial) -> TrainState:
+    state = setup.create_state(jax.random.key(trial.seed))
+    numbers = {
+        "learning_rate": jnp.float32(trial.optimizer.learning_rate),
+        "matrix_scale": jnp.float32(trial.matrix_scale),
+        "seed": jnp.uint32(trial.seed),
+    }
+    return state._replace(opt_state=state.opt_state._replace(hyperparams=numbers))
 
 
 def _shared(optimizer: OptimizerConfig) -> OptimizerConfig:

@@ -7,16 +7,17 @@ from typing import Any
 import grain
 import jax
 
+from models import llama
 from train.config.optimizer_config import OptimizerConfig
 from train.config.rules import flag
 from train.config.run_config import PretrainConfig
 from train.data.dataset import Text
 from train.data.packing import Batch
-from train.rundir import changes as settings
+from train.rundir import changes
 from train.rundir.checkpoints import Checkpoints
 from train.rundir.directory import Found
 from train.step import optimizers
-from train.step import train_step as steps
+from train.step.train_state import TrainState, abstract_state
 
 
 def settings_of_state(config: PretrainConfig, saved: PretrainConfig) -> list[str]:
@@ -27,7 +28,7 @@ def settings_of_state(config: PretrainConfig, saved: PretrainConfig) -> list[str
         return []
     changed = [
         name.removeprefix("optimizer.")
-        for name in settings.find(config, saved)
+        for name in changes.find(config, saved)
         if name.startswith("optimizer.")
     ]
     guilty = [
@@ -41,10 +42,9 @@ def settings_of_state(config: PretrainConfig, saved: PretrainConfig) -> list[str
 
 def _state_shapes(config: PretrainConfig, optimizer: OptimizerConfig) -> Any:
     made = optimizers.make_optimizer(optimizer, 1.0, config.seed, steps=config.steps)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    create = functools.partial(steps.create_state, config.model, made)
+    params = llama.abstract_params(config.model)
     try:
-        leaves, structure = jax.tree.flatten(jax.eval_shape(create, key))
+        leaves, structure = jax.tree.flatten(abstract_state(params, made))
     except ValueError:  # of a rank that no matrix of this model takes
         return None
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
@@ -52,11 +52,11 @@ def _state_shapes(config: PretrainConfig, optimizer: OptimizerConfig) -> Any:
 
 def restore(
     checkpoints: Checkpoints,
-    abstract: steps.TrainState,
+    abstract: TrainState,
     text: Text,
     found: Found | None,
     **options: Any,
-) -> tuple[steps.TrainState | None, grain.DatasetIterator[Batch]]:
+) -> tuple[TrainState | None, grain.DatasetIterator[Batch]]:
     """The newest checkpoint that is sound, and batches that go on after it.
 
     Where a change has put other rows in the place of those that were read, the
@@ -71,11 +71,11 @@ def restore(
       **options: of `Checkpoints.restore`, which also says what is raised.
     """
     batches = text.train_batches()
-    changes = found.changes if found else {}
+    changed = found.changes if found else {}
     if found and found.has_other_rows:
         return checkpoints.restore(abstract, _Unmoved(), **options), batches
     state = checkpoints.restore(abstract, batches, **options)
-    if state is not None and (change := changes.get("data.batch_size_sequences")):
+    if state is not None and (change := changed.get("data.batch_size_sequences")):
         position, (before, now) = batches.get_state(), change
         if "next_index" in position:  # counts batches; a stream's counts documents
             index = position["next_index"] * before // now
@@ -90,7 +90,7 @@ class _Unmoved:
         """Does nothing."""
 
 
-def describe(config: PretrainConfig, found: Found, state: steps.TrainState) -> str:
+def describe(config: PretrainConfig, found: Found, state: TrainState) -> str:
     """Lists the settings that change from a step on, a line each; empty if none do.
 
     Args:
@@ -126,7 +126,7 @@ def describe(config: PretrainConfig, found: Found, state: steps.TrainState) -> s
     return "\n".join(lines)
 
 
-def _rate(config: PretrainConfig, state: steps.TrainState) -> str:
+def _rate(config: PretrainConfig, state: TrainState) -> str:
     """The learning rate of the step after a state."""
     schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
     return f"{float(schedule(state.step - state.skipped_steps)):.3g}"

@@ -11,7 +11,7 @@ from train.config.presets import PRESETS
 from train.config.run_config import PRETRAIN, PretrainConfig
 from train.data.dataset import Text
 from train.rundir.saved_config import CONFIG_FILE
-from train.step.train_step import TrainState
+from train.step.train_state import TrainState
 from train.tokenization.tokenizer import Tokenizer
 
 

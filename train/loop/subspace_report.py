@@ -12,7 +12,7 @@ import subtrack_jax as stj
 from train.config import methods
 from train.config.run_config import PretrainConfig
 from train.rundir.metrics import Stopwatch
-from train.step.train_step import TrainState
+from train.step.train_state import TrainState
 from train.system import processes
 from train.system.json_lines import JsonLines
 

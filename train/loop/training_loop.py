@@ -1,17 +1,15 @@
 """The training loop, from opening the text to the last sample."""
 
 import contextlib
-import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from models import generation
+from models import generation, llama
 from train.config.run_config import PretrainConfig
 from train.data import dataset as data
 from train.generation import writing
@@ -23,9 +21,10 @@ from train.rundir.checkpoints import CheckpointError, Checkpoints, quiet_orbax
 from train.rundir.directory import Found, keep_settings, open_directory
 from train.rundir.journal import DivergedError, Journal
 from train.rundir.saved_config import CONFIG_FILE, save_config
-from train.step import given_weights, optimizers
-from train.step import mesh as meshes
-from train.step import train_step as steps
+from train.step import given_weights, optimizers, placement
+from train.step.mesh import check_batch, make_mesh
+from train.step.setup import TrainSetup, pretraining
+from train.step.train_state import TrainState
 from train.system import compilation_cache, console, out_of_memory, processes
 from train.system.interruption import Interruption
 
@@ -57,42 +56,25 @@ def pretrain(
       MemoryError: the model is too large for the devices.
       OSError: the metrics cannot be written.
     """
-    schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
-    optimizer = optimizers.make_optimizer(
-        config.optimizer, schedule, config.seed, steps=config.steps
-    )
-    definition = steps.model_definition(config.model)
-    placed = meshes.abstract_state(config.model, optimizer, mesh)
-    out_of_memory.check(placed)
-    train_step = steps.make_train_step(
-        definition,
-        optimizer,
-        schedule,
-        config.gradient_accumulation_steps,
-        config.z_loss_weight,
-        meshes.shardings_of(placed),
-        config.optimizer.max_gradient_norm,
-    )
-
-    def place(batch: data.Batch) -> Any:
-        return meshes.place_batch(batch, mesh)
+    setup = pretraining(config, mesh)
+    out_of_memory.check(setup.abstract_state)
 
     def begin_evaluation() -> Callable[[], float]:
-        held_out = map(place, text.held_out_batches())
-        return steps.begin_evaluation(definition, state.params, held_out)
+        return setup.begin_evaluation(state.params, text.held_out_batches())
 
     def sample() -> str:
-        return _sample(nnx.merge(definition, state.params), text, config)
+        model = nnx.merge(llama.definition(config.model), state.params)
+        return _sample(model, text, config)
 
     state, batches = continuation.restore(
-        checkpoints, placed, text, found, report=console.warn
+        checkpoints, setup.abstract_state, text, found, report=console.warn
     )
     if state is None:
         if found:
             _warn_once(
                 "the run was stopped before its first checkpoint and starts over"
             )
-        state = _create_state(config, optimizer, placed, read_weights)
+        state = _create_state(config, setup, read_weights)
     first = int(state.step)
     is_other = bool(found and found.has_other_evaluation)
     if is_other:
@@ -108,7 +90,7 @@ def pretrain(
     if first == 0:
         finish_evaluation = begin_evaluation()
         # Traced for the first step while the devices evaluate.
-        train_step.lower(state, place(next(text.held_out_batches())))
+        setup.train_step.lower(state, setup.place(next(text.held_out_batches())))
         eval_loss = finish_evaluation()
         print(f"\nBefore training, held-out loss {eval_loss:.3f}:\n{sample()}\n")
         # Random weights are not worth a best checkpoint.
@@ -128,7 +110,7 @@ def pretrain(
         for step in range(first + 1, config.steps + 1):
             diagnostics.before(step, state, journal.skipped_steps)
             # Only dispatched: while it runs, the step before is written down.
-            state, values = train_step(state, place(next(batches)))
+            state, values = setup.train_step(state, setup.place(next(batches)))
             values["epoch"] = text.epoch(batches)
             if previous is not None:
                 journal.record(*previous)
@@ -169,20 +151,14 @@ def pretrain(
 
 def _create_state(
     config: PretrainConfig,
-    optimizer: optax.GradientTransformation,
-    placed: steps.TrainState,
+    setup: TrainSetup,
     read_weights: Callable[[], Any] | None,
-) -> steps.TrainState:
-    shardings = meshes.shardings_of(placed)
+) -> TrainState:
     if read_weights is None:
-        create = functools.partial(steps.create_state, config.model, optimizer)
-        seed = jax.random.key(config.seed)
-        return jax.jit(create, out_shardings=shardings)(seed)
-    create = functools.partial(steps.create_state_of, optimizer=optimizer)
+        return setup.create_state(jax.random.key(config.seed))
     with console.user_errors(ValueError, OSError):
         params = read_weights()
-    params = jax.device_put(params, shardings.params)
-    return jax.jit(create, out_shardings=shardings)(params)
+    return setup.create_state_of(params)
 
 
 def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
@@ -255,8 +231,8 @@ def run(config: PretrainConfig) -> int:
                 config = given_weights.settle(config, _warn_once)
                 check_has_subspaces(config)
                 optimizers.check_rank(config.optimizer, config.model)
-                mesh = meshes.make_mesh(config.mesh)
-                meshes.check_batch(
+                mesh = make_mesh(config.mesh)
+                check_batch(
                     config.data.batch_size_sequences,
                     config.gradient_accumulation_steps,
                     mesh,
@@ -273,7 +249,7 @@ def run(config: PretrainConfig) -> int:
                 read_weights = given_weights.reader(config, now=not found)
             text = _open_text(config, found)
         stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(meshes.rules())
+        stack.enter_context(placement.rules())
         # From here on a ValueError is a fault of the program, not of its user.
         with (
             console.user_errors(OSError, CheckpointError, DivergedError, MemoryError),

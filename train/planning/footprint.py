@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from train.config.run_config import PretrainConfig
 from train.planning.collectives import Kinds, step_traffic
-from train.step import mesh as meshes
-from train.step import optimizers
-from train.step import train_step as steps
+from train.step import placement
+from train.step.language_model import abstract_batch
+from train.step.setup import pretraining
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,27 +53,12 @@ class Footprint:
 
 def measure(run: PretrainConfig, mesh: Mesh) -> Footprint:
     """Compiles the step of a run for the devices of a mesh, which need not be there."""
-    schedule = optimizers.learning_rate_schedule(run.optimizer, run.steps)
-    optimizer = optimizers.make_optimizer(
-        run.optimizer, schedule, run.seed, steps=run.steps
-    )
-    abstract = jax.eval_shape(
-        lambda: steps.create_state(run.model, optimizer, jax.random.key(0))
-    )
-    shardings = meshes.state_shardings(run.model, optimizer, abstract, mesh)
-    state = jax.tree.map(_placed, abstract, shardings)
-    train_step = steps.make_train_step(
-        steps.model_definition(run.model),
-        optimizer,
-        schedule,
-        run.gradient_accumulation_steps,
-        run.z_loss_weight,
-        shardings,
-        run.optimizer.max_gradient_norm,
-    )
+    setup = pretraining(run, mesh)
+    state = setup.abstract_state
+    batch = abstract_batch(run.data, placement.batch_sharding(mesh))
     began = time.perf_counter()
-    with jax.set_mesh(mesh), meshes.rules():
-        lowered = train_step.lower(state, _batch(run, mesh))
+    with jax.set_mesh(mesh), placement.rules():
+        lowered = setup.train_step.lower(state, batch)
     lowered_at = time.perf_counter()
     compiled, needed = compile_step(lowered)
     compiled_at = time.perf_counter()
@@ -108,22 +92,6 @@ def shard_bytes(tree: Any, least_itemsize: int = 0) -> int:
         * max(leaf.dtype.itemsize, least_itemsize)
         for leaf in jax.tree.leaves(tree)
     )
-
-
-def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _batch(run: PretrainConfig, mesh: Mesh) -> dict[str, Any]:
-    dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.bool_}
-    return {
-        name: jax.ShapeDtypeStruct(
-            (run.data.batch_size_sequences, run.data.sequence_length_tokens),
-            dtype,
-            sharding=meshes.batch_sharding(mesh),
-        )
-        for name, dtype in dtypes.items()
-    }
 
 
 def compile_step(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:

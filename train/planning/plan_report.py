@@ -17,8 +17,8 @@ from train.planning.collectives import KINDS, PHASES, Traffic
 from train.planning.footprint import Footprint, measure
 from train.planning.targets import open_target
 from train.reports import tables
-from train.step import mesh as meshes
 from train.step import optimizers
+from train.step.mesh import BATCH_AXES, batch_pieces, make_mesh
 from train.system import console
 from train.system.files import write_whole
 
@@ -38,8 +38,7 @@ def make_run(config: PlanConfig, mesh: Mesh) -> PretrainConfig:
       ValueError: the mesh does not divide the given batch size.
     """
     preset = PRESETS[config.preset]
-    axes, parts = meshes.RULES["batch"], config.gradient_accumulation_steps
-    pieces = math.prod(mesh.shape[axis] for axis in axes)
+    pieces, parts = batch_pieces(mesh), config.gradient_accumulation_steps
     size = config.batch_size_sequences
     if size is None:
         sequences = preset.data.batch_size_sequences
@@ -47,8 +46,8 @@ def make_run(config: PlanConfig, mesh: Mesh) -> PretrainConfig:
     if size % (pieces * parts):
         raise ValueError(
             f"--batch-size-sequences {size} must be a multiple of {pieces * parts}: "
-            f"the {pieces} pieces that {' and '.join(axes)} of --mesh {config.mesh} "
-            f"make of each of --gradient-accumulation-steps {parts}"
+            f"the {pieces} pieces that {' and '.join(BATCH_AXES)} of --mesh "
+            f"{config.mesh} make of each of --gradient-accumulation-steps {parts}"
         )
     data = dataclasses.replace(
         preset.data,
@@ -120,7 +119,7 @@ def run(config: PlanConfig) -> None:
     """Prints the plan and, with --json, writes its numbers to a file."""
     with console.user_errors(ValueError):
         target = open_target(config.target)
-        mesh = meshes.make_mesh(config.mesh, target.devices)
+        mesh = make_mesh(config.mesh, target.devices)
         run = make_run(config, mesh)
         runs = [
             dataclasses.replace(

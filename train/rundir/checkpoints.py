@@ -20,7 +20,7 @@ from train.rundir import best_checkpoint, checksums, damage
 from train.rundir import checkpoint_reading as reading
 from train.rundir.checkpoint_reading import CheckpointError, UnreadableError
 from train.rundir.directory import CHECKPOINTS
-from train.step.train_step import TrainState
+from train.step.train_state import TrainState
 from train.system import files, processes
 
 DAMAGED_DIRECTORY = "damaged-checkpoints"

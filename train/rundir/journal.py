@@ -63,14 +63,15 @@ class Journal:
 
         Args:
           step: the step.
-          values: its metrics; `batch_tokens` is replaced by the total of all steps.
+          values: its metrics; `count`, of its tokens, is replaced by the total of all
+            steps.
         """
         values = jax.device_get(values)
-        batch_tokens = values.pop("batch_tokens")
-        self._tokens += int(batch_tokens)
+        batch_tokens = int(values.pop("count"))
+        self._tokens += batch_tokens
         values["tokens"] = self._tokens
         values["elapsed_seconds"] = time.perf_counter() - self._began
-        rate = int(batch_tokens) / self.watch.lap()
+        rate = batch_tokens / self.watch.lap()
         values["tokens_per_second"] = rate
         if self._peak_flops is not None:
             values["mfu"] = rate * self._flops_per_token / self._peak_flops

@@ -1,4 +1,4 @@
-"""Compiled functions: one optimizer step, and the loss of one held-out batch."""
+"""Compiled functions: one optimizer step, and the mean loss of held-out batches."""
 
 import functools
 import math
@@ -8,112 +8,76 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
-from models import llama
 from subtrack_jax._internal.loops import apply_if
-from train.data.dataset import Batch
+from train.step.train_state import TrainState
+
+# Arrays whose first axis is the batch's, by name.
+Batch = Any
 
 
-class TrainState(NamedTuple):
-    """All that a step changes."""
+class LossSums(NamedTuple):
+    """Sums over the counted tokens or examples of a batch; all are ().
 
-    step: jax.Array  # (), int32; batches seen so far
-    skipped_steps: jax.Array  # (), int32; those of them that changed nothing
-    params: Any  # nested dictionaries of arrays
-    opt_state: optax.OptState
+    Attributes:
+      total: float32; what is minimised.
+      count: int32; number of tokens or examples.
+      other: float32; further sums to report, by name. `loss` is reported, and
+        evaluated, in place of the total.
+    """
+
+    total: jax.Array
+    count: jax.Array
+    other: dict[str, jax.Array]
 
 
+# From parameters, a batch, and a key for dropout; hashable, to be compiled once.
+LossFunction = Callable[[Any, Batch, jax.Array], LossSums]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def create_state(
-    config: llama.LlamaConfig, optimizer: optax.GradientTransformation, key: jax.Array
-) -> TrainState:
-    """Fresh parameters and optimizer state."""
-    model = llama.Llama(config, rngs=nnx.Rngs(key))
-    return create_state_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)), optimizer)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def create_state_of(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """Given parameters and a fresh optimizer state."""
-    params = jax.tree.map(jnp.asarray, params)
-    return TrainState(jnp.int32(0), jnp.int32(0), params, optimizer.init(params))
-
-
-def model_definition(config: llama.LlamaConfig) -> nnx.GraphDef[llama.Llama]:
-    """The model without its parameters: `nnx.merge` joins them again."""
-    return nnx.graphdef(nnx.eval_shape(lambda: llama.Llama(config, rngs=nnx.Rngs(0))))
-
-
 def make_train_step(
-    definition: nnx.GraphDef[llama.Llama],
+    loss_sums: LossFunction,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     gradient_accumulation_steps: int = 1,
-    z_loss_weight: float = 0.0,
     state_shardings: TrainState | None = None,
     max_gradient_norm: float = math.inf,
+    seed: int = 0,
 ) -> TrainStep:
-    """Compiles the step; it consumes the state it is given.
+    """Compiles the training step, which donates the state it is given.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as
-    they were, and counts as skipped.
+    The gradient is that of total / count of the whole batch, whatever each
+    micro-batch holds. A step whose loss or gradient is not finite leaves parameters
+    and optimizer as they were, and counts as skipped.
 
     Args:
-      definition: the model, from `model_definition`.
+      loss_sums: the loss.
       optimizer: the optimizer.
       schedule: its learning rate over the steps that were not skipped, to report.
-      gradient_accumulation_steps: parts of a batch that are computed one after
-        another; the batch size must be a multiple of it.
-      z_loss_weight: weight of the squared log-partition in what is minimised.
-      state_shardings: where the new state belongs; None: wherever the compiler puts
-        it.
+      gradient_accumulation_steps: micro-batches that are computed sequentially; the
+        batch size must be a multiple of it.
+      state_shardings: shardings of the new state; None: the compiler's choice.
       max_gradient_norm: gradients are scaled down to this global norm.
+      seed: of the keys that the loss gets, one for each step and micro-batch.
 
     Returns:
       The step: (state, batch) -> (new state, metrics). The metrics are scalars:
-      `loss`, the mean cross-entropy over the batch's tokens before the step, in
-      nats; `batch_tokens`, the number of them; `gradient_norm`, before clipping;
-      `learning_rate`; `skipped_steps`, so far; and what `subspace_metrics` finds.
+      `loss` and other means over the batch before the step; `count`, its tokens or
+      examples; `gradient_norm`, before clipping; `learning_rate`; `skipped_steps`, so
+      far; and those of `subspace_metrics`.
     """
-
-    def weighed(params, batch, weight):
-        losses = llama.token_loss(nnx.merge(definition, params), **batch)
-        total = losses.loss + z_loss_weight * losses.squared_log_z
-        return weight * total, weight * losses.loss
-
-    gradient_of = jax.grad(weighed, has_aux=True)
-
-    def mean_gradient(params, batch):
-        """Mean over all tokens together, however many each part has."""
-        weight = 1 / jnp.maximum(jnp.sum(batch["mask"]), 1)
-        parts = gradient_accumulation_steps
-        if parts == 1:
-            return gradient_of(params, batch, weight)
-
-        def add(carry, part):
-            gradients, loss = gradient_of(params, part, weight)
-            wide = jax.tree.map(lambda total, g: total + g, carry[0], gradients)
-            return (wide, carry[1] + loss), None
-
-        # Neighbours go to different parts, so that a batch split over devices stays
-        # split in each; sums of small parts need more digits than bfloat16 has.
-        zeros = jax.tree.map(
-            lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)),
-            params,
-        )
-        split = jax.tree.map(
-            lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-        (gradients, loss), _ = jax.lax.scan(add, (zeros, jnp.float32(0)), split)
-        return jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params), loss
+    parts = gradient_accumulation_steps
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None))
     def train_step(state: TrainState, batch: Batch):
-        gradients, loss = mean_gradient(state.params, batch)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if parts == 1:
+            gradients, means, count = _gradient(loss_sums, state.params, batch, key)
+        else:
+            gradients, means, count = _accumulated_gradient(
+                loss_sums, state.params, batch, key, parts
+            )
         norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
         factor = jnp.minimum(max_gradient_norm / norm, 1)
 
@@ -125,15 +89,14 @@ def make_train_step(
             updates, opt_state = optimizer.update(clipped, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
-        is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        # Not a select over the results, which would keep all that was before.
+        is_finite = jnp.isfinite(means["loss"]) & jnp.isfinite(norm)
+        # A select over the results would keep the old state in memory.
         params, opt_state = apply_if(
             is_finite, update, (state.params, state.opt_state), "update"
         )
         skipped_steps = state.skipped_steps + ~is_finite
-        metrics = {
-            "loss": loss,
-            "batch_tokens": jnp.sum(batch["mask"]),
+        metrics = means | {
+            "count": count,
             "gradient_norm": norm,
             "learning_rate": schedule(state.step - state.skipped_steps),
             "skipped_steps": skipped_steps,
@@ -144,14 +107,72 @@ def make_train_step(
     return train_step
 
 
+def _gradient(
+    loss_sums: LossFunction,
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    count: jax.Array | None = None,
+) -> tuple[Any, dict[str, jax.Array], jax.Array]:
+    """Gradient of total / count, the means of all sums, and the count.
+
+    Args:
+      loss_sums: the loss.
+      params: the parameters.
+      batch: a batch, or a part of one.
+      key: for dropout.
+      count: that of the whole batch; None: the batch is whole.
+    """
+
+    def total(params):
+        sums = loss_sums(params, batch, key)
+        return sums.total, sums
+
+    _, backward, sums = jax.vjp(total, params, has_aux=True)
+    count = sums.count if count is None else count
+    weight = 1 / jnp.maximum(count, 1)
+    (gradients,) = backward(weight)
+    reported = {"loss": sums.total} | sums.other
+    return gradients, {name: weight * each for name, each in reported.items()}, count
+
+
+def _accumulated_gradient(
+    loss_sums: LossFunction, params: Any, batch: Batch, key: jax.Array, parts: int
+) -> tuple[Any, dict[str, jax.Array], jax.Array]:
+    """`_gradient` of a batch, computed in parts one after another."""
+    whole = loss_sums(params, batch, key)  # the compiler drops all but the count
+    count = whole.count
+
+    def add(totals, inputs):
+        part, index = inputs
+        own = jax.random.fold_in(key, index)
+        found = _gradient(loss_sums, params, part, own, count)[:2]
+        return jax.tree.map(jnp.add, totals, found), None
+
+    # Strided, so that a batch split over devices stays split in each part.
+    split = jax.tree.map(
+        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+    # Sums of many parts need more digits than bfloat16 has.
+    zeros = jax.tree.map(
+        lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params
+    )
+    no_means = dict.fromkeys(["loss", *whole.other], jnp.float32(0))
+    (gradients, means), _ = jax.lax.scan(
+        add, (zeros, no_means), (split, jnp.arange(parts))
+    )
+    gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params)
+    return gradients, means, count
+
+
 def subspace_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
-    """How the subspaces of a monitored low-rank optimizer fit the last gradient.
+    """Fit of a monitored low-rank optimizer's subspaces to the last gradient.
 
     Returns:
       `captured_energy`, the share of the squared norm of all low-rank gradients
       that lies within their subspaces; `recovery_ratio`, |Lambda| / |G|, the norm
-      of what was recovered from outside of them over that of the gradients.
-      Nothing for optimizers without.
+      of what was recovered from outside of them over that of the gradients. Empty
+      for other optimizers.
     """
 
     def squares(name):
@@ -173,18 +194,16 @@ def subspace_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     return metrics
 
 
-def evaluate(
-    definition: nnx.GraphDef[llama.Llama], params: Any, batches: Iterable[Batch]
-) -> float:
-    """Total loss of the batches divided by their number of tokens, in nats."""
-    return begin_evaluation(definition, params, batches)()
+def evaluate(loss_sums: LossFunction, params: Any, batches: Iterable[Batch]) -> float:
+    """Mean loss over all counted tokens or examples of the batches."""
+    return begin_evaluation(loss_sums, params, batches)()
 
 
 def begin_evaluation(
-    definition: nnx.GraphDef[llama.Llama], params: Any, batches: Iterable[Batch]
+    loss_sums: LossFunction, params: Any, batches: Iterable[Batch]
 ) -> Callable[[], float]:
     """Dispatches an evaluation; the function that is returned waits for its result."""
-    sums = [_token_loss(definition, params, batch) for batch in batches]
+    sums = [_loss_and_count(loss_sums, params, batch) for batch in batches]
 
     def finish() -> float:
         totals, counts = zip(*jax.device_get(sums), strict=True)
@@ -194,6 +213,6 @@ def begin_evaluation(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _token_loss(definition, params, batch):
-    losses = llama.token_loss(nnx.merge(definition, params), **batch)
-    return losses.loss, losses.count
+def _loss_and_count(loss_sums, params, batch):
+    sums = loss_sums(params, batch, jax.random.key(0))
+    return sums.other.get("loss", sums.total), sums.count

@@ -16,11 +16,11 @@ from train.config.methods import moves_on_every_step
 from train.config.presets import PRESETS
 from train.planning.targets import open_target
 from train.planning.tpu_cycles import estimated_cycles
-from train.step import mesh as meshes
+from train.step.mesh import make_mesh
 from train.system import console
 from train.system.files import write_whole
 from train.system.provenance import machine, versions
-from train.timing import timed_programs as subjects
+from train.timing import timed_programs
 from train.timing.benchmark_report import Cost, plot, table
 from train.timing.interleaved import interleaved
 from train.timing.timed_programs import METHODS, Subject
@@ -84,7 +84,7 @@ def measure(config: BenchmarkConfig) -> tuple[dict[str, Cost], int]:
     )
     run = dataclasses.replace(preset, model=model, data=data)
     layout = "stacked" if config.measure == "step" else config.layout
-    shapes = subjects.parameter_shapes(model, layout)
+    shapes = timed_programs.parameter_shapes(model, layout)
     place = _placement(config.target)
 
     found, state_bytes = {}, {}
@@ -97,9 +97,9 @@ def measure(config: BenchmarkConfig) -> tuple[dict[str, Cost], int]:
                 f"{name} does not take {layout} layers: {error}"
             ) from error
         found[name] = (
-            subjects.training_subject(optimizer, run)
+            timed_programs.training_subject(optimizer, run)
             if config.measure == "step"
-            else subjects.update_subject(optimizer, shapes)
+            else timed_programs.update_subject(optimizer, shapes)
         )
     compiled, seconds = _compile(found, config.compile_rounds, place)
     costs = {}
@@ -123,7 +123,7 @@ def _placement(target: str | None) -> Callable[[Any], Any]:
     """Puts shapes on the first device of a target."""
     if target is None:
         return lambda shape: shape
-    mesh = meshes.make_mesh("data=1", open_target(target).devices[:1])
+    mesh = make_mesh("data=1", open_target(target).devices[:1])
     whole = NamedSharding(mesh, P())
     return lambda shape: shape.update(sharding=whole)
 

@@ -11,7 +11,8 @@ import optax
 from models import llama
 from train.config.methods import LOW_RANK, Method
 from train.config.run_config import Layout, PretrainConfig
-from train.step import train_step as steps
+from train.step.language_model import abstract_batch
+from train.step.setup import llama_setup
 
 Optimizer = optax.GradientTransformation
 
@@ -80,12 +81,10 @@ def update_subject(optimizer: Optimizer, shapes: Any) -> Subject:
 
 def training_subject(optimizer: Optimizer, run: PretrainConfig) -> Subject:
     """A whole step of training, on one batch of random tokens."""
-    train_step = steps.make_train_step(
-        steps.model_definition(run.model), optimizer, lambda count: 1e-3
-    )
+    setup = llama_setup(run.model, optimizer, lambda count: 1e-3)
 
     def make_extra():
-        shape = (run.data.batch_size_sequences, run.data.sequence_length_tokens)
+        shape = abstract_batch(run.data)["inputs"].shape
         tokens = jax.random.randint(
             jax.random.key(1), shape, 0, run.model.vocabulary_size
         )
@@ -93,8 +92,8 @@ def training_subject(optimizer: Optimizer, run: PretrainConfig) -> Subject:
         return {"inputs": tokens, "targets": jnp.roll(tokens, -1, 1), "mask": mask}
 
     return Subject(
-        lambda state, batch: train_step(state, batch)[0],
-        lambda: steps.create_state(run.model, optimizer, jax.random.key(0)),
+        lambda state, batch: setup.train_step(state, batch)[0],
+        lambda: setup.create_state(jax.random.key(0)),
         make_extra,
     )
 

@@ -1,0 +1,49 @@
+"""Next-token loss of a LLaMA, and the shapes of its batches."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models import llama
+from models.llama import LlamaConfig
+from train.config.run_config import DataConfig
+from train.step.train_step import Batch, LossSums
+
+
+@dataclasses.dataclass(frozen=True)
+class NextTokenLoss:
+    """Cross-entropy in nats, summed over the tokens of a batch that count.
+
+    Attributes:
+      model: the model's config.
+      z_loss_weight: weight of the squared log-partition in what is minimised; the
+        loss is reported without it.
+    """
+
+    model: LlamaConfig
+    z_loss_weight: float = 0.0
+
+    def __call__(self, params: Any, batch: Batch, key: jax.Array) -> LossSums:
+        """Loss without dropout: the key is not used."""
+        del key
+        model = nnx.merge(llama.definition(self.model), params)
+        losses = llama.token_loss(model, **batch)
+        total = losses.loss + self.z_loss_weight * losses.squared_log_z
+        return LossSums(total, losses.count, {"loss": losses.loss})
+
+
+def abstract_batch(data: DataConfig, sharding: Any = None) -> dict[str, Any]:
+    """Shapes and dtypes of a batch.
+
+    Shapes: (batch_size_sequences, sequence_length_tokens) of `inputs` and `targets`
+    (int32) and of `mask` (bool).
+    """
+    shape = (data.batch_size_sequences, data.sequence_length_tokens)
+    dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "mask": jnp.bool_}
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, dtype in dtypes.items()
+    }
