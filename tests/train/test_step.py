@@ -16,6 +16,7 @@ from train.step import optimizers
 from train.step import train_step as step
 from train.step.language_model import NextTokenLoss
 from train.step.setup import llama_setup
+from train.step.train_state import initial_state
 
 MODEL = LlamaConfig(64, 16, 32, num_layers=2, num_heads=2, init_std=0.2)
 OPTIMIZER = optax.sgd(0.1)
@@ -194,3 +195,30 @@ def test_seeds_decide_the_parameters():
 
     np.testing.assert_array_equal(kernel(1), kernel(1))
     assert not np.array_equal(kernel(1), kernel(2))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_any_loss_trains_with_a_key_for_each_step_and_part(parts):
+    """Mean of w * noise over examples: its gradient is the mean of the noise."""
+
+    def loss_sums(params, batch, key):
+        noise = jax.random.normal(key, batch["counts"].shape)
+        total = jnp.sum(params["w"] * noise, where=batch["counts"])
+        return step.LossSums(total, jnp.sum(batch["counts"]), {})
+
+    batch = {"counts": jnp.array([True, True, False, True])}
+    train_step = step.make_train_step(loss_sums, OPTIMIZER, schedule, parts, seed=7)
+    state = initial_state({"w": 1.0}, OPTIMIZER)
+    for number in range(2):
+        before = float(state.params["w"])
+        key = jax.random.fold_in(jax.random.key(7), number)
+        if parts == 1:
+            noise = jax.random.normal(key, (4,))
+        else:  # strided: examples 0 and 2, then 1 and 3
+            keys = [jax.random.fold_in(key, part) for part in range(2)]
+            noise = jnp.stack([jax.random.normal(k, (2,)) for k in keys], 1).ravel()
+        mean = float(jnp.mean(noise, where=batch["counts"]))
+        state, metrics = train_step(state, batch)
+        assert metrics["count"] == 3
+        assert metrics["loss"] == pytest.approx(before * mean, rel=1e-5)
+        assert state.params["w"] == pytest.approx(before - 0.1 * mean, rel=1e-5)
