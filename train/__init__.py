@@ -2,7 +2,7 @@
 
 import sys
 
-# While Python looks for `python -m train.X`: answer signals before slow imports.
+# sys.argv[0] is "-m" while Python looks for the module: handle signals before imports.
 if sys.argv[0] == "-m":
     from train.system.interruption import Interruption
 

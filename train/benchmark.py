@@ -1,4 +1,4 @@
-"""Seconds and bytes of optimizers: `python -m train.benchmark --help`."""
+"""Benchmarks time and memory of optimizers: `python -m train.benchmark --help`."""
 
 import dataclasses
 import pathlib
@@ -15,7 +15,7 @@ from train.config.rules import at_least_1, check, check_name
 from train.config.run_config import Layout, PresetName, Switch
 
 PROGRAM = "python -m train.benchmark"
-# Ours have the names that they have in train.pretrain.
+# Other names are those of train.pretrain.
 _OPTAX = ("adamw", "adafactor", "optax-galore", "optax-muon")
 _NOT_OURS = {*_OPTAX, "muon", "static"}
 NAMES = (*_OPTAX, *(n for n in typing.get_args(OptimizerName) if n not in _NOT_OURS))
@@ -23,11 +23,11 @@ DEFAULT = "adamw,optax-galore,optax-muon,adafactor,subtrack,grass-walk,grass-jum
 EXAMPLES = (
     Example("updates of a model of 60 million parameters", ""),
     Example(
-        "whole training steps of two optimizers, with a picture",
+        "training steps of two optimizers, with a chart",
         "--measure step --optimizers adamw,subtrack --output runs/benchmark",
     ),
     Example(
-        "bytes and compile times alone, for a TPU that is not there",
+        "only bytes and compile times, for a TPU that is not present",
         "--preset llama-1b --num-layers 1 --target tpu-v5e:2x2",
     ),
 )
@@ -38,33 +38,32 @@ class BenchmarkConfig:
     """Times optimizers in one process, interleaved.
 
     Every round runs every optimizer once; ratios are taken within rounds, so that
-    what else the machine does cancels. The first optimizer is the measure of the
-    others.
+    other load on the machine cancels. Ratios are to the first optimizer.
 
     Attributes:
-      preset: whose shapes, rank and update interval are used.
-      optimizers: names with commas, the first being what the others are compared
-        with: adamw, adafactor, optax-galore, optax-muon (optax' own), and ours by
-        their names in train.pretrain.
-      measure: update is an optimizer's update and its application; step a whole step
-        of training.
-      layout: of the parameters in an update: one array for every kernel (unstacked),
-        or one for the kernels of all layers (stacked), as our model has them.
-      dtype: of parameters and gradients, and of the model's arithmetic.
-      num_layers: layers of the model; None: the preset's. Fewer leave room for
-        several optimizers at a time.
+      preset: source of shapes, rank and update interval.
+      optimizers: names separated by commas, the first one is the baseline: adamw,
+        adafactor, optax-galore, optax-muon (optax's own), and ours by their names in
+        train.pretrain.
+      measure: update: an optimizer's update and its application; step: a training
+        step with the model.
+      layout: parameters of an update: one array per kernel (unstacked), or one for the
+        kernels of all layers (stacked), as in our model.
+      dtype: dtype of parameters, gradients, and the model's computation.
+      num_layers: layers of the model; None: the preset's. All optimizers are in memory
+        at a time, so large models need fewer layers.
       rank: columns of each basis; None: the preset's.
       update_interval: steps between refreshes; None: the preset's.
-      sequence_length_tokens: tokens of a sequence, for measure=step.
-      batch_size_sequences: sequences of a batch, for measure=step.
-      rounds: that are timed, of steady steps.
-      refresh_rounds: likewise of steps that move the subspace, and of first steps.
-      compile_rounds: times that every program is compiled.
+      sequence_length_tokens: tokens per sequence, for measure=step.
+      batch_size_sequences: sequences per batch, for measure=step.
+      rounds: timed rounds of steady steps.
+      refresh_rounds: timed rounds of steps with a refresh, and of first steps.
+      compile_rounds: number of compilations of every program.
       shapes_only: compile and count bytes, run nothing.
-      target: devices that need not be there, to compile for, e.g. tpu-v5e:2x2 (see
-        train.plan; one of them is used). Nothing is run.
-      backend: cpu, gpu or tpu; None: JAX' choice.
-      output: file to write, without ending: numbers go to .json, bars to .png.
+      target: devices to compile for that are not present, e.g. tpu-v5e:2x2 (see
+        train.plan; one device is used). Nothing is run.
+      backend: cpu, gpu or tpu; None: JAX's choice.
+      output: path without suffix: numbers are written to .json, bars to .png.
     """
 
     preset: PresetName = "llama-60m"
@@ -96,12 +95,12 @@ class BenchmarkConfig:
 
     @property
     def names(self) -> list[str]:
-        """The optimizers, each once."""
+        """Names of the optimizers, without duplicates."""
         return list(dict.fromkeys(name.strip() for name in self.optimizers.split(",")))
 
 
 def read(argv: Sequence[str]) -> BenchmarkConfig:
-    """The command line."""
+    """Parses the command line."""
     return command_line.read(BenchmarkConfig, PROGRAM, argv, examples=EXAMPLES)
 
 

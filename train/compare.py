@@ -1,10 +1,9 @@
 """Compares optimizers on one task: `python -m train.compare --help`.
 
-Trials run one at a time on one device. Seconds are made of the median step of each
-kind (the first, those that move subspaces, all others), without compilation,
-evaluation and data, from the trial of a method that was disturbed least: times that
-can be compared though the machine has other work. What was measured in all is in the
-records.
+Trials run sequentially on one device. A method's seconds are computed from median steps
+of each kind (first, refresh, steady) in its least disturbed trial, without compilation,
+evaluation and data, so that they are comparable on a busy machine. The records contain
+all measurements.
 """
 
 import dataclasses
@@ -31,14 +30,14 @@ EXAMPLES = (
         "--optimizers adamw subtrack --learning-rates 1e-3 3e-3 1e-2 --seeds 0",
     ),
     Example(
-        "what rank does to one of them, on text of your own",
+        "the effect of the rank, on your own text",
         "--data-glob 'texts/**/*.txt' --optimizers subtrack --sweep rank=16,32,64",
     ),
 )
 
 
 def read(argv: Sequence[str]) -> CompareConfig:
-    """The command line, on top of a preset of train.pretrain."""
+    """Parses the command line, with defaults from a preset of train.pretrain."""
     run = command_line.run_of_preset(argv, PRESETS)
     return command_line.read(
         CompareConfig, PROGRAM, argv, _of_run(run), COMMON, EXAMPLES

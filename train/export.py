@@ -1,4 +1,4 @@
-"""Hands a model of a run to other programs: `python -m train.export --help`."""
+"""Exports a model of a run for other programs: `python -m train.export --help`."""
 
 import dataclasses
 import pathlib
@@ -21,16 +21,15 @@ EXAMPLES = (
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Writes a checkpoint of a run in the form of other programs.
+    """Exports a checkpoint of a run in a format of other programs.
 
     Attributes:
-      checkpoint: directory of the run, its --output-dir.
-      to: hf writes what transformers and its kin load: safetensors, config.json and
-        the tokenizer.
-      output_dir: directory to write to. None: one named like the form, in that of the
-        run.
+      checkpoint: --output-dir of the run.
+      to: format; hf: safetensors, config.json and tokenizer, as transformers loads.
+      output_dir: directory to write to. None: a directory with the format's name in
+        the run's directory.
       choice: which checkpoint.
-      start: how to begin.
+      start: settings of the process.
     """
 
     checkpoint: pathlib.Path
@@ -41,7 +40,7 @@ class ExportConfig:
 
 
 def read(argv: Sequence[str]) -> ExportConfig:
-    """The command line."""
+    """Parses the command line."""
     return command_line.read(ExportConfig, PROGRAM, argv, examples=EXAMPLES)
 
 

@@ -1,4 +1,4 @@
-"""Writes text with a trained model: `python -m train.generate --help`."""
+"""Generates text with a trained model: `python -m train.generate --help`."""
 
 import dataclasses
 import io
@@ -20,9 +20,9 @@ from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, Compilatio
 PROGRAM = "python -m train.generate"
 DEFAULT_PROMPT = "The whale"
 EXAMPLES = (
-    Example("of the default run", "--checkpoint runs/pretrain"),
+    Example("the model of the default run", "--checkpoint runs/pretrain"),
     Example(
-        "three bold continuations of a prompt",
+        "three varied continuations of a prompt",
         "--checkpoint runs/pretrain --prompt 'Call me' --num-samples 3 "
         "--temperature 1.0 --top-p 0.95",
     ),
@@ -35,25 +35,23 @@ EXAMPLES = (
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
-    """Continues a text with a trained model, to the end of the text.
+    """Continues a prompt with a trained model until the model ends the text.
 
     Attributes:
-      checkpoint: directory of a run, its --output-dir, or of a LLaMA in Hugging Face's
+      checkpoint: --output-dir of a run, or directory of a LLaMA in Hugging Face's
         layout.
-      prompt: text to continue; '' begins a new one. None: 'The whale'.
-      prompt_file: file that holds the prompt (UTF-8); - reads it from the standard
-        input.
-      length_tokens: most tokens to add to the prompt; a text ends sooner where the
-        model ends it.
-      temperature: divides the logits: below 1 safer, above 1 wilder, 0 always takes
-        the likeliest token.
-      top_k: draws from so many of the likeliest tokens only. None: from all.
-      top_p: draws only from the fewest likeliest tokens that have this probability
-        together. None: from all.
-      num_samples: texts to write, each another.
-      seed: decides the texts.
+      prompt: text to continue; '' starts a new one. None: 'The whale'.
+      prompt_file: file with the prompt (UTF-8); - reads the standard input.
+      length_tokens: maximum number of tokens to add to the prompt.
+      temperature: divides the logits: below 1 less random, above 1 more, 0 always
+        takes the likeliest token.
+      top_k: draws from this number of likeliest tokens. None: from all.
+      top_p: draws from the smallest set of likeliest tokens with this total
+        probability. None: from all.
+      num_samples: number of texts.
+      seed: random seed of the texts.
       choice: which checkpoint of a run.
-      start: how to begin.
+      start: settings of the process.
     """
 
     checkpoint: pathlib.Path
@@ -92,7 +90,7 @@ class GenerateConfig:
 
 
 def read(argv: Sequence[str]) -> GenerateConfig:
-    """The command line."""
+    """Parses the command line."""
     return command_line.read(GenerateConfig, PROGRAM, argv, examples=EXAMPLES)
 
 

@@ -1,4 +1,4 @@
-"""Memory and traffic of a run, without the hardware: `python -m train.plan --help`."""
+"""Plans memory and communication of a run: `python -m train.plan --help`."""
 
 import dataclasses
 import pathlib
@@ -23,7 +23,7 @@ COMMON = (
 EXAMPLES = (
     Example("the default run, on eight virtual devices", ""),
     Example(
-        "a model of 7 billion parameters on 64 chips, beside two other optimizers",
+        "7 billion parameters on 64 chips, compared with two other optimizers",
         "--preset llama-7b --target tpu-v5p:4x4x4 --mesh fsdp=64 "
         "--compare adamw,galore",
     ),
@@ -32,26 +32,25 @@ EXAMPLES = (
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """Compiles a training step for devices that need not be there.
+    """Compiles a training step for devices that are not present.
 
-    Prints what each device holds and sends: parameters, optimizer state, gradients
-    and temporaries against its memory, and the collectives of a step. Nothing is
-    run and nothing is allocated. The values below are those of the chosen preset.
+    Prints memory per device (parameters, optimizer state, gradients, temporaries) and
+    the collectives of a step. Nothing is run or allocated. The values below are those
+    of the chosen preset.
 
     Attributes:
       model: the model's shape and arithmetic.
-      preset: where all other values come from unless given, as for train.pretrain.
-      target: devices to compile for. A chip and the shape of a slice, such as
-        tpu-v5e:4x4, tpu-v5p:4x4x4, tpu-v6e:8x8 or tpu-v4:2x2x2 (pip install -e
-        '.[tpu-plan]'); or cpu:64, so many virtual devices.
-      compare: other optimizers to put beside, with commas: adamw,galore.
-      mesh: how devices share the work, as sizes of data, fsdp and tensor, e.g.
-        fsdp=4,tensor=2; -1 takes all devices that are left.
-      sequence_length_tokens: tokens of a sequence.
-      batch_size_sequences: sequences in each optimizer step, of all devices together.
-        None: the preset's, and as many more as it takes to give all devices the same.
-      gradient_accumulation_steps: parts into which each step's batch is cut, to be
-        computed one after another.
+      preset: defaults of all other values, as for train.pretrain.
+      target: devices to compile for. Chip and shape of a slice, such as tpu-v5e:4x4,
+        tpu-v5p:4x4x4, tpu-v6e:8x8 or tpu-v4:2x2x2 (pip install -e '.[tpu-plan]'); or
+        virtual CPU devices, such as cpu:64.
+      compare: further optimizers, separated by commas: adamw,galore.
+      mesh: devices along data, fsdp and tensor, e.g. fsdp=4,tensor=2; -1: all
+        remaining devices.
+      sequence_length_tokens: tokens per sequence.
+      batch_size_sequences: sequences per optimizer step on all devices together.
+        None: the preset's, rounded up to a multiple that devices can share.
+      gradient_accumulation_steps: parts of a batch that are computed sequentially.
       z_loss_weight: weight of the squared log-partition added to the loss.
       device_memory_gib: memory of one device. None: the chip's; unknown for cpu.
       json: file to write the numbers to.
@@ -83,13 +82,13 @@ class PlanConfig:
 
     @property
     def optimizer_names(self) -> list[str]:
-        """Optimizers of the columns: the run's own and those to compare it with."""
+        """Names of all optimizers: the run's own, then those of --compare."""
         others = self.compare.split(",") if self.compare else []
         return list(dict.fromkeys([self.optimizer.name, *map(str.strip, others)]))
 
 
 def read(argv: Sequence[str]) -> PlanConfig:
-    """The command line, on top of a preset of train.pretrain."""
+    """Parses the command line, with defaults from a preset of train.pretrain."""
     run = command_line.run_of_preset(argv, PRESETS)
     return command_line.read(PlanConfig, PROGRAM, argv, _of_run(run), COMMON, EXAMPLES)
 

@@ -19,9 +19,9 @@ COMMON = (
 )
 EXAMPLES = (
     Example("the default run: Moby Dick, in minutes on a laptop", ""),
-    Example("go on with it", "--resume"),
+    Example("resume it", "--resume"),
     Example(
-        "text of your own, with another optimizer",
+        "your own text, with another optimizer",
         "--data-glob 'texts/**/*.txt' --optimizer adamw --output-dir runs/adamw",
     ),
     Example(
@@ -30,23 +30,23 @@ EXAMPLES = (
         "--tokenizer t5-base --vocabulary-size 32128 --output-dir runs/c4-60m",
     ),
     Example(
-        "go on from weights in Hugging Face's layout",
+        "continue training of weights in Hugging Face's layout",
         "--init-from path/to/llama --data-glob 'texts/*.txt' --output-dir runs/tuned",
     ),
 )
 
 
 def read(argv: Sequence[str]) -> PretrainConfig:
-    """The command line, on top of a preset or of a saved config."""
+    """Parses the command line, with defaults from a preset or a saved config."""
     layout = {"common": COMMON, "examples": EXAMPLES}
     return command_line.parse(PRESETS, "tiny", PRETRAIN, argv, **layout)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
-    # A sample may hold any character, also where the terminal knows only some.
+    # errors="replace": samples may contain characters that the terminal cannot encode.
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Lines leave at once, also where a second Ctrl-C ends the program.
+        # Line buffering: a second Ctrl-C exits without flushing.
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
     argv = sys.argv[1:] if argv is None else argv
     start = cluster.find_processes(argv)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_run(read(argv)))
     from train.system import processes
 
-    # First of all: what goes wrong in one process is told to the others.
+    # Connect first, so that an error in one process reaches the others.
     with console.user_errors(ValueError), processes.connected(start):
         with console.user_errors(ValueError), processes.together(ValueError):
             config = read(argv)
