@@ -20,11 +20,23 @@ from subtrack_jax._internal.matrix_view import MatrixView
 from subtrack_jax._internal.state_bytes import state_bytes
 from subtrack_jax._version import __version__
 from subtrack_jax.low_rank import LowRank
-from subtrack_jax.optimizers.galore import fira, galore, golore
-from subtrack_jax.optimizers.iterative import ldadam, online_subspace_descent
-from subtrack_jax.optimizers.iterative_trackers import online_pca, power_iteration
-from subtrack_jax.optimizers.random import apollo, apollo_mini, grass_jump, grass_walk
-from subtrack_jax.optimizers.subtrack import subtrack, subtrack_grad
+from subtrack_jax.optimizers.adam_in_subspace import adam_in_subspace
+from subtrack_jax.optimizers.apollo import apollo, apollo_mini
+from subtrack_jax.optimizers.fira import fira
+from subtrack_jax.optimizers.galore import galore, svd
+from subtrack_jax.optimizers.golore import golore
+from subtrack_jax.optimizers.grass import (
+    grass_jump,
+    grass_walk,
+    random_jump,
+    random_walk,
+)
+from subtrack_jax.optimizers.ldadam import ldadam, power_iteration
+from subtrack_jax.optimizers.online_subspace_descent import (
+    online_pca,
+    online_subspace_descent,
+)
+from subtrack_jax.optimizers.subtrack import geodesic, subtrack, subtrack_grad
 from subtrack_jax.sharding import state_sharding
 from subtrack_jax.stages.adam import scale_by_projection_aware_adam
 from subtrack_jax.stages.draw_projection import (
@@ -44,7 +56,6 @@ from subtrack_jax.stages.recover import (
 )
 from subtrack_jax.stages.track import TrackSubspaceState, track_subspace
 from subtrack_jax.stages.tracker import Moved, Tracker, TrackerContext, switch
-from subtrack_jax.stages.trackers import geodesic, random_jump, random_walk, svd
 from subtrack_jax.stages.transport import (
     DenseRotation,
     RankOneRotation,
@@ -70,6 +81,7 @@ __all__ = [
     "Tracker",
     "TrackerContext",
     "__version__",
+    "adam_in_subspace",
     "apollo",
     "apollo_mini",
     "by_path",

@@ -12,23 +12,12 @@ import optax
 import optax.contrib
 
 import subtrack_jax as stj
+from subtrack_jax.optimizers import FAMILY
 from tests import oracle
 
-OPTIMIZERS = {
-    "subtrack": stj.subtrack,
-    "subtrack_grad": stj.subtrack_grad,
-    "grass_walk": stj.grass_walk,
-    "grass_jump": stj.grass_jump,
-    "galore": stj.galore,
-    "fira": stj.fira,
-    "golore": stj.golore,
-    "ldadam": stj.ldadam,
-    "online_subspace_descent": stj.online_subspace_descent,
-    "apollo": stj.apollo,
-    "apollo_mini": stj.apollo_mini,
-}
+OPTIMIZERS = {name: method.optimizer for name, method in FAMILY.items()}
 # Methods with a basis in their state; the others draw a projection each time.
-TRACKING = [name for name in OPTIMIZERS if not name.startswith("apollo")]
+TRACKING = [name for name, method in FAMILY.items() if method.recovery is not None]
 # Online Subspace Descent learns a projection that is only nearly orthonormal.
 ORTHONORMAL = [name for name in TRACKING if name != "online_subspace_descent"]
 TRACKERS = {

@@ -1,186 +1,81 @@
-"""The members of the family that take singular vectors anew at every refresh."""
+"""GaLore: leading singular vectors of the gradient, taken anew at every refresh.
 
-from typing import Any, Literal
+Zhao et al. 2024, arXiv 2403.03507, algorithm 2.
+"""
 
-import jax
+from typing import Literal, Unpack
+
 import optax
 
-from subtrack_jax._internal.injection import with_values_as_operands
-from subtrack_jax._internal.validation import check_steps
-from subtrack_jax.low_rank import LowRank
-from subtrack_jax.optimizers.chains import assemble
-from subtrack_jax.stages import trackers
-from subtrack_jax.stages.adam import scale_by_projection_aware_adam
-from subtrack_jax.stages.recover import Residual, recover_and_scale
-from subtrack_jax.stages.track import track_subspace
-from subtrack_jax.stages.tracker import Init, switch
-from subtrack_jax.stages.trackers import Align
+from subtrack_jax import grassmann
+from subtrack_jax._internal.products import with_signs_of
+from subtrack_jax.optimizers.adam_in_subspace import adam_in_subspace
+from subtrack_jax.optimizers.method import SharedTracking, low_rank_method
+from subtrack_jax.stages.tracker import Init, Moved, Tracker, leading_directions
 
-_Scalar = jax.typing.ArrayLike
+Align = Literal["none", "sign", "procrustes"]
 
 
-@with_values_as_operands
+def svd(init: Init = "svd", align: Align = "none") -> Tracker:
+    """Takes the leading left singular vectors anew at every refresh (GaLore).
+
+    Signs of singular vectors are arbitrary, and so is their order where singular
+    values are close. Moments that are kept across a refresh then belong to other
+    directions; aligning the new basis with the old one gives each its own again as
+    far as it still has one. The subspace is the same either way.
+
+    Args:
+      init: "svd" for the exact decomposition, "randomized" for
+        `grassmann.range_finder`, at the start and at every refresh.
+      align: "none" as the published code does; "sign" flips each new vector that
+        points away from its predecessor; "procrustes" turns the new basis within
+        its span to be as near the old one as it can (`grassmann.align`).
+
+    Returns:
+      A `Tracker`.
+
+    Raises:
+      ValueError: if an argument is not one of its choices.
+    """
+    start = leading_directions(init)
+    if align not in ("none", "sign", "procrustes"):
+        raise ValueError(f"align={align!r}: use 'none', 'sign' or 'procrustes'.")
+
+    def move(gradient, basis, context):
+        new_basis = start(context.key, gradient, basis.shape[-1])
+        if align == "sign":
+            new_basis = with_signs_of(new_basis, basis)
+        elif align == "procrustes":
+            new_basis = grassmann.align(new_basis, basis)
+        return Moved(new_basis)
+
+    return Tracker(start, move)
+
+
+@low_rank_method(transport=False, recovery="none")
 def galore(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    rank: int | float = 128,
-    update_interval: _Scalar = 200,
-    b1: _Scalar = 0.9,
-    b2: _Scalar = 0.999,
-    eps: _Scalar = 1e-8,
-    scale: _Scalar = 0.25,
-    weight_decay: _Scalar = 0.0,
-    mask: Any = None,
-    side: Literal["short", "long"] = "short",
-    dimension_numbers: Any = None,
-    seed: _Scalar = 0,
-    mu_dtype: jax.typing.DTypeLike | None = None,
-    moments_dtype: Literal["int8"] | None = None,
-    monitor: bool = False,
     init: Init = "randomized",
     align: Align = "none",
+    **shared: Unpack[SharedTracking],
 ) -> optax.GradientTransformationExtraArgs:
     """GaLore: the leading singular subspace of the gradient, taken anew.
 
-    Zhao et al. 2024, arXiv 2403.03507. Moments are kept when the basis changes
-    and nothing is recovered. `optax.contrib.galore` is this with `scale=1.0`,
-    `init="svd"` and `side="long"`, up to the signs of singular vectors, which
-    kept moments depend on.
+    Moments are kept when the basis changes and nothing is recovered.
+    `optax.contrib.galore` is this with `scale=1.0`, `init="svd"` and `side="long"`,
+    up to the signs of singular vectors, which kept moments depend on.
 
-    Args: as in `subtrack`, without those of its tracker and of the recovery.
+    Args:
+      learning_rate: a number or a schedule.
       init: how leading singular vectors are found, at the start and at every
         refresh: "randomized" compiles to products and QR, "svd" is exact.
-      align: whether a new basis is turned towards the old one; see `trackers.svd`.
+      align: whether a new basis is turned towards the old one; see `svd`.
 
     Returns:
       The optimizer.
 
     Raises:
-      ValueError: as `subtrack`.
+      ValueError: as `adam_in_subspace`.
     """
-    low_rank = LowRank(rank, dimension_numbers, side)
-    tracker = trackers.svd(init, align)
-    adam = scale_by_projection_aware_adam(
-        low_rank, b1, b2, eps, mu_dtype, transport=False, moments_dtype=moments_dtype
-    )
-    return assemble(
-        low_rank,
-        track_subspace(low_rank, tracker, update_interval, seed),
-        adam,
-        recover_and_scale(low_rank, scale, "none"),
-        end=(weight_decay, mask, learning_rate),
-        monitor=monitor,
-    )
-
-
-@with_values_as_operands
-def golore(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    rank: int | float = 128,
-    update_interval: _Scalar = 200,
-    b1: _Scalar = 0.9,
-    b2: _Scalar = 0.999,
-    eps: _Scalar = 1e-8,
-    scale: _Scalar = 0.25,
-    weight_decay: _Scalar = 0.0,
-    mask: Any = None,
-    side: Literal["short", "long"] = "short",
-    dimension_numbers: Any = None,
-    seed: _Scalar = 0,
-    mu_dtype: jax.typing.DTypeLike | None = None,
-    moments_dtype: Literal["int8"] | None = None,
-    monitor: bool = False,
-    init: Init = "randomized",
-    random_after_steps: _Scalar = 5_000,
-) -> optax.GradientTransformationExtraArgs:
-    """GoLore: GaLore at first, random subspaces when noise rules the gradient.
-
-    He et al. 2024, arXiv 2410.11289. The first moment is projected onto each new
-    subspace, the second kept, and nothing recovered.
-
-    Args: as in `galore`, without `align`.
-      random_after_steps: steps after which refreshes are random: half of all in the
-        paper's pre-training, which the default is for 10,000.
-
-    Returns:
-      The optimizer.
-
-    Raises:
-      ValueError: as `subtrack`.
-    """
-    low_rank = LowRank(rank, dimension_numbers, side)
-    check_steps("random_after_steps", random_after_steps)
-    tracker = switch(trackers.svd(init), trackers.random_jump(), random_after_steps)
-    adam = scale_by_projection_aware_adam(
-        low_rank,
-        b1,
-        b2,
-        eps,
-        mu_dtype,
-        transport="momentum",
-        moments_dtype=moments_dtype,
-    )
-    return assemble(
-        low_rank,
-        track_subspace(low_rank, tracker, update_interval, seed),
-        adam,
-        recover_and_scale(low_rank, scale, "none"),
-        end=(weight_decay, mask, learning_rate),
-        monitor=monitor,
-    )
-
-
-@with_values_as_operands
-def fira(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    rank: int | float = 128,
-    update_interval: _Scalar = 200,
-    b1: _Scalar = 0.9,
-    b2: _Scalar = 0.999,
-    eps: _Scalar = 1e-8,
-    scale: _Scalar = 0.25,
-    recovery_scale: _Scalar = 1.0,
-    growth_limit: _Scalar | None = 1.01,
-    weight_decay: _Scalar = 0.0,
-    mask: Any = None,
-    side: Literal["short", "long"] = "short",
-    dimension_numbers: Any = None,
-    seed: _Scalar = 0,
-    mu_dtype: jax.typing.DTypeLike | None = None,
-    moments_dtype: Literal["int8"] | None = None,
-    monitor: bool = False,
-    init: Init = "randomized",
-    align: Align = "none",
-    residual: Residual = "exact",
-) -> optax.GradientTransformationExtraArgs:
-    """Fira: GaLore, and what it misses, scaled column by column and limited.
-
-    Chen et al. 2024, arXiv 2410.01623.
-
-    Args: as in `galore` and, of the recovery, in `subtrack`.
-      residual: "published" recovers what Fira's own code does; see
-        `recover_and_scale`.
-
-    Returns:
-      The optimizer.
-
-    Raises:
-      ValueError: as `subtrack`.
-    """
-    low_rank = LowRank(rank, dimension_numbers, side)
-    tracker = trackers.svd(init, align)
-    adam = scale_by_projection_aware_adam(
-        low_rank, b1, b2, eps, mu_dtype, transport=False, moments_dtype=moments_dtype
-    )
-    return assemble(
-        low_rank,
-        track_subspace(low_rank, tracker, update_interval, seed),
-        adam,
-        recover_and_scale(
-            low_rank, scale, "columns", recovery_scale, growth_limit, residual
-        ),
-        end=(weight_decay, mask, learning_rate),
-        monitor=monitor,
-    )
+    return adam_in_subspace(learning_rate, svd(init, align), **shared)

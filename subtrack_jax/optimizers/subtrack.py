@@ -1,22 +1,11 @@
-"""SubTrack++, and how to build what is not in the family yet.
+"""SubTrack++: a subspace that follows the gradient along Grassmann geodesics.
 
-Each member of the family is a choice of tracker, transport and recovery:
+Rajabi, Nonta & Rambhatla, "SubTrack++: Gradient subspace tracking for scalable LLM
+training", NeurIPS 2025, arXiv 2502.01586: the geodesic (equation 5), the transport of
+Adam's moments (equations 8 and 9) and the recovery (equations 10 to 12). The workshop
+version of 2024 is `subtrack_grad`.
 
-| optimizer                 | tracker                    | moments     | at last  |
-|---------------------------|----------------------------|-------------|----------|
-| `subtrack`                | `geodesic`                 | transported | recovers |
-| `subtrack_grad`           | `geodesic`                 | kept        | lifts    |
-| `grass_walk`              | `random_walk`              | transported | recovers |
-| `grass_jump`              | `random_jump`              | transported | recovers |
-| `galore`                  | `svd`                      | kept        | lifts    |
-| `golore`                  | `switch(svd, random_jump)` | mean turned | lifts    |
-| `fira`                    | `svd`                      | kept        | recovers |
-| `ldadam`                  | `power_iteration`          | transported | lifts    |
-| `online_subspace_descent` | `online_pca`               | kept        | lifts    |
-| `apollo`, `apollo_mini`   | none: `draw_projection`    | kept        | scales G |
-
-All are chains of the same stages. Written out, this is `subtrack`, to the last
-bit:
+Optimizers are chains of stages. Written out, this is `subtrack`, to the last bit:
 
   >>> import optax
   >>> import subtrack_jax as stj
@@ -68,87 +57,96 @@ It trains, in any wrapper of optax and on any mesh:
   True
 """
 
-from typing import Any, Literal
+from typing import Unpack
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from subtrack_jax._internal.injection import with_values_as_operands
-from subtrack_jax.low_rank import LowRank
-from subtrack_jax.optimizers.chains import assemble
-from subtrack_jax.stages import trackers
-from subtrack_jax.stages.adam import scale_by_projection_aware_adam
-from subtrack_jax.stages.recover import recover_and_scale
-from subtrack_jax.stages.track import track_subspace
-from subtrack_jax.stages.tracker import Init
+from subtrack_jax import grassmann, sharding
+from subtrack_jax._internal.products import power_of_two
+from subtrack_jax._internal.validation import check
+from subtrack_jax.optimizers.adam_in_subspace import adam_in_subspace
+from subtrack_jax.optimizers.method import (
+    SharedRecovering,
+    SharedTracking,
+    low_rank_method,
+)
+from subtrack_jax.stages.tracker import Init, Moved, Tracker, leading_directions
+from subtrack_jax.stages.transport import RankOneRotation
 
-_Scalar = jax.typing.ArrayLike
+
+def geodesic(
+    step_size: jax.typing.ArrayLike | None = None,
+    damping: jax.typing.ArrayLike = 1.0,
+    init: Init = "randomized",
+) -> Tracker:
+    """Descends the projection error along a rank-one geodesic (SubTrack++).
+
+    Each refresh turns one direction of the basis towards what the basis misses
+    most: the leading singular triple (sigma, u, v) of `grassmann.tangent`.
+
+    Args:
+      step_size: None turns by the angle that captures the most energy
+        (`grassmann.line_search`). A number eta turns by 2 sigma eta radians, as
+        in the paper (arXiv 2502.01586, equation 5); sigma scales with |G|^2, so
+        eta has to fit the gradients' scale.
+      damping: in (0, 1], multiplies the angle of the line search.
+      init: how the first basis is found: "randomized"
+        (`grassmann.range_finder`) or "svd".
+
+    Returns:
+      A `Tracker`.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+    """
+    if step_size is not None:
+        check(
+            "step_size", step_size, lambda x: 0 < x < float("inf"), "above 0, or None"
+        )
+    check("damping", damping, lambda x: 0 < x <= 1, "in (0, 1]")
+
+    def move(gradient, basis, context):
+        del context
+        scale = power_of_two(gradient)
+        tangent = grassmann.tangent(basis, gradient, scale)
+        sigma, u, v = grassmann.leading_triple(tangent, basis)
+        if step_size is None:
+            angle = sharding.local(damping) * grassmann.line_search(
+                basis, gradient, u, v
+            )
+        else:
+            angle = 2 * sharding.local(step_size) * scale * scale * sigma
+        angle = jnp.asarray(angle, basis.dtype)
+        # Nothing to turn towards: u is zero, and a turn would shrink S v.
+        angle = jnp.where(sigma > 0, angle, 0)
+        turned = grassmann.geodesic(basis, u, v, angle)
+        rotation = RankOneRotation(v, jnp.cos(angle))
+        return Moved(grassmann.orthonormalize(turned), rotation)
+
+    return Tracker(leading_directions(init), move)
 
 
-@with_values_as_operands
+@low_rank_method(transport=True, recovery="columns")
 def subtrack(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    rank: int | float = 128,
-    update_interval: _Scalar = 200,
-    b1: _Scalar = 0.9,
-    b2: _Scalar = 0.999,
-    eps: _Scalar = 1e-8,
-    scale: _Scalar = 0.25,
-    recovery_scale: _Scalar = 1.0,
-    growth_limit: _Scalar | None = 1.01,
-    weight_decay: _Scalar = 0.0,
-    mask: Any = None,
-    side: Literal["short", "long"] = "short",
-    dimension_numbers: Any = None,
-    seed: _Scalar = 0,
-    mu_dtype: jax.typing.DTypeLike | None = None,
-    moments_dtype: Literal["int8"] | None = None,
-    monitor: bool = False,
     init: Init = "randomized",
-    step_size: _Scalar | None = None,
-    damping: _Scalar = 1.0,
+    step_size: jax.typing.ArrayLike | None = None,
+    damping: jax.typing.ArrayLike = 1.0,
+    **shared: Unpack[SharedRecovering],
 ) -> optax.GradientTransformationExtraArgs:
     """SubTrack++: a subspace that follows the gradient, and Adam inside of it.
 
-    Rajabi, Nonta & Rambhatla, "SubTrack++: Gradient subspace tracking for
-    scalable LLM training", NeurIPS 2025, arXiv 2502.01586. Every
-    `update_interval` steps the basis of each matrix turns along the Grassmann
-    geodesic that lowers its projection error fastest; Adam's moments turn with
-    it, and what the subspace misses is scaled column by column and added back.
-    Leaves that are not low-rank (norms, biases, and all that
-    `dimension_numbers` leave out) get plain Adam.
-
-    For a matrix with sides m <= n the state holds m r + 2 r n numbers, where
-    Adam's holds 2 m n.
+    Every `update_interval` steps the basis of each matrix turns along the Grassmann
+    geodesic that lowers its projection error fastest; Adam's moments turn with it,
+    and what the subspace misses is scaled column by column and added back. For a
+    matrix with sides m <= n the state holds m r + 2 r n numbers, where Adam's holds
+    2 m n.
 
     Args:
       learning_rate: a number or a schedule.
-      rank: columns r of each basis: an int, or a float in (0, 1] as a fraction
-        of the matrix' smaller side. Matrices no larger than it get plain Adam.
-      update_interval: steps between two moves of the basis, below 2^31.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      eps: added to the root of the second moment.
-      scale: alpha, multiplies the part of the update inside of the subspace.
-      recovery_scale: multiplies the part outside.
-      growth_limit: the part outside may grow by this factor a step; None for
-        no limit.
-      weight_decay: decoupled, as in `optax.adamw`. With any but the number 0,
-        `update` needs the parameters.
-      mask: tree of booleans, or a function from parameters to one: which leaves
-        decay.
-      side: "short" puts each basis on the smaller side of its matrix, "long" on
-        the larger.
-      dimension_numbers: which leaves are low-rank and which of their axes form
-        the matrix; see `LowRank`. None: every leaf of two axes, embeddings and
-        heads among them, which the papers leave to plain Adam.
-      seed: of the randomized start, an int of 32 bits.
-      mu_dtype: dtype of the first moment; None for the parameter's, float32 at
-        least; "int8" is an older spelling of `moments_dtype="int8"`.
-      moments_dtype: "int8" for both moments in eight bits, block by block.
-      monitor: keep each matrix' captured energy and gradient norm in the state,
-        for a training loop to report; see `monitor_energy`.
       init: how the first basis is found: "randomized", or "svd" for an exact
         decomposition, which the TPU compiler takes minutes over.
       step_size: None finds the best angle of each move; a number is the paper's
@@ -156,18 +154,10 @@ def subtrack(
       damping: in (0, 1], multiplies the best angle.
 
     Returns:
-      The optimizer. Under `optax.inject_hyperparams` name `rank` among the
-      static arguments, and any of `mask` and `dimension_numbers` that is a
-      function; with parameters in 16 bits, in which b2 = 0.999 would be 1, also
-      pass it `hyperparam_dtype=jnp.float32`. Updates leave in the wider dtype of
-      gradient and parameter, if `update` is given the parameters. `update` has
-      derivatives in forward and reverse mode; second ones in forward mode over
-      reverse mode (`jax.jvp` of `jax.grad`), as not all of its parts can be
-      reversed twice.
+      The optimizer; see `adam_in_subspace`.
 
     Raises:
-      ValueError: if an argument is out of its range, or, on `init`, if no leaf
-        is low-rank.
+      ValueError: as `adam_in_subspace`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -182,66 +172,37 @@ def subtrack(
       >>> optax.tree.get(state, "mu")["kernel"].shape
       (4, 64)
     """
-    low_rank = LowRank(rank, dimension_numbers, side)
-    tracker = trackers.geodesic(step_size, damping, init)
-    return assemble(
-        low_rank,
-        track_subspace(low_rank, tracker, update_interval, seed),
-        scale_by_projection_aware_adam(
-            low_rank, b1, b2, eps, mu_dtype, moments_dtype=moments_dtype
-        ),
-        recover_and_scale(low_rank, scale, "columns", recovery_scale, growth_limit),
-        end=(weight_decay, mask, learning_rate),
-        monitor=monitor,
-    )
+    tracker = geodesic(step_size, damping, init)
+    return adam_in_subspace(learning_rate, tracker, **shared)
 
 
-@with_values_as_operands
+@low_rank_method(transport=False, recovery="none")
 def subtrack_grad(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    rank: int | float = 128,
-    update_interval: _Scalar = 200,
-    b1: _Scalar = 0.9,
-    b2: _Scalar = 0.999,
-    eps: _Scalar = 1e-8,
-    scale: _Scalar = 0.25,
-    weight_decay: _Scalar = 0.0,
-    mask: Any = None,
-    side: Literal["short", "long"] = "short",
-    dimension_numbers: Any = None,
-    seed: _Scalar = 0,
-    mu_dtype: jax.typing.DTypeLike | None = None,
-    moments_dtype: Literal["int8"] | None = None,
-    monitor: bool = False,
     init: Init = "randomized",
-    step_size: _Scalar | None = None,
-    damping: _Scalar = 1.0,
+    step_size: jax.typing.ArrayLike | None = None,
+    damping: jax.typing.ArrayLike = 1.0,
+    **shared: Unpack[SharedTracking],
 ) -> optax.GradientTransformationExtraArgs:
     """SubTrack (2024): gradient subspace tracking without the ++.
 
-    The first form of the method: the basis turns as in `subtrack`, while
-    Adam's moments stay as they are when it does and what the subspace misses is
-    dropped (the workshop version of arXiv 2502.01586).
+    The first form of the method: the basis turns as in `subtrack`, while Adam's
+    moments stay as they are when it does and what the subspace misses is dropped.
 
-    Args: as in `subtrack`, which has two more for the recovery.
+    Args:
+      learning_rate: a number or a schedule.
+      init: how the first basis is found: "randomized", or "svd" for an exact
+        decomposition, which the TPU compiler takes minutes over.
+      step_size: None finds the best angle of each move; a number is the paper's
+        eta. See `geodesic`.
+      damping: in (0, 1], multiplies the best angle.
 
     Returns:
       The optimizer.
 
     Raises:
-      ValueError: as `subtrack`.
+      ValueError: as `adam_in_subspace`.
     """
-    low_rank = LowRank(rank, dimension_numbers, side)
-    tracker = trackers.geodesic(step_size, damping, init)
-    adam = scale_by_projection_aware_adam(
-        low_rank, b1, b2, eps, mu_dtype, transport=False, moments_dtype=moments_dtype
-    )
-    return assemble(
-        low_rank,
-        track_subspace(low_rank, tracker, update_interval, seed),
-        adam,
-        recover_and_scale(low_rank, scale, "none"),
-        end=(weight_decay, mask, learning_rate),
-        monitor=monitor,
-    )
+    tracker = geodesic(step_size, damping, init)
+    return adam_in_subspace(learning_rate, tracker, **shared)

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-import subtrack_jax as stj
 from models import llama
+from subtrack_jax.optimizers import FAMILY
 from train.config import methods
 from train.config.optimizer_config import (
     OptimizerConfig,
@@ -25,19 +25,7 @@ from train.step import optimizers
 
 NAMES = typing.get_args(OptimizerName)
 FULL_RANK = ("adamw", "muon", "adafactor")
-LIBRARY = {
-    "subtrack": stj.subtrack,
-    "subtrack-grad": stj.subtrack_grad,
-    "grass-walk": stj.grass_walk,
-    "grass-jump": stj.grass_jump,
-    "galore": stj.galore,
-    "fira": stj.fira,
-    "golore": stj.golore,
-    "ldadam": stj.ldadam,
-    "online-subspace-descent": stj.online_subspace_descent,
-    "apollo": stj.apollo,
-    "apollo-mini": stj.apollo_mini,
-}
+LIBRARY = {name.replace("_", "-"): method.optimizer for name, method in FAMILY.items()}
 GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "optimizer_settings.json"
 
 

@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Unpack
 
 import optax
 
 import subtrack_jax as stj
-from subtrack_jax.optimizers.iterative_trackers import PROJECTION_LEARNING_RATE
+from subtrack_jax.optimizers import FAMILY, Method
+from subtrack_jax.optimizers.method import SharedRecovering, low_rank_method
+from subtrack_jax.optimizers.online_subspace_descent import PROJECTION_LEARNING_RATE
 from train.config.optimizer_config import (
     DECAY_FRACTION,
     WARMUP_FRACTION,
@@ -20,101 +22,45 @@ from train.config.optimizer_config import (
 )
 from train.config.rules import flag
 
-
-class Method(NamedTuple):
-    """A low-rank method.
-
-    Attributes:
-      alias: the library's function, whose defaults are the method's.
-      tracker: given the steps of a run; None for methods without a basis, which the
-        alias makes.
-      transport: which moments turn with the basis.
-      fixed: settings of the alias that a run leaves at their defaults.
-    """
-
-    alias: Callable[..., optax.GradientTransformation]
-    tracker: Callable[[OptimizerConfig, int], stj.Tracker] | None
-    transport: bool | Literal["momentum"]
-    fixed: tuple[str, ...] = ()
-
-    @property
-    def parameters(self) -> Mapping[str, Any]:
-        """Defaults of the alias' arguments."""
-        return _defaults(self.alias)
-
-    @property
-    def recovery(self) -> bool:
-        """Whether what the subspace misses is added back."""
-        return "recovery_scale" in self.parameters
-
-    @property
-    def feeds_back(self) -> bool:
-        """Whether the tracker looks at the momentum."""
-        return "error_feedback" in self.parameters
+_NEVER = 2**31 - 1  # the longest interval
+_OWN: dict[str, Method] = {}
 
 
-def _geodesic(config: OptimizerConfig, _: int) -> stj.Tracker:
-    return stj.geodesic(config.step_size, config.damping)
+@low_rank_method(
+    transport=True, recovery="columns", update_interval=_NEVER, family=_OWN
+)
+def static(
+    learning_rate: optax.ScalarOrSchedule, **shared: Unpack[SharedRecovering]
+) -> optax.GradientTransformationExtraArgs:
+    """SubTrack++ with subspaces that stay where they start."""
+    stay = lambda gradient, basis, context: stj.Moved(basis)
+    tracker = stj.geodesic()._replace(move=stay)
+    return stj.adam_in_subspace(learning_rate, tracker, **shared)
 
 
-def _static(config: OptimizerConfig, steps: int) -> stj.Tracker:
-    return _geodesic(config, steps)._replace(
-        move=lambda gradient, basis, context: stj.Moved(basis)
-    )
-
-
-def _svd(config: OptimizerConfig, _: int) -> stj.Tracker:
-    return stj.svd("randomized", config.align)
-
-
-def _svd_then_random(config: OptimizerConfig, steps: int) -> stj.Tracker:
-    after_steps = round(config.random_after_fraction * steps)
-    return stj.switch(stj.svd("randomized"), stj.random_jump(), after_steps)
-
-
-def _power_iteration(config: OptimizerConfig, _: int) -> stj.Tracker:
-    return stj.power_iteration(config.rho, "randomized")
-
-
-def _online_pca(config: OptimizerConfig, _: int) -> stj.Tracker:
-    return stj.online_pca(optax.adam(config.projection_learning_rate), "randomized")
-
-
-_EVERY_STEP = ("update_interval",)
-_NEVER = ("update_interval", "step_size", "damping")
-LOW_RANK = {
-    "subtrack": Method(stj.subtrack, _geodesic, True),
-    "subtrack-grad": Method(stj.subtrack_grad, _geodesic, False),
-    "grass-walk": Method(
-        stj.grass_walk, lambda config, _: stj.random_walk(config.angle), True
-    ),
-    "grass-jump": Method(stj.grass_jump, lambda *_: stj.random_jump(), True),
-    "galore": Method(stj.galore, _svd, False),
-    "fira": Method(stj.fira, _svd, False),
-    "golore": Method(stj.golore, _svd_then_random, "momentum"),
-    "static": Method(stj.subtrack, _static, True, fixed=_NEVER),
-    "ldadam": Method(stj.ldadam, _power_iteration, True, fixed=_EVERY_STEP),
-    "online-subspace-descent": Method(
-        stj.online_subspace_descent, _online_pca, False, fixed=_EVERY_STEP
-    ),
-    "apollo": Method(stj.apollo, None, False),
-    "apollo-mini": Method(stj.apollo_mini, None, False, fixed=("rank",)),
-}
-# Settings of a run by the argument of an alias, where names differ.
+LOW_RANK = {name.replace("_", "-"): method for name, method in (FAMILY | _OWN).items()}
+# Settings of a run by the argument of a method, where names differ.
 _RENAMED = {
     "random_after_steps": "random_after_fraction",
     "projection_optimizer": "projection_learning_rate",
 }
 
 
+def fixed(method: Method) -> frozenset[str]:
+    """Settings that a run leaves alone, since their own default is the method."""
+    shared = _defaults(stj.adam_in_subspace)
+    names = ("rank", "update_interval")
+    return frozenset(name for name in names if method.defaults[name] != shared[name])
+
+
 def has_subspaces(name: str) -> bool:
     """Whether a method keeps a basis for each matrix."""
-    return name in LOW_RANK and LOW_RANK[name].tracker is not None
+    return name in LOW_RANK and LOW_RANK[name].recovery is not None
 
 
 def moves_on_every_step(name: str) -> bool:
     """Whether a method moves its subspaces on every step, whatever the interval."""
-    return name in LOW_RANK and LOW_RANK[name].parameters["update_interval"] == 1
+    return name in LOW_RANK and LOW_RANK[name].defaults["update_interval"] == 1
 
 
 def matrix_scale_field(name: str) -> str:
@@ -137,13 +83,14 @@ def settings_of(config: OptimizerConfig) -> frozenset[str]:
     if method is None:
         return frozenset(settings)
     known = {field.name for field in dataclasses.fields(OptimizerConfig)}
-    named = {_RENAMED.get(name, name) for name in method.parameters}
-    settings |= (named & known) - set(method.fixed)
-    if method.tracker is not None:
+    named = {_RENAMED.get(name, name) for name in method.defaults}
+    settings |= (named & known) - fixed(method)
+    if method.recovery is not None:
         settings.add("recovery")
-        if config.name != "static":
+        if method.defaults["update_interval"] != _NEVER:
             settings.add("transport")
-        if method.recovery if config.recovery is None else config.recovery:
+        recovers = method.recovery == "columns"
+        if recovers if config.recovery is None else config.recovery:
             settings.add("growth_limit")
         else:
             settings.discard("growth_limit")
@@ -173,12 +120,13 @@ def defaults_of(config: OptimizerConfig) -> dict[str, Any]:
     method = LOW_RANK.get(config.name)
     if method is None:
         return defaults | _of_fields(optax.scale_by_adam)
-    if method.tracker is not None:
+    if method.recovery is not None:
         defaults |= _of_fields(stj.recover_and_scale)
-        defaults |= {"transport": method.transport, "recovery": method.recovery}
-    if "projection_optimizer" in method.parameters:
+        recovers = method.recovery == "columns"
+        defaults |= {"transport": method.transport, "recovery": recovers}
+    if "projection_optimizer" in method.defaults:
         defaults["projection_learning_rate"] = PROJECTION_LEARNING_RATE
-    return defaults | _of_fields(method.alias)
+    return defaults | _of_fields(method.optimizer)
 
 
 def canonical(config: OptimizerConfig) -> OptimizerConfig:

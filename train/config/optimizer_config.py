@@ -1,6 +1,9 @@
 """The optimizer of a run: the method and its settings."""
 
+import ast
 import dataclasses
+import importlib.util
+import pathlib
 from typing import Any, Literal, NamedTuple
 
 from train.config.rules import (
@@ -15,25 +18,25 @@ from train.config.rules import (
     steps_of_32_bits,
 )
 
-OptimizerName = Literal[
-    "adamw",
-    "subtrack",
-    "grass-walk",
-    "grass-jump",
-    "galore",
-    "subtrack-grad",
-    "fira",
-    "golore",
-    "ldadam",
-    "online-subspace-descent",
-    "apollo",
-    "apollo-mini",
-    "static",
-    "muon",
-    "adafactor",
-]
+
+def _library_methods() -> list[str]:
+    """Methods under `low_rank_method` in subtrack_jax, found without importing JAX.
+
+    An import of JAX would take the seconds of a `--help`.
+    """
+    spec = importlib.util.find_spec("subtrack_jax")
+    assert spec is not None and spec.origin is not None
+    files = sorted((pathlib.Path(spec.origin).parent / "optimizers").glob("*.py"))
+    return [
+        node.name.replace("_", "-")
+        for file in files
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+        and any("low_rank_method" in ast.unparse(x) for x in node.decorator_list)
+    ]
 
 
+OptimizerName = Literal["adamw", *_library_methods(), "static", "muon", "adafactor"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 
 # Parts of a run that a schedule takes unless the config says otherwise.

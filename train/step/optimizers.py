@@ -9,7 +9,8 @@ import optax
 
 import subtrack_jax as stj
 from models import llama
-from train.config.methods import LOW_RANK, Method, matrix_scale_field, resolved
+from subtrack_jax.optimizers import Method
+from train.config.methods import LOW_RANK, fixed, matrix_scale_field, resolved
 from train.config.optimizer_config import OptimizerConfig, schedule_phases
 
 # Muon's updates get the size of Adam's (arXiv 2502.16982), so that the same learning
@@ -40,7 +41,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 def check_rank(config: OptimizerConfig, model: llama.LlamaConfig) -> None:
     """Raises a ValueError if a low-rank method would be plain Adam for every matrix."""
     method = LOW_RANK.get(config.name)
-    if method is None or "rank" in method.fixed:
+    if method is None or "rank" in fixed(method):
         return
     rank = resolved(config).rank
     if rank < min(model.hidden_size, model.mlp_size):
@@ -84,15 +85,11 @@ def make_optimizer(
     is_one = isinstance(rate_scale, int | float) and rate_scale == 1
     scale_matrices = () if is_one else (_scale_matrices(rate_scale),)
     method = LOW_RANK.get(config.name)
-    if method is not None and method.tracker is None:
-        made = _from_alias(config, method, learning_rate, seed)
+    if method is not None:
+        made = _low_rank(config, method, learning_rate, seed, scales["scale"], steps)
         return made if is_one else optax.chain(made, *scale_matrices)
-    if method is None:
-        rule = (_full_rank(config),)
-    else:
-        rule = _low_rank(config, method, seed, scales["scale"], steps)
     return optax.chain(
-        *rule,
+        _full_rank(config),
         optax.add_decayed_weights(config.weight_decay, _not_a_norm),
         *scale_matrices,
         optax.scale_by_learning_rate(learning_rate),
@@ -102,54 +99,32 @@ def make_optimizer(
 def _low_rank(
     config: OptimizerConfig,
     method: Method,
+    learning_rate: optax.ScalarOrSchedule,
     seed: jax.typing.ArrayLike,
     scale: jax.typing.ArrayLike,
     steps: int,
-) -> tuple[optax.GradientTransformation, ...]:
-    low_rank = stj.LowRank(config.rank, llama.matrix_axes)
-    tracker = method.tracker(config, steps)
-    stages: tuple[optax.GradientTransformation, ...] = (
-        stj.track_subspace(low_rank, tracker, config.update_interval, seed),
-        stj.project(low_rank),
-        stj.monitor_energy(low_rank),
-        stj.scale_by_projection_aware_adam(
-            low_rank,
-            config.b1,
-            config.b2,
-            config.eps,
-            config.mu_dtype,
-            config.transport,
-            config.moments_dtype,
-        ),
-    )
-    if method.feeds_back:
-        chained = optax.chain(*stages)
-        stages = (stj.feed_back(low_rank, chained, config.b1, config.error_feedback),)
-    return (
-        *stages,
-        stj.recover_and_scale(
-            low_rank,
-            scale,
-            "columns" if config.recovery else "none",
-            growth_limit=config.growth_limit,
-        ),
-    )
-
-
-def _from_alias(
-    config: OptimizerConfig,
-    method: Method,
-    learning_rate: optax.ScalarOrSchedule,
-    seed: jax.typing.ArrayLike,
 ) -> optax.GradientTransformation:
-    """The library's own function, with the settings of the config that it takes."""
+    """The library's method, with the settings of the config that it takes."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
-    return method.alias(
+    values |= {
+        "scale": scale,
+        "monitor": True,
+        "random_after_steps": round(config.random_after_fraction * steps),
+    }
+    if config.projection_learning_rate is not None:
+        rate = config.projection_learning_rate
+        values["projection_optimizer"] = optax.adam(rate)
+    chosen = {name: values[name] for name in method.defaults if name in values}
+    if method.recovery is not None:
+        chosen["transport"] = config.transport
+        chosen["recovery"] = "columns" if config.recovery else "none"
+        chosen["growth_limit"] = config.growth_limit
+    return method.build(
         learning_rate,
         seed=seed,
         mask=_not_a_norm,
         dimension_numbers=llama.matrix_axes,
-        **{name: values[name] for name in method.parameters if name in values},
+        **chosen,
     )
 
 

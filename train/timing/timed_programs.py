@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from models import llama
-from train.config.methods import LOW_RANK, Method
+from subtrack_jax.optimizers import FAMILY, Method
+from train.config.methods import fixed
 from train.config.run_config import Layout, PretrainConfig
 from train.step.language_model import abstract_batch
 from train.step.setup import llama_setup
@@ -20,8 +21,10 @@ Optimizer = optax.GradientTransformation
 def _ours(method: Method) -> Callable[[int, int], Optimizer]:
     def make(rank: int, interval: int) -> Optimizer:
         settings = {"rank": rank, "update_interval": interval}
-        chosen = {name: settings[name] for name in settings if name not in method.fixed}
-        return method.alias(1e-3, dimension_numbers=llama.matrix_axes, **chosen)
+        chosen = {
+            name: settings[name] for name in settings if name not in fixed(method)
+        }
+        return method.optimizer(1e-3, dimension_numbers=llama.matrix_axes, **chosen)
 
     return make
 
@@ -46,7 +49,7 @@ METHODS: dict[str, Callable[[int, int], Optimizer]] = {
     "optax-muon": lambda rank, interval: optax.contrib.muon(
         1e-3, muon_weight_dimension_numbers=llama.matrix_axes
     ),
-    **{name: _ours(LOW_RANK[name]) for name in LOW_RANK if name != "static"},
+    **{name.replace("_", "-"): _ours(method) for name, method in FAMILY.items()},
 }
 
 

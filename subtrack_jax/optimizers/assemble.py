@@ -14,9 +14,9 @@ from subtrack_jax.stages.project import project
 
 def assemble(
     low_rank: LowRank,
-    track: optax.GradientTransformation,
-    adam: optax.GradientTransformation,
-    recover: optax.GradientTransformation,
+    first: optax.GradientTransformation,
+    rule: optax.GradientTransformation,
+    last: optax.GradientTransformation,
     end: tuple[jax.typing.ArrayLike, Any, optax.ScalarOrSchedule],
     monitor: bool = False,
     feedback: tuple[jax.typing.ArrayLike, bool] | None = None,
@@ -25,9 +25,9 @@ def assemble(
 
     Args:
       low_rank: that of all stages.
-      track: the first stage, which chooses and moves the subspaces.
-      adam: the rule inside of them.
-      recover: lifts its answer.
+      first: the stage that chooses and moves the subspaces.
+      rule: computes directions inside of them.
+      last: makes updates of the directions.
       end: weight decay, its mask and the learning rate, as in `optax.adamw`.
       monitor: whether `monitor_energy` watches the projection.
       feedback: b1 and `error_feedback` of `feed_back`, for methods that need it.
@@ -39,10 +39,10 @@ def assemble(
       ValueError: if the decay or the learning rate is out of its range.
     """
     watch = (monitor_energy(low_rank),) if monitor else ()
-    stages = (track, project(low_rank), *watch, adam)
+    stages = (first, project(low_rank), *watch, rule)
     if feedback is not None:
         stages = (feed_back(low_rank, optax.chain(*stages), *feedback),)
-    return optax.chain(*stages, recover, *_decay_and_descend(*end))
+    return optax.chain(*stages, last, *_decay_and_descend(*end))
 
 
 def _decay_and_descend(

@@ -1,4 +1,9 @@
-"""Trackers that take a small step at every step of the training."""
+"""LDAdam: a power iteration on every step, and nothing dropped for good.
+
+Robert et al. 2024, arXiv 2410.16103, algorithm 1.
+"""
+
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +13,9 @@ from subtrack_jax import sharding
 from subtrack_jax._internal.orthonormal import orthonormal_columns
 from subtrack_jax._internal.products import dot, power_of_two
 from subtrack_jax._internal.validation import check_decay
+from subtrack_jax.optimizers.adam_in_subspace import adam_in_subspace
+from subtrack_jax.optimizers.method import SharedTracking, low_rank_method
 from subtrack_jax.stages.tracker import Init, Moved, Tracker, leading_directions
-
-# Learning rate of the Adam by which Online Subspace Descent learns its projection.
-PROJECTION_LEARNING_RATE = 5e-3
 
 
 def power_iteration(
@@ -56,43 +60,44 @@ def power_iteration(
     return Tracker(leading_directions(init), move, needs_momentum=True)
 
 
-def online_pca(
-    optimizer: optax.GradientTransformation | None = None, init: Init = "randomized"
-) -> Tracker:
-    """Learns the projection by gradient steps (Online Subspace Descent).
+@low_rank_method(
+    transport=True,
+    recovery="none",
+    update_interval=1,
+    b1=0.908,
+    b2=0.99,
+    scale=1.0,
+)
+def ldadam(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    init: Init = "randomized",
+    rho: jax.typing.ArrayLike = 0.908,
+    error_feedback: bool = True,
+    **shared: Unpack[SharedTracking],
+) -> optax.GradientTransformationExtraArgs:
+    """LDAdam: a power iteration on every step, and nothing dropped for good.
 
-    The loss is |P P^T g - g|^2 of the normalised gradient g = G / |G| (Liang et al.
-    2024, arXiv 2408.12857, equation 8 without its regularisation, as in the published
-    code). P starts orthonormal and stays so as far as the loss, which is least for
-    orthonormal columns, keeps it.
+    The subspace follows momentum and gradient, moments are transported, and what a
+    step misses is added to the next gradient. That takes two more products of the size
+    of a projection on every step, with error feedback four, and a buffer of the
+    parameter's size: it saves Adam's second moment.
 
     Args:
-      optimizer: takes the steps; None for `optax.adam(5e-3)`, the published rate for
-        an interval of 200. Its state is kept beside each basis.
-      init: how the first basis is found, as in `geodesic`.
+      learning_rate: a number or a schedule.
+      update_interval: steps between two power iterations; 1 in the paper.
+      init: how the first basis is found; see `subtrack`.
+      rho: in [0, 1), weight of the momentum in what the power iteration looks at.
+      error_feedback: whether what a step misses is kept for the next, and seen by
+        `monitor`.
 
     Returns:
-      A `Tracker`.
+      The optimizer.
 
     Raises:
-      ValueError: if `init` is not one of its choices.
+      ValueError: as `adam_in_subspace`.
     """
-    inner = optax.adam(PROJECTION_LEARNING_RATE) if optimizer is None else optimizer
-
-    # Without their names: who looks for Adam's `mu` in the state shall find one.
-    def memory(basis):
-        return tuple(jax.tree.leaves(inner.init(basis)))
-
-    def move(gradient, basis, context):
-        structure = jax.tree.structure(jax.eval_shape(inner.init, basis))
-        gradient = gradient / power_of_two(gradient)
-        energy = jnp.sum(gradient * gradient)
-        image = dot(gradient, gradient.T @ basis)  # g g^T P, times |G|^2
-        image /= jnp.where(energy > 0, energy, 1)
-        slope = dot(image, dot(basis.T, basis)) + dot(basis, dot(basis.T, image))
-        state = jax.tree.unflatten(structure, context.memory)
-        updates, state = inner.update(2 * slope - 4 * image, state, basis)
-        new_memory = tuple(jax.tree.leaves(state))
-        return Moved(optax.apply_updates(basis, updates), memory=new_memory)
-
-    return Tracker(leading_directions(init), move, memory=memory)
+    tracker = power_iteration(rho, init)
+    return adam_in_subspace(
+        learning_rate, tracker, error_feedback=error_feedback, **shared
+    )
