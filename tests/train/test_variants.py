@@ -53,7 +53,7 @@ def test_a_variant_is_a_method_and_settings_of_its_own(text, settings):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sgd", "unknown 'sgd': choose from adamw, subtrack,"),
+        ("sgd", "unknown 'sgd': choose from adamw, apollo,"),
         ("", "unknown '': choose from adamw"),
         ("subtrack:rank", "'rank' is not a setting; write rank=32"),
         ("subtrack:rank=", "'rank=' is not a setting"),
