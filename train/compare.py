@@ -15,7 +15,7 @@ from train.cli import command_line
 from train.cli.command_line import Example
 from train.comparison.comparison_config import CompareConfig, Settings
 from train.config.presets import PRESETS
-from train.config.run_config import PretrainConfig, RunConfig
+from train.config.run_config import RunConfig
 
 PROGRAM = "python -m train.compare"
 COMMON = (
@@ -39,16 +39,11 @@ EXAMPLES = (
 def read(argv: Sequence[str]) -> CompareConfig:
     """Parses the command line, with defaults from a preset of train.pretrain."""
     run = command_line.run_of_preset(argv, PRESETS)
-    return command_line.read(
-        CompareConfig, PROGRAM, argv, _of_run(run), COMMON, EXAMPLES
-    )
-
-
-def _of_run(run: PretrainConfig) -> CompareConfig:
-    shared = {field.name for field in dataclasses.fields(RunConfig)}
+    shared = [field.name for field in dataclasses.fields(RunConfig)]
     task = RunConfig(**{name: getattr(run, name) for name in shared})
     settings = Settings(**dataclasses.asdict(run.optimizer))
-    return CompareConfig(task=task, preset=run.preset, settings=settings)
+    default = CompareConfig(task, run.preset, settings=settings)
+    return command_line.read(CompareConfig, PROGRAM, argv, default, COMMON, EXAMPLES)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 
-from train.config.run_config import DataConfig
+from train.config.data_config import DataConfig
 from train.data import dataset as data
 from train.data import encoding, packing, sources
 from train.tokenization.tokenizer import Tokenizer

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from train.config.data_config import DataConfig
 from train.config.presets import PRESETS
-from train.config.run_config import DataConfig
 from train.loop import hosts
 from train.system import cluster, console, processes
 

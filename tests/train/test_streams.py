@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 
-from train.config.run_config import DataConfig
+from train.config.data_config import DataConfig
 from train.data import streams
 
 DOCUMENTS = [f"document {i}" for i in range(60)]

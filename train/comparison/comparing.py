@@ -97,13 +97,10 @@ def _run_trials(
     trials: Sequence[Trial], runner: Runner, config: CompareConfig
 ) -> Interruption:
     """Runs trials and saves each, up to the end or to an interruption."""
-    steps, words = (
-        config.task.steps,
-        "stopping after this step, finished trials are kept",
-    )
+    steps, stopping = config.task.steps, "stopping after this step, finished trials"
     with (
         tqdm.tqdm(total=len(trials) * steps, unit="step", dynamic_ncols=True) as bar,
-        Interruption(words) as interruption,
+        Interruption(f"{stopping} are kept") as interruption,
     ):
 
         def after_step(loss: float) -> bool:

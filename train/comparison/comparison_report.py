@@ -75,10 +75,7 @@ def notes(
 ) -> str:
     """Legend of the tables: words, marks, and how rates were chosen.
 
-    Args:
-      entries: those of the first table.
-      swept: those of the tables of sweeps.
-      tuning_seeds: on which rates were searched, where that is not all seeds.
+    `tuning_seeds` are those on which rates were searched, if that is not all seeds.
     """
     searched = ""
     if tuning_seeds:

@@ -70,26 +70,20 @@ class Variant:
 
 
 class Sweep(NamedTuple):
-    """One setting and the values it takes, all else being equal.
+    """One setting and its values, with each variant at each value.
 
-    Attributes:
-      name: the setting.
-      values: its values, as they are written on the command line.
-      rows: for each variant its forms at these values; itself where its method does
-        not read the setting.
+    Variants whose method does not read the setting are in `rows` as they are.
     """
 
     name: str
-    values: list[str]
+    values: list[str]  # as on the command line
     rows: dict[Variant, list[Variant]]
 
 
 def parse_variant(text: str, base: OptimizerConfig) -> Variant:
-    """Reads a variant: galore, or subtrack:update_interval=50,scale=0.5.
+    """Parses a variant, such as galore or subtrack:update_interval=50,scale=0.5.
 
-    Args:
-      text: a method's name and, behind a colon, settings of it with commas.
-      base: all other settings.
+    All other settings are those of `base`.
 
     Raises:
       ValueError: unknown method or setting, a setting that the method does not read,
@@ -113,11 +107,7 @@ def parse_variant(text: str, base: OptimizerConfig) -> Variant:
 
 
 def parse_sweep(text: str, variants: Sequence[Variant]) -> Sweep:
-    """Reads a sweep: rank=16,32,64.
-
-    Args:
-      text: a setting and its values.
-      variants: whose setting it is.
+    """Parses a sweep, such as rank=16,32,64, over the variants that read the setting.
 
     Raises:
       ValueError: no variant reads the setting, or a value does not fit.
@@ -125,25 +115,23 @@ def parse_sweep(text: str, variants: Sequence[Variant]) -> Sweep:
     where = f"--sweep {text!r}"
     name, joined = _assignment(text.strip(), where)
     texts = [each.strip() for each in joined.split(",")]
-    rows, values = {}, None
+    rows = {variant: [variant] * len(texts) for variant in variants}
+    values: list[Any] = []
     for variant in variants:
-        rows[variant] = [variant] * len(texts)
-        if name in settings_of(variant.optimizer):
-            forms = [
-                _with_settings(variant.optimizer, where, **{name: each})
-                for each in texts
-            ]
-            values = [getattr(form, name) for form in forms]
-            fixed = variant.fixed | {name}
-            rows[variant] = [
-                Variant(f"{variant.label} {name}={_word(value)}", form, fixed)
-                for value, form in zip(values, forms, strict=True)
-            ]
-    if values is None:
+        base = variant.optimizer
+        if name not in settings_of(base):
+            continue
+        forms = [_with_settings(base, where, **{name: each}) for each in texts]
+        values = [getattr(form, name) for form in forms]
+        rows[variant] = [
+            Variant(f"{variant.label} {name}={word}", form, variant.fixed | {name})
+            for word, form in zip(map(_word, values), forms, strict=True)
+        ]
+    if not values:
         raise ValueError(f"{where}: none of --optimizers uses {name}")
     if len(set(values)) < len(values):
         raise ValueError(f"{where} has a value twice")
-    return Sweep(name, [_word(value) for value in values], rows)
+    return Sweep(name, list(map(_word, values)), rows)
 
 
 def _assignment(text: str, where: str) -> tuple[str, str]:

@@ -4,10 +4,10 @@ import dataclasses
 
 from models.config import PRESETS as MODELS
 from models.config import LlamaConfig
+from train.config.data_config import DataConfig
 from train.config.optimizer_config import OptimizerConfig
 from train.config.run_config import (
     CheckpointConfig,
-    DataConfig,
     PresetName,
     PretrainConfig,
 )

@@ -8,8 +8,8 @@ import functools
 import pathlib
 from collections.abc import Callable
 
+from train.config.data_config import DataConfig
 from train.config.rules import flag
-from train.config.run_config import DataConfig
 from train.data.file_text import Files, open_file_text
 from train.data.packing import Batch
 from train.data.streamed_text import open_streamed_text

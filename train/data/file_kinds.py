@@ -5,7 +5,7 @@ import pathlib
 import re
 from typing import Any, Literal
 
-from train.config.run_config import DataConfig
+from train.config.data_config import DataConfig
 from train.data.notes import Notes
 from train.system.compression import split_name
 

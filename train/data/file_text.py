@@ -3,7 +3,7 @@
 import functools
 import pathlib
 
-from train.config.run_config import DataConfig
+from train.config.data_config import DataConfig
 from train.data import packing, sources
 from train.data.encoding import Documents
 from train.data.local_text import Corpus

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
-from train.config.run_config import DataConfig
+from train.config.data_config import DataConfig
 from train.data.encoding import Documents, Numbers
 
 # Batches read ahead, so that a window of documents is read while devices compute.

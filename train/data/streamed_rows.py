@@ -13,7 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from train.config.run_config import DataConfig
+from train.config.data_config import DataConfig
 from train.data.encoding import encode
 from train.data.packing import PREFETCH_BATCHES, Batch, make_batch
 from train.data.pieces import split_documents

@@ -4,7 +4,7 @@ from typing import Any
 
 import grain
 
-from train.config.run_config import DataConfig
+from train.config.data_config import DataConfig
 from train.data import encoding, packing, streams
 from train.data.encoding import Documents
 from train.data.file_text import Files

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grain
 import numpy as np
 
-from train.config.run_config import DataConfig
+from train.config.data_config import DataConfig
 from train.data.formats import get_text
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from train.config.run_config import DataConfig
+from train.config.data_config import DataConfig
 from train.data import sources
 from train.system import files
 
