@@ -15,7 +15,7 @@ from train.cli import command_line
 from train.cli.command_line import Example
 from train.comparison.comparison_config import CompareConfig, Settings
 from train.config.presets import PRESETS
-from train.config.run_config import RunConfig
+from train.config.pretrain_config import TextTask
 
 PROGRAM = "python -m train.compare"
 COMMON = (
@@ -39,8 +39,8 @@ EXAMPLES = (
 def read(argv: Sequence[str]) -> CompareConfig:
     """Parses the command line, with defaults from a preset of train.pretrain."""
     run = command_line.run_of_preset(argv, PRESETS)
-    shared = [field.name for field in dataclasses.fields(RunConfig)]
-    task = RunConfig(**{name: getattr(run, name) for name in shared})
+    shared = [field.name for field in dataclasses.fields(TextTask)]
+    task = TextTask(**{name: getattr(run, name) for name in shared})
     settings = Settings(**dataclasses.asdict(run.optimizer))
     default = CompareConfig(task, run.preset, settings=settings)
     return command_line.read(CompareConfig, PROGRAM, argv, default, COMMON, EXAMPLES)

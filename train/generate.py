@@ -1,24 +1,14 @@
 """Generates text with a trained model: `python -m train.generate --help`."""
 
-import dataclasses
 import io
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from train.cli import command_line
 from train.cli.command_line import Example
-from train.config.rules import (
-    above_0_to_1,
-    at_least_1,
-    check,
-    fits_32_bits,
-    not_negative,
-)
-from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, CompilationConfig
+from train.generation.generation_config import GenerateConfig
 
 PROGRAM = "python -m train.generate"
-DEFAULT_PROMPT = "The whale"
 EXAMPLES = (
     Example("the model of the default run", "--checkpoint runs/pretrain"),
     Example(
@@ -31,62 +21,6 @@ EXAMPLES = (
         "--checkpoint path/to/llama --prompt-file prompt.txt --temperature 0",
     ),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerateConfig:
-    """Continues a prompt with a trained model until the model ends the text.
-
-    Attributes:
-      checkpoint: --output-dir of a run, or directory of a LLaMA in Hugging Face's
-        layout.
-      prompt: text to continue; '' starts a new one. None: 'The whale'.
-      prompt_file: file with the prompt (UTF-8); - reads the standard input.
-      length_tokens: maximum number of tokens to add to the prompt.
-      temperature: divides the logits: below 1 less random, above 1 more, 0 always
-        takes the likeliest token.
-      top_k: draws from this number of likeliest tokens. None: from all.
-      top_p: draws from the smallest set of likeliest tokens with this total
-        probability. None: from all.
-      num_samples: number of texts.
-      seed: random seed of the texts.
-      choice: which checkpoint of a run.
-      start: settings of the process.
-    """
-
-    checkpoint: pathlib.Path
-    prompt: str | None = None
-    prompt_file: pathlib.Path | None = None
-    length_tokens: int = 200
-    temperature: float = 0.7
-    top_k: int | None = None
-    top_p: float | None = None
-    num_samples: int = 1
-    seed: int = 0
-    choice: CheckpointChoice = BEST_OR_NEWEST
-    start: CompilationConfig = dataclasses.field(default_factory=CompilationConfig)
-
-    def __post_init__(self):
-        if self.prompt is not None and self.prompt_file is not None:
-            raise ValueError("--prompt and --prompt-file exclude each other")
-        check(self, at_least_1, "length_tokens", "num_samples")
-        check(self, not_negative, "temperature")
-        check(self, fits_32_bits, "seed")
-        if self.top_k is not None:
-            check(self, at_least_1, "top_k")
-        if self.top_p is not None:
-            check(self, above_0_to_1, "top_p")
-        if self.temperature == 0 and self.num_samples > 1:
-            raise ValueError(
-                f"--num-samples {self.num_samples} would be the same text each time, "
-                "as --temperature 0 always takes the likeliest token"
-            )
-        try:
-            (self.prompt or "").encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"--prompt must be UTF-8 text, got {self.prompt!r}"
-            ) from error
 
 
 def read(argv: Sequence[str]) -> GenerateConfig:

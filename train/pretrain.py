@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from train.cli import command_line
 from train.cli.command_line import Example
 from train.config.presets import PRESETS
-from train.config.run_config import PRETRAIN, PretrainConfig
+from train.config.pretrain_config import PRETRAIN, PretrainConfig
 from train.system import cluster, console
 
 COMMON = (

@@ -7,7 +7,7 @@ import pytest
 
 from tests.train.test_run import TINY, changed
 from train.config.presets import PRESETS
-from train.config.run_config import RunConfig
+from train.config.pretrain_config import TextTask
 from train.rundir import changes
 
 NAMES = list(changes.flat_values(dataclasses.asdict(TINY)))
@@ -47,7 +47,7 @@ def test_another_method_is_one_difference():
 
 
 def test_a_task_of_a_comparison_has_differences_too():
-    task = RunConfig(TINY.model)
+    task = TextTask(model=TINY.model)
     other = dataclasses.replace(task, steps=7)
     assert differences(other, task) == ["--steps 7 here, 300 there"]
 

@@ -16,7 +16,7 @@ from tests.train.program import assert_refuses
 from train.cli import command_line
 from train.config import rules
 from train.config.presets import PRESETS
-from train.config.run_config import PretrainConfig
+from train.config.pretrain_config import PretrainConfig
 from train.export import ExportConfig
 from train.export import main as export_main
 from train.generate import GenerateConfig
@@ -151,14 +151,13 @@ def flags_of(kind, default=None):
 
 def described(kind):
     """Descriptions of all fields in the docstrings of a class and its bases."""
-    if kind is object:
-        return {}
-    text = re.split(r"Attributes:\n", kind.__doc__)[1].split("\n\n")[0]
-    entries = re.split(r"\n {6}(?=\w+: )", "\n" + text.rstrip())[1:]
-    return described(kind.__base__) | {
-        name: " ".join(description.split())
-        for name, description in (entry.split(":", 1) for entry in entries)
-    }
+    found = {}
+    for base in reversed(kind.__mro__[:-1]):
+        text = re.split(r"Attributes:\n", base.__doc__)[1].split("\n\n")[0]
+        entries = re.split(r"\n {6}(?=\w+: )", "\n" + text.rstrip())[1:]
+        for name, description in (entry.split(":", 1) for entry in entries):
+            found[name] = " ".join(description.split())
+    return found
 
 
 def help_of(capsys, monkeypatch, call):

@@ -10,7 +10,7 @@ from train.cli import command_line
 from train.config.methods import resolved
 from train.config.optimizer_config import OptimizerName, schedule_phases
 from train.config.presets import PRESETS
-from train.config.run_config import PresetName
+from train.config.pretrain_config import PresetName
 from train.step import optimizers
 
 

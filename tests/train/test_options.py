@@ -11,14 +11,14 @@ import typing
 import pytest
 
 from tests.train.program import ROOT, assert_refuses
-from train import benchmark, generate, pretrain
+from train import generate, pretrain
 from train.cli import options
 from train.comparison.comparison_config import CompareConfig
 from train.config.methods import settings_of
 from train.config.optimizer_config import OptimizerConfig, OptimizerName
 from train.config.presets import PRESETS
-from train.config.run_config import PretrainConfig
-from train.timing import timed_programs
+from train.config.pretrain_config import PretrainConfig
+from train.timing import benchmark_config, timed_programs
 
 WEIGHTS = ROOT / "tests/data/hugging_face/tied"
 PROGRAMS = ["pretrain", "compare", "generate", "export", "plan", "benchmark"]
@@ -178,7 +178,7 @@ def test_a_prompt_may_be_empty():
 
 
 def test_the_names_of_the_benchmark_are_those_of_its_methods():
-    assert set(benchmark.NAMES) == set(timed_programs.METHODS)
+    assert set(benchmark_config.NAMES) == set(timed_programs.METHODS)
 
 
 def test_values_reach_their_fields():

@@ -13,7 +13,7 @@ import pytest
 
 from tests.train.test_tokenizer import TEXT
 from train.config.presets import PRESETS
-from train.config.run_config import PretrainConfig
+from train.config.pretrain_config import PretrainConfig
 from train.rundir import changes, identity
 from train.rundir.directory import (
     CHECKPOINTS,

@@ -158,7 +158,7 @@ def assemble(kind: type[Config], given: Mapping[Path, Any], path: Path = ()) -> 
 def descriptions(kind: type) -> dict[str, str]:
     """The description of each field, from the docstrings of a dataclass and its bases.
 
-    >>> from train.config.run_config import SampleConfig
+    >>> from train.config.pretrain_config import SampleConfig
     >>> descriptions(SampleConfig)["sample_prompt"]
     'text to continue.'
     """

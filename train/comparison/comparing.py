@@ -11,8 +11,8 @@ from train.comparison.comparison_config import CompareConfig
 from train.comparison.search import Finished, Search
 from train.comparison.trial_training import Runner
 from train.comparison.variants import Trial
+from train.config.pretrain_config import TextTask
 from train.config.rules import flag
-from train.config.run_config import RunConfig
 from train.data import dataset as data
 from train.rundir import changes, identity
 from train.rundir.directory import OWN_FILES, check_owned, lock_directory
@@ -125,7 +125,7 @@ def _check_task(config: CompareConfig) -> bool:
     saved = directory / TASK_FILE
     if not saved.exists():
         return False
-    changed = changes.find(config.task, load_config(RunConfig, saved))
+    changed = changes.find(config.task, load_config(TextTask, saved))
     has_trials = any((directory / TRIALS).glob("*.json"))
     same, other = [], {}
     if has_trials:

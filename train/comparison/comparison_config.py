@@ -8,8 +8,9 @@ from typing import Annotated
 import tyro
 
 from train.config.optimizer_config import OptimizerConfig, OptimizerName
+from train.config.pretrain_config import PresetName, TextTask
 from train.config.rules import check, check_name, fits_32_bits, flag, positive
-from train.config.run_config import CompilationConfig, PresetName, RunConfig
+from train.config.run_config import CompilationConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class CompareConfig:
       start: how to begin.
     """
 
-    task: RunConfig
+    task: TextTask
     preset: PresetName = "tiny"
     optimizers: tuple[str, ...] = ("adamw", "muon", "galore", "static", "subtrack")
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)

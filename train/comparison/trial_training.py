@@ -16,7 +16,7 @@ from train.comparison.trial_records import Record
 from train.comparison.variants import Trial
 from train.config import methods
 from train.config.optimizer_config import OptimizerConfig
-from train.config.run_config import RunConfig
+from train.config.pretrain_config import TextTask
 from train.data.dataset import Text
 from train.step import optimizers
 from train.step.language_model import abstract_batch
@@ -34,7 +34,7 @@ class Runner:
     All run on one device, the first, whatever there is.
     """
 
-    def __init__(self, task: RunConfig, text: Text, command: str):
+    def __init__(self, task: TextTask, text: Text, command: str):
         self._task, self._text, self._command = task, text, command
         self._program = functools.cache(self._compile)
 
@@ -148,7 +148,7 @@ def _shared(optimizer: OptimizerConfig) -> OptimizerConfig:
     return dataclasses.replace(optimizer, learning_rate=1.0, **{field: 1.0})
 
 
-def _plain(task: RunConfig, trial: Trial) -> optax.GradientTransformation:
+def _plain(task: TextTask, trial: Trial) -> optax.GradientTransformation:
     """The optimizer as `train.pretrain` has it, with no numbers in its state."""
     schedule = optimizers.learning_rate_schedule(trial.optimizer, task.steps)
     return optimizers.make_optimizer(

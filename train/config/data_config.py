@@ -1,14 +1,10 @@
 """Configuration of the text of a run: its source, tokenizer and batches."""
 
 import dataclasses
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from train.config.rules import at_least_1, between_0_and_1, check, steps_of_32_bits
-
-# A switch with no opposite: off unless it is given.
-Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+from train.config.run_config import Switch
 
 
 @dataclasses.dataclass(frozen=True)

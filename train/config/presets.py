@@ -6,11 +6,8 @@ from models.config import PRESETS as MODELS
 from models.config import LlamaConfig
 from train.config.data_config import DataConfig
 from train.config.optimizer_config import OptimizerConfig
-from train.config.run_config import (
-    CheckpointConfig,
-    PresetName,
-    PretrainConfig,
-)
+from train.config.pretrain_config import PresetName, PretrainConfig
+from train.config.run_config import CheckpointConfig
 
 
 def _published(

@@ -1,11 +1,11 @@
-"""The configuration of a pre-training run."""
+"""Settings shared by training programs: length, checkpoints, reports, start."""
 
 import dataclasses
 import pathlib
-from typing import Literal
+from typing import Annotated, Literal
 
-from models.config import LlamaConfig
-from train.config.data_config import DataConfig, Switch, check_parts
+import tyro
+
 from train.config.optimizer_config import OptimizerConfig, schedule_phases
 from train.config.rules import (
     at_least_1,
@@ -16,46 +16,8 @@ from train.config.rules import (
     steps_of_32_bits,
 )
 
-# The command of this configuration, for messages.
-PRETRAIN = "python -m train.pretrain"
-
-# Parameters of all layers: an array for each layer, or one for all.
-Layout = Literal["stacked", "unstacked"]
-
-PresetName = Literal[
-    "tiny",
-    "llama-9m",
-    "llama-20m",
-    "llama-35m",
-    "llama-60m",
-    "llama-130m",
-    "llama-350m",
-    "llama-1b",
-    "llama-3b",
-    "llama-7b",
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    """The sample of text written before and after training.
-
-    Attributes:
-      sample_prompt: text to continue.
-      sample_length_tokens: most tokens to add to the prompt.
-      sample_temperature: divides the logits: below 1 safer, above 1 wilder, 0 always
-        takes the likeliest token.
-    """
-
-    sample_prompt: str = "The whale"
-    sample_length_tokens: int = 100
-    sample_temperature: float = 0.7
-
-    def __post_init__(self):
-        if not self.sample_prompt:
-            raise ValueError("--sample-prompt must not be empty")
-        check(self, at_least_1, "sample_length_tokens")
-        check(self, not_negative, "sample_temperature")
+# A switch with no opposite: off unless it is given.
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,53 +164,32 @@ class StartConfig(CompilationConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """Model, text and length of a run, for every program that trains.
+class LengthConfig:
+    """Steps of a run, and when it is evaluated.
 
     Attributes:
-      model: the model's shape and arithmetic.
-      data: the text and its batches.
       steps: optimizer steps.
       gradient_accumulation_steps: parts into which each step's batch is cut, to be
         computed one after another: less memory, the same result.
-      z_loss_weight: weight of the squared log-partition added to the loss (PaLM, 1e-4
-        there), which keeps logits from drifting.
       eval_every_steps: steps between two evaluations on the held-out text; the last
         step has one too.
     """
 
-    model: LlamaConfig
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
     steps: int = 300
     gradient_accumulation_steps: int = 1
-    z_loss_weight: float = 0.0
     eval_every_steps: int = 50
 
     def __post_init__(self):
         check(self, at_least_1, "steps", "eval_every_steps")
         check(self, steps_of_32_bits, "steps")
         check(self, at_least_1, "gradient_accumulation_steps")
-        check(self, not_negative, "z_loss_weight")
-        check_parts(self.data, self.gradient_accumulation_steps)
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig(RunConfig):
-    """Pre-trains a LLaMA on text and reports how its loss falls.
-
-    Without arguments: a model of 4 million parameters on Moby Dick with SubTrack++,
-    minutes on a laptop's CPU. The values below are those of the chosen preset.
+class RunConfig(LengthConfig):
+    """Run of a training program, whatever it trains; each program adds its own fields.
 
     Attributes:
-      preset: where all other values come from unless given. tiny: the default run;
-        llama-*: the published shapes, optimizer settings and batches. With given
-        weights the shape is theirs.
-      init_from: directory of a LLaMA in Hugging Face's layout, whose weights, shape
-        and tokenizer the run starts from; flags that contradict them are errors. The
-        defaults are then those for given weights: a learning rate of 1e-4, sequences
-        of 256 tokens, a rank of at most a quarter of the width. None: fresh weights.
-      resize_embedding: let the embedding of given weights grow to the tokenizer's, or
-        to the given vocabulary size; the new rows are the mean of the old.
       max_skipped_steps_in_a_row: a step whose loss or gradient is not finite changes
         nothing; so many of them one after another end the run.
       seed: decides initial parameters, order of the data, random subspaces, samples.
@@ -263,21 +204,16 @@ class PretrainConfig(RunConfig):
         and all of them under adamw, get plain Adam.
       checkpoint: which checkpoints are kept, to continue from.
       report: where to watch the run.
-      sample: the text sampled before and after.
       start: how to begin.
     """
 
-    preset: PresetName = "tiny"
-    init_from: pathlib.Path | None = None
-    resize_embedding: Switch = False
     max_skipped_steps_in_a_row: int = 10
     seed: int = 0
     mesh: str = "fsdp=-1"
-    output_dir: pathlib.Path = pathlib.Path("runs/pretrain")
+    output_dir: pathlib.Path = pathlib.Path("runs/train")
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = CheckpointConfig()
     report: ReportConfig = ReportConfig()
-    sample: SampleConfig = SampleConfig()
     start: StartConfig = StartConfig()
 
     def __post_init__(self):
@@ -285,9 +221,3 @@ class PretrainConfig(RunConfig):
         check(self, at_least_1, "max_skipped_steps_in_a_row")
         check(self, fits_32_bits, "seed")
         schedule_phases(self.optimizer, self.steps)  # raises if it does not fit
-
-    @property
-    def positions(self) -> int:
-        """Most tokens that the model learns to read at once, or had learned before."""
-        given = self.model.max_length_tokens or 0
-        return max(self.data.sequence_length_tokens, given)

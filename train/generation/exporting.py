@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from models import hugging_face
-from train.export import ExportConfig
+from train.generation.export_config import ExportConfig
 from train.rundir import trained_model as trained
 from train.rundir.checkpoints import CheckpointError, quiet_orbax
 from train.system import compilation_cache, console, files

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from models.generation import Sampling
-from train.generate import DEFAULT_PROMPT, GenerateConfig
 from train.generation import language_model, writing
+from train.generation.generation_config import DEFAULT_PROMPT, GenerateConfig
 from train.rundir.checkpoints import CheckpointError, quiet_orbax
 from train.system import compilation_cache, console
 from train.tokenization.tokenizer import Tokenizer

@@ -9,8 +9,8 @@ import jax
 
 from models import llama
 from train.config.optimizer_config import OptimizerConfig
+from train.config.pretrain_config import PretrainConfig
 from train.config.rules import flag
-from train.config.run_config import PretrainConfig
 from train.data.dataset import Text
 from train.data.packing import Batch
 from train.rundir import changes

@@ -7,8 +7,8 @@ import pathlib
 import secrets
 import socket
 
+from train.config.pretrain_config import PretrainConfig
 from train.config.rules import flag
-from train.config.run_config import PretrainConfig
 from train.rundir import changes, identity
 from train.system import files, processes, provenance
 

@@ -8,7 +8,7 @@ import jax
 
 from train.config import methods
 from train.config.presets import PRESETS
-from train.config.run_config import PRETRAIN, PretrainConfig
+from train.config.pretrain_config import PRETRAIN, PretrainConfig
 from train.data.dataset import Text
 from train.rundir.saved_config import CONFIG_FILE
 from train.step.train_state import TrainState

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import subtrack_jax as stj
 from train.config import methods
-from train.config.run_config import PretrainConfig
+from train.config.pretrain_config import PretrainConfig
 from train.rundir.metrics import Stopwatch
 from train.step.train_state import TrainState
 from train.system import processes

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from models import generation, llama
-from train.config.run_config import PretrainConfig
+from train.config.pretrain_config import PretrainConfig
 from train.data import dataset as data
 from train.generation import writing
 from train.loop import continuation, hosts, messages

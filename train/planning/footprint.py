@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from train.config.run_config import PretrainConfig
+from train.config.pretrain_config import PretrainConfig
 from train.planning.collectives import Kinds, step_traffic
 from train.step import placement
 from train.step.language_model import abstract_batch

@@ -11,10 +11,10 @@ import jax
 from jax.sharding import Mesh
 
 from train.config.presets import PRESETS
-from train.config.run_config import PretrainConfig
-from train.plan import PlanConfig
+from train.config.pretrain_config import PretrainConfig
 from train.planning.collectives import KINDS, PHASES, Traffic
 from train.planning.footprint import Footprint, measure
+from train.planning.plan_config import PlanConfig
 from train.planning.targets import open_target
 from train.reports import tables
 from train.step import optimizers

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import filelock
 
+from train.config.pretrain_config import PretrainConfig
 from train.config.rules import flag
-from train.config.run_config import PretrainConfig
 from train.rundir import changes, identity
 from train.rundir.changes import Changes
 from train.rundir.saved_config import CONFIG_FILE, load_config, save_config

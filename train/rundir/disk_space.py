@@ -5,7 +5,7 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-from train.config.run_config import PretrainConfig
+from train.config.pretrain_config import PretrainConfig
 from train.rundir.directory import CHECKPOINTS
 
 # Checkpoints compress to at least three quarters of the arrays' bytes.

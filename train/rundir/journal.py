@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import tqdm
 
-from train.config.run_config import PretrainConfig
+from train.config.pretrain_config import PretrainConfig
 from train.rundir import metrics
 from train.rundir.directory import note_checkpoint
 from train.step import throughput

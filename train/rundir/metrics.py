@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config.run_config import PretrainConfig
+from train.config.pretrain_config import PretrainConfig
 from train.rundir.directory import METRICS_FILE
 from train.system import console, files, processes
 from train.system.json_lines import JsonLines

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from models import llama
-from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, PretrainConfig
+from train.config.pretrain_config import PretrainConfig
+from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice
 from train.rundir.checkpoint_reading import Restored, restore_params
 from train.rundir.saved_config import CONFIG_FILE, load_config
 from train.system import console

@@ -12,8 +12,8 @@ import numpy as np
 from models import hugging_face_config
 from models.config import LlamaConfig
 from train.config.presets import PRESETS
+from train.config.pretrain_config import PretrainConfig
 from train.config.rules import flag
-from train.config.run_config import PretrainConfig
 from train.tokenization import special_tokens
 from train.tokenization.tokenizer import Tokenizer
 

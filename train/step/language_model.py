@@ -9,7 +9,7 @@ from flax import nnx
 
 from models import llama
 from models.llama import LlamaConfig
-from train.config.run_config import DataConfig
+from train.config.data_config import DataConfig
 from train.step.train_step import Batch, LossSums
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from models import parameters
 from models.llama import Llama, LlamaConfig
 from models.parameters import MakeModule
-from train.config.run_config import PretrainConfig
+from train.config.pretrain_config import PretrainConfig
 from train.step import optimizers, placement, train_step
 from train.step.language_model import NextTokenLoss
 from train.step.train_state import TrainState, abstract_state, initial_state

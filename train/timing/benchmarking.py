@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import subtrack_jax as stj
-from train.benchmark import BenchmarkConfig
 from train.config.methods import moves_on_every_step
 from train.config.presets import PRESETS
 from train.planning.targets import open_target
@@ -21,6 +20,7 @@ from train.system import console
 from train.system.files import write_whole
 from train.system.provenance import machine, versions
 from train.timing import timed_programs
+from train.timing.benchmark_config import BenchmarkConfig
 from train.timing.benchmark_report import Cost, plot, table
 from train.timing.interleaved import interleaved
 from train.timing.timed_programs import METHODS, Subject

@@ -11,9 +11,10 @@ import optax
 from models import llama
 from subtrack_jax.optimizers import FAMILY, Method
 from train.config.methods import fixed
-from train.config.run_config import Layout, PretrainConfig
+from train.config.pretrain_config import PretrainConfig
 from train.step.language_model import abstract_batch
 from train.step.setup import llama_setup
+from train.timing.benchmark_config import Layout
 
 Optimizer = optax.GradientTransformation
 

@@ -1,0 +1,102 @@
+"""The configuration of a pre-training run."""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+from models.config import LlamaConfig
+from train.config.data_config import DataConfig, check_parts
+from train.config.rules import at_least_1, check, not_negative
+from train.config.run_config import LengthConfig, RunConfig, Switch
+
+# The command of this configuration, for messages.
+PRETRAIN = "python -m train.pretrain"
+
+PresetName = Literal[
+    "tiny",
+    "llama-9m",
+    "llama-20m",
+    "llama-35m",
+    "llama-60m",
+    "llama-130m",
+    "llama-350m",
+    "llama-1b",
+    "llama-3b",
+    "llama-7b",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """The sample of text written before and after training.
+
+    Attributes:
+      sample_prompt: text to continue.
+      sample_length_tokens: most tokens to add to the prompt.
+      sample_temperature: divides the logits: below 1 safer, above 1 wilder, 0 always
+        takes the likeliest token.
+    """
+
+    sample_prompt: str = "The whale"
+    sample_length_tokens: int = 100
+    sample_temperature: float = 0.7
+
+    def __post_init__(self):
+        if not self.sample_prompt:
+            raise ValueError("--sample-prompt must not be empty")
+        check(self, at_least_1, "sample_length_tokens")
+        check(self, not_negative, "sample_temperature")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTask(LengthConfig):
+    """Model, text and length of a run that trains a language model.
+
+    Attributes:
+      model: the model's shape and arithmetic.
+      data: the text and its batches.
+      z_loss_weight: weight of the squared log-partition added to the loss (PaLM, 1e-4
+        there), which keeps logits from drifting.
+    """
+
+    model: LlamaConfig = dataclasses.field(kw_only=True)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    z_loss_weight: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self, not_negative, "z_loss_weight")
+        check_parts(self.data, self.gradient_accumulation_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(RunConfig, TextTask):
+    """Pre-trains a LLaMA on text and reports how its loss falls.
+
+    Without arguments: a model of 4 million parameters on Moby Dick with SubTrack++,
+    minutes on a laptop's CPU. The values below are those of the chosen preset.
+
+    Attributes:
+      preset: where all other values come from unless given. tiny: the default run;
+        llama-*: the published shapes, optimizer settings and batches. With given
+        weights the shape is theirs.
+      init_from: directory of a LLaMA in Hugging Face's layout, whose weights, shape
+        and tokenizer the run starts from; flags that contradict them are errors. The
+        defaults are then those for given weights: a learning rate of 1e-4, sequences
+        of 256 tokens, a rank of at most a quarter of the width. None: fresh weights.
+      resize_embedding: let the embedding of given weights grow to the tokenizer's, or
+        to the given vocabulary size; the new rows are the mean of the old.
+      sample: the text sampled before and after.
+    """
+
+    preset: PresetName = "tiny"
+    init_from: pathlib.Path | None = None
+    resize_embedding: Switch = False
+    sample: SampleConfig = SampleConfig()
+    output_dir: pathlib.Path = pathlib.Path("runs/pretrain")
+
+    @property
+    def positions(self) -> int:
+        """Most tokens that the model learns to read at once, or had learned before."""
+        given = self.model.max_length_tokens or 0
+        return max(self.data.sequence_length_tokens, given)
