@@ -39,33 +39,33 @@ def method_of(text: str) -> tuple[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """Trains the same model on the same batches with one optimizer after the other.
+    """Trains the same model on the same batches with several optimizers and rates.
 
-    Every method is tried with the same learning rates, times the same factors on the
-    updates of attention and MLP matrices, times the same seeds; a table has each at
-    the rates of its least mean loss. Finished trials are kept: the same command, or
-    one that asks for more, goes on where the last one stopped. The values below are
-    those of the chosen preset.
+    Every method is trained with each combination of learning rate, factor on the
+    updates of attention and MLP matrices, and seed; the table shows each method at the
+    rates of its least mean loss. Finished trials are kept: the same command, or one
+    with more values, continues where the last one stopped. The values below are those
+    of the chosen preset.
 
     Attributes:
-      task: what all trials share.
+      task: settings that all trials share.
       preset: where all other values come from unless given, as for train.pretrain.
-      optimizers: the methods, each with settings of its own if need be, which are then
+      optimizers: the methods, optionally with settings of their own, which are then
         not searched: adamw:b2=0.95 subtrack:update_interval=50,scale=0.5. static is
-        subtrack without tracking: what it loses, tracking wins.
+        subtrack without tracking: the difference is what tracking gains.
       learning_rates: peak learning rates to try.
       matrix_scales: factors on the updates of matrices to try: scale of the low-rank
         methods with subspaces, matrix_learning_rate_scale of the others.
-      seeds: each decides initial parameters, order of the data and random subspaces,
-        alike for all methods.
-      sweep: settings and values to try one by one, all else being equal, each with a
-        table of its own: rank=16,32,64 transport=on,off. Methods without the setting
-        are shown as they are.
-      tuning_seeds: rates are searched on the first so many of the seeds, and the
-        other seeds are run at the best rates of these alone; None searches on all.
+      seeds: each determines initial parameters, order of the data and random subspaces,
+        the same for all methods.
+      sweep: settings to vary one at a time, each with a table of its own:
+        rank=16,32,64 transport=on,off. Methods without the setting are shown
+        unchanged.
+      tuning_seeds: number of seeds, from the first, on which rates are searched; the
+        other seeds are run at the best rates of these alone. None: all seeds.
       output_dir: directory of the comparison: table.md, loss.png, results.json, and a
         record of each trial.
-      settings: of all methods, unless they name their own.
+      settings: settings of all methods unless --optimizers gives others.
       start: how to begin.
     """
 

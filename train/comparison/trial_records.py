@@ -29,22 +29,22 @@ class Record:
 
     Attributes:
       trial: the trial.
-      diverged: whether it ended early: ten steps in a row, or an evaluation, had a
-        loss or a gradient that is not finite.
-      skipped_steps: steps that changed nothing because theirs was not.
+      diverged: whether it ended early, after ten steps in a row, or an evaluation,
+        whose loss or gradient was not finite.
+      skipped_steps: steps without effect, as their loss or gradient was not finite.
       evaluations: (step, loss in nats) of the held-out text; a loss that is not
         finite is None.
       curve: (last step, metrics) of stretches of training steps, averaged.
       step_seconds: median seconds of a step of each kind: the first, one that moves
         subspaces, one that does not.
       measured_seconds: of all steps together, without compilation and evaluation.
-      compile_seconds: to trace and compile the program, which trials of one method
-        share; less if the compilation cache had it.
+      compile_seconds: to trace and compile the program that trials of one method
+        share; less if it was in the compilation cache.
       state_bytes: the optimizer's.
       parameters: the model's.
       versions: of packages.
       machine: where it ran.
-      command: what was typed.
+      command: the command line.
     """
 
     trial: Trial

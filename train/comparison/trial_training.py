@@ -29,9 +29,9 @@ MAX_SKIPPED_STEPS_IN_A_ROW = 10
 
 
 class Runner:
-    """Runs trials; those that differ in rates and seed alone share a program.
+    """Runs trials on the first device.
 
-    All run on one device, the first, whatever there is.
+    Trials that differ in rates and seed alone share a compiled program.
     """
 
     def __init__(self, task: TextTask, text: Text, command: str):
@@ -43,13 +43,13 @@ class Runner:
     ) -> records.Record | None:
         """Trains and evaluates.
 
-        A step is timed from its dispatch to its end, with its batch in place. A
-        program shared by all learning rates takes them, the factor on matrices and
-        the seed as numbers in its state.
+        A step is timed from its dispatch to its end, with its batch on the device. The
+        learning rate, the factor on matrices and the seed are numbers in the state, so
+        that all trials of a method share the program.
 
         Args:
           trial: what to run.
-          after_step: told each step's loss; False stops.
+          after_step: called with each step's loss; returns False to stop.
 
         Returns:
           The record, or None if it was stopped.
