@@ -1,1 +1,1 @@
-"""Configurations of the programs: fields, units, defaults and presets."""
+"""Configurations of the programs: fields, units, defaults, presets."""

@@ -12,43 +12,41 @@ class DataConfig:
     """Text and batches.
 
     Attributes:
-      data_glob: files to train on, as a pattern in quotes, e.g. 'texts/**/*.txt'. Text
-        (UTF-8) is one document; JSON lines (.jsonl, .ndjson, .json), JSON arrays and
-        .parquet have one in each row. All but Parquet may be compressed (.gz, .zst,
-        .bz2, .xz). None: Moby Dick, which comes with the project, unless a dataset
-        is named.
-      eval_glob: files to evaluate on, of the same kinds; held_out_fraction and
-        dataset_eval_split are then not used. Files that match data_glob, too, are
-        not trained on. None: the end of the text to train on, or a split.
-      skip_bad_documents: leave out documents that cannot be read (lines that are no
-        JSON, rows without the text, files that are no text or damaged), and tell how
-        many. Without it the first one ends the program.
+      data_glob: files to train on, as a pattern in quotes, e.g. 'texts/**/*.txt'. A
+        text file (UTF-8) is one document; JSON lines (.jsonl, .ndjson, .json), JSON
+        arrays and .parquet have one per row. All but Parquet may be compressed (.gz,
+        .zst, .bz2, .xz). None: Moby Dick, which is included, unless a dataset is given.
+      eval_glob: files to evaluate on, of the same formats; replaces held_out_fraction
+        and dataset_eval_split. Files that also match data_glob are not trained on.
+        None: the end of the training text, or a split.
+      skip_bad_documents: skip and count documents that cannot be read (invalid JSON,
+        rows without text, files that are damaged or not text). Without it the first
+        one ends the program.
       dataset: Hugging Face dataset to stream instead, by its name on the hub
         (allenai/c4) or the path of a local directory.
       dataset_config: configuration of the dataset, e.g. en.
       dataset_split: split of the dataset to train on.
       dataset_eval_split: split of the dataset to evaluate on.
-      text_field: field of rows, of a dataset or of files, that holds the text.
-      shuffle_buffer_documents: a streamed dataset is shuffled within stretches of
-        this many documents.
+      text_field: field with the text, in rows of a dataset or of files.
+      shuffle_buffer_documents: documents in a window within which a streamed dataset
+        is shuffled.
       tokenizer: path of a tokenizer.json or of a SentencePiece .model, or the name of
         a repository on the hub. None: a byte-level BPE is trained on the text.
-      bos: begin each document with the tokenizer's BOS token, in place of the EOS token
-        after it: for weights that were trained so (llama2.c).
-      bos_and_eos: begin each document with BOS and end it with EOS: for weights that
+      bos: start each document with the tokenizer's BOS token and add no EOS token: for
+        weights that were trained so (llama2.c).
+      bos_and_eos: start each document with BOS and end it with EOS: for weights that
         were trained so (LLaMA, Mistral).
-      token_cache_dir: directory that keeps the tokens of files, so that the next start
-        is quick; it may be deleted at any time, and what was not used for 60 days is.
-        With auto it is subtrack_jax/tokens in the user's cache directory, with none
-        tokens are held in memory.
-      held_out_fraction: end of the files' text, as a fraction of its characters, kept
-        for evaluation.
-      eval_tokens: most tokens of an evaluation.
-      packing: packed joins documents and cuts them into sequences without padding;
-        padded makes of every document one sequence, cut or padded to length, as in
-        the published runs.
-      sequence_length_tokens: tokens of a sequence.
-      batch_size_sequences: sequences in each optimizer step, of all devices together.
+      token_cache_dir: directory for tokens of files, which makes the next start fast;
+        may be deleted at any time; entries unused for 60 days are deleted. auto:
+        subtrack_jax/tokens in the user's cache directory; none: tokens in memory.
+      held_out_fraction: fraction of the files' characters, at the end, used for
+        evaluation.
+      eval_tokens: maximum number of tokens in an evaluation.
+      packing: packed: documents are joined and split into sequences without padding;
+        padded: every document is one sequence, truncated or padded, as in the
+        published runs.
+      sequence_length_tokens: tokens per sequence.
+      batch_size_sequences: sequences per optimizer step on all devices together.
     """
 
     data_glob: str | None = None
@@ -102,7 +100,7 @@ class DataConfig:
 
 
 def check_parts(data: DataConfig, parts: int) -> None:
-    """Raises a ValueError if batches cannot be cut into so many equal parts."""
+    """Raises a ValueError if batches cannot be split into equal parts."""
     if data.batch_size_sequences % parts:
         raise ValueError(
             f"--batch-size-sequences {data.batch_size_sequences} must be a multiple "

@@ -1,4 +1,4 @@
-"""The runs that `--preset` names: the default one, and the published ones."""
+"""Presets of runs: the default, and published shapes and settings."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ def _published(
     batch_size_sequences: int = 256,
     update_interval: int = 200,
 ) -> PretrainConfig:
-    """A run of the SubTrack++ paper: 10,000 steps of 256-token sequences, bfloat16."""
+    """Run as in the SubTrack++ paper: 10,000 steps, 256-token sequences, bfloat16."""
     model = dataclasses.replace(
         MODELS[preset], dtype="bfloat16", param_dtype="bfloat16"
     )
@@ -39,8 +39,8 @@ def _published(
     )
 
 
-# The papers give no settings for the three smallest; theirs are those of 60M with
-# the rank a quarter of the width, as there.
+# The papers give no settings for the three smallest models; they use those of 60M, with
+# a rank of a quarter of the width.
 PRESETS: dict[str, PretrainConfig] = {
     config.preset: config
     for config in [

@@ -1,4 +1,4 @@
-"""The configuration of a pre-training run."""
+"""Configuration of a pre-training run."""
 
 import dataclasses
 import pathlib
@@ -9,7 +9,7 @@ from train.config.data_config import DataConfig, check_parts
 from train.config.rules import at_least_1, check, not_negative
 from train.config.run_config import LengthConfig, RunConfig, Switch
 
-# The command of this configuration, for messages.
+# The program's command, for messages.
 PRETRAIN = "python -m train.pretrain"
 
 PresetName = Literal[
@@ -28,13 +28,13 @@ PresetName = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """The sample of text written before and after training.
+    """Text sample generated before and after training.
 
     Attributes:
       sample_prompt: text to continue.
-      sample_length_tokens: most tokens to add to the prompt.
-      sample_temperature: divides the logits: below 1 safer, above 1 wilder, 0 always
-        takes the likeliest token.
+      sample_length_tokens: maximum number of tokens to add to the prompt.
+      sample_temperature: divides the logits: below 1 less random, above 1 more, 0
+        always takes the likeliest token.
     """
 
     sample_prompt: str = "The whale"
@@ -55,8 +55,8 @@ class TextTask(LengthConfig):
     Attributes:
       model: the model's shape and arithmetic.
       data: the text and its batches.
-      z_loss_weight: weight of the squared log-partition added to the loss (PaLM, 1e-4
-        there), which keeps logits from drifting.
+      z_loss_weight: weight of the squared log-partition added to the loss (1e-4 in
+        PaLM), which prevents drift of the logits.
     """
 
     model: LlamaConfig = dataclasses.field(kw_only=True)
@@ -71,22 +71,22 @@ class TextTask(LengthConfig):
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(RunConfig, TextTask):
-    """Pre-trains a LLaMA on text and reports how its loss falls.
+    """Pre-trains a LLaMA on text.
 
     Without arguments: a model of 4 million parameters on Moby Dick with SubTrack++,
     minutes on a laptop's CPU. The values below are those of the chosen preset.
 
     Attributes:
-      preset: where all other values come from unless given. tiny: the default run;
-        llama-*: the published shapes, optimizer settings and batches. With given
-        weights the shape is theirs.
+      preset: defaults of all other values. tiny: the default run; llama-*: the
+        published shapes, optimizer settings and batches. With --init-from the shape is
+        that of the weights.
       init_from: directory of a LLaMA in Hugging Face's layout, whose weights, shape
-        and tokenizer the run starts from; flags that contradict them are errors. The
-        defaults are then those for given weights: a learning rate of 1e-4, sequences
-        of 256 tokens, a rank of at most a quarter of the width. None: fresh weights.
-      resize_embedding: let the embedding of given weights grow to the tokenizer's, or
-        to the given vocabulary size; the new rows are the mean of the old.
-      sample: the text sampled before and after.
+        and tokenizer the run starts from; flags that contradict them are errors. Other
+        defaults are then: a learning rate of 1e-4, sequences of 256 tokens, a rank of
+        at most a quarter of the width. None: random weights.
+      resize_embedding: enlarge the embedding of imported weights to the tokenizer's or
+        the given vocabulary size; new rows are the mean of the old ones.
+      sample: text samples before and after training.
     """
 
     preset: PresetName = "tiny"
@@ -97,6 +97,6 @@ class PretrainConfig(RunConfig, TextTask):
 
     @property
     def positions(self) -> int:
-        """Most tokens that the model learns to read at once, or had learned before."""
+        """Maximum sequence length of the model, from training or imported weights."""
         given = self.model.max_length_tokens or 0
         return max(self.data.sequence_length_tokens, given)

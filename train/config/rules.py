@@ -1,4 +1,4 @@
-"""Ranges of a configuration's numbers, with errors that name the flag."""
+"""Validation of numbers and names in a configuration; errors name the flag."""
 
 import difflib
 import math
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Rule(NamedTuple):
-    """A condition on one number, and how to say it. NaN meets none."""
+    """Condition on one number, and its description. NaN meets no condition."""
 
     holds: Callable[[float], bool]
     words: str
@@ -26,7 +26,7 @@ fits_32_bits = Rule(lambda x: 0 <= x < 2**32, "at least 0 and below 2^32")
 
 
 def flag(field: str) -> str:
-    """The flag of a field, which may be named with its group: optimizer.b1."""
+    """Flag of a field, whose name may include its group: optimizer.b1."""
     group, _, name = field.rpartition(".")
     if (group, name) == ("optimizer", "name"):
         return "--optimizer"
@@ -34,12 +34,12 @@ def flag(field: str) -> str:
 
 
 def check_name(where: str, name: str, known: Collection[str]) -> None:
-    """Raises a ValueError that lists known names, nearest first, if one is unknown.
+    """Raises a ValueError for an unknown name; lists known names, closest first.
 
     Args:
       where: the flag and its value.
       name: the name in it.
-      known: the names it could be.
+      known: valid names.
     """
     if name in known:
         return
@@ -49,9 +49,9 @@ def check_name(where: str, name: str, known: Collection[str]) -> None:
 
 
 def check(config: Any, rule: Rule, *fields: str) -> None:
-    """Raises a ValueError that names the flag of the first field to break a rule.
+    """Raises a ValueError that names the flag of the first field that breaks a rule.
 
-    None, for a value that is not given, breaks none; of a tuple each value counts.
+    None breaks no rule; each value of a tuple is checked.
     """
     for field, given in ((field, getattr(config, field)) for field in fields):
         for value in given if isinstance(given, tuple) else (given,):

@@ -16,22 +16,22 @@ from train.config.rules import (
     steps_of_32_bits,
 )
 
-# A switch with no opposite: off unless it is given.
+# A flag without a --no- form, off by default.
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Checkpoints in the run's directory, to continue from.
+    """Checkpoints in the run's directory: interval and retention.
 
     Attributes:
       checkpoint_every_steps: optimizer steps between two checkpoints; the last step,
-        and one at which the run is told to stop, have one too.
-      keep_last_checkpoints: how many of the newest checkpoints are kept.
-      keep_checkpoint_every_steps: checkpoints at multiples of this many steps are kept
-        for good. None: none are.
-      keep_best: keep the checkpoint of the lowest held-out loss, too; an evaluation
-        that is the best so far saves one.
+        and the one at which a signal stops the run, also have one.
+      keep_last_checkpoints: number of newest checkpoints to keep.
+      keep_checkpoint_every_steps: checkpoints at multiples of this number of steps are
+        kept permanently. None: none are.
+      keep_best: also keep the checkpoint with the lowest held-out loss, saved at each
+        evaluation that is the best so far.
     """
 
     checkpoint_every_steps: int = 100
@@ -47,12 +47,12 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointChoice:
-    """Which checkpoint of a run a program reads.
+    """Checkpoint of a run to read.
 
     Attributes:
-      which: best, the one of the lowest held-out loss, or newest. None: the best if
-        one was evaluated, else the newest.
-      step: the one of this step instead.
+      which: best (lowest held-out loss) or newest. None: the best if one was
+        evaluated, else the newest.
+      step: the checkpoint of this step instead.
     """
 
     which: Literal["best", "newest"] | None = None
@@ -74,22 +74,21 @@ BEST_OR_NEWEST = CheckpointChoice()
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Where to watch a run, besides metrics.jsonl.
+    """Reports of a run in addition to metrics.jsonl.
 
     Attributes:
       tensorboard: write TensorBoard events into the run's directory.
-      wandb: report to Weights & Biases (an extra of its own: pip install -e
-        '.[wandb]').
+      wandb: report to Weights & Biases (pip install -e '.[wandb]').
       wandb_project: project of Weights & Biases.
-      peak_teraflops: most floating-point operations a device can do, in 10^12 per
-        second, for the model FLOP utilisation. None: taken from a table of GPUs and
-        TPUs; unknown on a CPU.
-      diagnostics: write into diagnostics.jsonl how the subspace of each matrix fits
-        its gradient and how far it moves, and draw subspace.png of it. While it looks
-        it holds a second copy of the bases.
-      diagnostics_every_steps: optimizer steps between two such looks; those at
-        multiples of the update interval see a move. None: the update interval, so
-        that every move is seen.
+      peak_teraflops: peak performance of a device in 10^12 floating-point operations
+        per second, for the model FLOP utilisation. None: from a table of GPUs and
+        TPUs; unknown for CPUs.
+      diagnostics: write captured energy and movement of each matrix's subspace to
+        diagnostics.jsonl, and plot them in subspace.png. Needs memory for a second
+        copy of the bases.
+      diagnostics_every_steps: optimizer steps between two diagnostics; only multiples
+        of the update interval contain a refresh. None: the update interval, so that
+        every refresh is measured.
     """
 
     tensorboard: Switch = False
@@ -113,13 +112,13 @@ class ReportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CompilationConfig:
-    """How a program begins.
+    """Settings of a process: compilation cache.
 
     Attributes:
-      compilation_cache_dir: directory that keeps compiled programs, so that the next
-        start is quick; it may be deleted at any time. auto: JAX_COMPILATION_CACHE_DIR
-        of the environment, or else subtrack_jax/compilation in the user's cache
-        directory. none: programs are not kept.
+      compilation_cache_dir: directory for compiled programs, which makes the next start
+        fast; may be deleted at any time. auto: JAX_COMPILATION_CACHE_DIR of the
+        environment, else subtrack_jax/compilation in the user's cache directory. none:
+        no cache.
     """
 
     compilation_cache_dir: str = "auto"
@@ -127,25 +126,24 @@ class CompilationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StartConfig(CompilationConfig):
-    """How a run begins; not part of what a run is.
+    """Settings of a process that are not saved with the run.
 
     Attributes:
-      config: config.json of another run, whose values replace the preset's. With
-        nothing else but --output-dir the run is repeated exactly.
-      resume: continue the run in --output-dir, with its own values and, on top, those
-        that are given: --steps may grow, and what leaves the numbers as they are may
-        change. Without it, a run found there is continued as well if all other values
-        agree.
-      allow_changes: further settings that may change when a run is continued, as
-        config.json or flags name them, separated by commas: learning_rate,seed. The
-        change is written to config-history.jsonl.
-      coordinator_address: host:port of the first of several processes; Slurm, Open MPI
-        and TPU slices need neither this nor the next two.
-      num_processes: number of processes, usually one for each host.
-      process_id: which of them this is, from 0.
-      distributed: find the other processes in the environment. Under Slurm's srun,
-        mpirun and on GKE's TPU slices it is done without being told; on TPU VMs of
-        several hosts it has to be.
+      config: config.json of another run, whose values replace the preset's. With only
+        --output-dir in addition, the run is repeated exactly.
+      resume: resume the run in --output-dir with its saved values. Given flags override
+        them: --steps may grow, and settings that do not change the results may change.
+        Without --resume, a run found there is resumed if all other values agree.
+      allow_changes: further settings that may change at a resume, by their names in
+        config.json or their flags, separated by commas: learning_rate,seed. Changes
+        are recorded in config-history.jsonl.
+      coordinator_address: host:port of the first of several processes; not needed for
+        Slurm, Open MPI and TPU slices, nor are the next two.
+      num_processes: number of processes, usually one per host.
+      process_id: index of this process, from 0.
+      distributed: find the other processes from the environment. Automatic under
+        Slurm's srun, mpirun and on GKE's TPU slices; required on TPU VMs of several
+        hosts.
     """
 
     config: pathlib.Path | None = None
@@ -165,14 +163,14 @@ class StartConfig(CompilationConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LengthConfig:
-    """Steps of a run, and when it is evaluated.
+    """Length of a run, and interval of its evaluations.
 
     Attributes:
       steps: optimizer steps.
-      gradient_accumulation_steps: parts into which each step's batch is cut, to be
-        computed one after another: less memory, the same result.
+      gradient_accumulation_steps: parts of a batch that are computed sequentially:
+        less memory, the same result.
       eval_every_steps: steps between two evaluations on the held-out text; the last
-        step has one too.
+        step is also evaluated.
     """
 
     steps: int = 300
@@ -187,24 +185,23 @@ class LengthConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(LengthConfig):
-    """Run of a training program, whatever it trains; each program adds its own fields.
+    """Common configuration of training programs, which add their own fields.
 
     Attributes:
-      max_skipped_steps_in_a_row: a step whose loss or gradient is not finite changes
-        nothing; so many of them one after another end the run.
-      seed: decides initial parameters, order of the data, random subspaces, samples.
-      mesh: how devices share the work, as sizes of data (copies of the model), fsdp
-        (parameters and state in pieces) and tensor (matrices in pieces), e.g.
-        fsdp=4,tensor=2; -1 takes all devices that are left. It does not change what is
-        computed, and may differ when a run is resumed.
+      max_skipped_steps_in_a_row: a step with an infinite or NaN loss or gradient
+        changes nothing; this number of them in a row ends the run.
+      seed: seed of initial parameters, order of data, random subspaces and samples.
+      mesh: devices along data (copies of the model), fsdp (parameters and state
+        sharded) and tensor (matrices sharded), e.g. fsdp=4,tensor=2; -1: all remaining
+        devices. It does not change the results, and may differ when a run is resumed.
       output_dir: directory of the run: config.json, tokenizer, metrics.jsonl,
         curve.png and checkpoints.
-      optimizer: the method and its settings. Those of low-rank methods act on
-        attention and MLP matrices only, as do muon and adafactor; the other parameters,
-        and all of them under adamw, get plain Adam.
-      checkpoint: which checkpoints are kept, to continue from.
-      report: where to watch the run.
-      start: how to begin.
+      optimizer: the method and its settings. Low-rank methods, muon and adafactor
+        update attention and MLP matrices only; the other parameters, and all of them
+        with adamw, get plain Adam.
+      checkpoint: interval and retention of checkpoints.
+      report: reports of the run.
+      start: settings of the process.
     """
 
     max_skipped_steps_in_a_row: int = 10

@@ -1,4 +1,4 @@
-"""The configuration of text generation."""
+"""Configuration of `train.generate`."""
 
 import dataclasses
 import pathlib

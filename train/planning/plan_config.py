@@ -1,4 +1,4 @@
-"""The configuration of a plan."""
+"""Configuration of `train.plan`."""
 
 import dataclasses
 import pathlib

@@ -10,7 +10,7 @@ from train.config.pretrain_config import PresetName
 from train.config.rules import at_least_1, check, check_name
 from train.config.run_config import Switch
 
-# Parameters of all layers: an array for each layer, or one for all.
+# Kernels of all layers in one array, or one array per layer.
 Layout = Literal["stacked", "unstacked"]
 # Other names are those of train.pretrain.
 _OPTAX = ("adamw", "adafactor", "optax-galore", "optax-muon")
