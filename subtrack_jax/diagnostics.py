@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax import grassmann, sharding
-from subtrack_jax._internal.boxes import content
+from subtrack_jax import grassmann
+from subtrack_jax._internal.boxes import unboxed
+from subtrack_jax._internal.mesh import report
 from subtrack_jax._internal.named_leaves import path_name
 from subtrack_jax._internal.products import power_of_two, replicated, unit_scale
 from subtrack_jax._internal.trees import is_masked, state_dtype
@@ -194,7 +195,7 @@ def principal_angles(
             function = jax.vmap(function)
         return function(basis.astype(dtype), other.astype(dtype))
 
-    return sharding.report(lambda *trees: jax.tree.map(angles, *trees), bases, previous)
+    return report(lambda *trees: jax.tree.map(angles, *trees), bases, previous)
 
 
 def grassmann_distance(
@@ -285,7 +286,7 @@ def _map_matrices(
                 gradient = view.wide(leaf).astype(dtype)
                 return function(gradient, basis.astype(dtype), *entries)
 
-            return view.map(of_one, content(leaf), basis, *stacks)
+            return view.map(of_one, leaf, basis, *stacks)
 
         return jax.tree.map_with_path(
             measure,
@@ -296,7 +297,7 @@ def _map_matrices(
             is_leaf=is_masked,
         )
 
-    return sharding.report(run, gradients, _bases(opt_state), *others)
+    return report(run, unboxed(gradients), _bases(opt_state), *others)
 
 
 # One after another: on CPUs the batched decompositions of several leaves may wait

@@ -21,3 +21,10 @@ def content(node: Any) -> Any:
     """The leaf, without its box if it has one."""
     (leaf,) = jax.tree.leaves(node)
     return leaf
+
+
+def unboxed(tree: Any) -> Any:
+    """A tree with the bare array in place of every box."""
+    return jax.tree.map(
+        lambda node: content(node) if is_box(node) else node, tree, is_leaf=is_box
+    )

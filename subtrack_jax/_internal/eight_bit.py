@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
+from jax.tree_util import Partial
 
 from subtrack_jax._internal import placement
-from subtrack_jax._internal.boxes import content, is_box
+from subtrack_jax._internal.boxes import unboxed
 from subtrack_jax._internal.dynamic_map import SMALLEST_ROW, block_size, decode, encode
-from subtrack_jax._internal.trees import Pair, is_masked, unzip
+from subtrack_jax._internal.trees import is_masked
 
 _SMALLEST_LEAF = 4096
 
@@ -64,9 +65,7 @@ def in_eight_bits(adam: optax.GradientTransformation) -> optax.GradientTransform
 
         def scales():
             # Blocks are no axis that metadata could name: their scales go without.
-            return jax.tree.map(
-                lambda leaf: _scales_like(content(leaf)), params, is_leaf=is_box
-            )
+            return jax.tree.map(_scales_like, unboxed(params))
 
         return EightBitAdamState(
             count=jnp.zeros([], jnp.int32),
@@ -76,33 +75,35 @@ def in_eight_bits(adam: optax.GradientTransformation) -> optax.GradientTransform
             nu_scale=scales(),
         )
 
-    def update_fn(updates, state, params=None):
-        updates, moments = adam.update(updates, decode_moments(state), params)
-        return updates, encode_moments(moments)
+    return optax.GradientTransformation(init_fn, Partial(_update_coded, adam))
 
-    return optax.GradientTransformation(init_fn, update_fn)
+
+def _update_coded(adam, updates, state, params=None):
+    updates, moments = adam.update(updates, decode_moments(state), params)
+    return updates, encode_moments(moments)
 
 
 def transported(transport: Callable[..., Any]) -> Callable[..., Any]:
     """A transport of Adam's moments as one of codes."""
+    return Partial(_transport_coded, transport)
 
-    def transport_codes(state, rotations):
-        moments = transport(decode_moments(state), rotations)
-        return encode_moments(moments)
 
-    return transport_codes
+def _transport_coded(transport, state, rotations):
+    return encode_moments(transport(decode_moments(state), rotations))
 
 
 def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
     """Decodes the moments of a state."""
 
     def moments(decoded: Callable[[jax.Array], jax.Array], codes, scales):
-        def moment(leaf, scale):
-            if is_masked(scale):
-                return leaf
-            return jax.tree.map(lambda x: decoded(decode(x, scale)), leaf)
-
-        return jax.tree.map(moment, codes, scales, is_leaf=_is_node)
+        # Codes may be in boxes, scales are not: matched by their order.
+        structure: Any
+        codes, structure = jax.tree.flatten(codes, is_leaf=is_masked)
+        scales = jax.tree.leaves(scales, is_leaf=is_masked)
+        return structure.unflatten(
+            leaf if is_masked(scale) else decoded(decode(leaf, scale))
+            for leaf, scale in zip(codes, scales, strict=True)
+        )
 
     return optax.ScaleByAdamState(
         state.count,
@@ -116,12 +117,15 @@ def encode_moments(state: optax.ScaleByAdamState) -> EightBitAdamState:
 
     def coded(function: Callable[[jax.Array], jax.Array], dtype, moments):
         def code(leaf):
-            if is_masked(leaf) or not _is_coded(content(leaf)):
-                return Pair(leaf, optax.MaskedNode())
-            codes, scale = encode(function(content(leaf)), dtype, state.count)
-            return Pair(jax.tree.map(lambda _: codes, leaf), scale)
+            if is_masked(leaf) or not _is_coded(leaf):
+                return leaf, optax.MaskedNode()
+            return encode(function(leaf), dtype, state.count)
 
-        return unzip(jax.tree.map(code, moments, is_leaf=_is_node))
+        boxed: Any = jax.tree.structure(moments, is_leaf=is_masked)
+        bare: Any = jax.tree.structure(unboxed(moments), is_leaf=is_masked)
+        pairs = [code(leaf) for leaf in jax.tree.leaves(moments, is_leaf=is_masked)]
+        codes, scales = zip(*pairs, strict=True) if pairs else ((), ())
+        return boxed.unflatten(codes), bare.unflatten(scales)
 
     mu, mu_scale = coded(lambda mu: mu, jnp.int8, state.mu)
     nu, nu_scale = coded(jnp.sqrt, jnp.uint8, state.nu)
@@ -147,7 +151,3 @@ def _scales_like(leaf: Any) -> Any:
         return PartitionSpec(*spec[:-1], names)
 
     return placement.place(zeros, leaf, spec_of)
-
-
-def _is_node(node: Any) -> bool:
-    return is_box(node) or is_masked(node)

@@ -1,13 +1,12 @@
 """Adam on coordinates, with moments that are transported when the basis moves."""
 
-import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
-from subtrack_jax import sharding
 from subtrack_jax._internal import eight_bit
 from subtrack_jax._internal.validation import check, check_decay, check_precise
 from subtrack_jax.low_rank import LowRank
@@ -64,19 +63,18 @@ def scale_by_projection_aware_adam(
     if transport not in (True, False, "momentum"):
         raise ValueError(f"transport={transport!r}: use True, False or 'momentum'.")
     follow: dict[Any, Transport | None] = {
-        True: functools.partial(transport_adam, b1=b1, b2=b2),
+        True: Partial(transport_adam, b1=b1, b2=b2),
         False: None,
         "momentum": transport_momentum,
     }
 
-    def adam():
-        return optax.scale_by_adam(
-            *map(sharding.local, (b1, b2, eps)), mu_dtype=mu_dtype
-        )
+    def update_fn(updates, state, params=None, *, b1, b2, eps):
+        adam = optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype)
+        return adam.update(updates, state, params)
 
     inner = optax.GradientTransformation(
-        lambda params: adam().init(params),
-        lambda *arguments: adam().update(*arguments),
+        optax.scale_by_adam(mu_dtype=mu_dtype).init,
+        Partial(update_fn, b1=b1, b2=b2, eps=eps),
     )
     transport_state = follow[transport]
     if is_int8:

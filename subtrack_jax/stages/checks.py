@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.matrix_view import MatrixView
 from subtrack_jax._internal.named_leaves import path_name
 from subtrack_jax._internal.trees import is_masked
@@ -63,9 +62,7 @@ def expect_records(
     def check_updates(updates):
         gradients = map_records(lambda record: record.gradient, lambda g: g, updates)
         views = low_rank.views(gradients)
-        jax.tree.map_with_path(
-            check, updates, views, is_leaf=lambda node: is_record(node) or is_box(node)
-        )
+        jax.tree.map_with_path(check, updates, views, is_leaf=is_record)
 
     return check_updates
 
@@ -93,16 +90,15 @@ def expect_shapes(
       stage: name of the stage that asks.
       field: name of the field.
       found: the field: an array for each low-rank leaf, `optax.MaskedNode` for others.
-      updates: arrays, boxes around them, or records.
+      updates: arrays or records.
       views: of `LowRank.views`.
       shape_of: from a view to the shape that belongs to it, or None.
 
     Raises:
       ValueError: naming the leaf, its shape and the one that was expected.
     """
-    is_leaf = lambda node: is_box(node) or is_record(node)
     structure: Any
-    nodes, structure = jax.tree.flatten_with_path(updates, is_leaf=is_leaf)
+    nodes, structure = jax.tree.flatten_with_path(updates, is_leaf=is_record)
     try:
         entries = structure.flatten_up_to(found)
         if not all(map(_is_one_leaf, entries)):
@@ -117,7 +113,7 @@ def expect_shapes(
         nodes, structure.flatten_up_to(views), entries, strict=True
     ):
         expected = None if view is None else shape_of(view)
-        shape = None if is_masked(entry) else jnp.shape(content(entry))
+        shape = None if is_masked(entry) else jnp.shape(entry)
         if shape != expected:
             raise ValueError(
                 f"{stage} was given a state whose {field} of {path_name(path)} has the"
@@ -176,7 +172,7 @@ def expect_gradients(updates: Any, state: Any) -> None:
 
 
 def _is_one_leaf(entry: Any) -> bool:
-    return is_masked(entry) or is_box(entry) or jax.tree_util.all_leaves([entry])
+    return is_masked(entry) or jax.tree_util.all_leaves([entry])
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
-from subtrack_jax import sharding
-from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.trees import state_dtype
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.stages.checks import expect_state
 from subtrack_jax.stages.record import LowRankLeaf
+from subtrack_jax.stages.stage import stage
 from subtrack_jax.stages.track import check_schedule, expect_plain
 
 Draw = Callable[[jax.Array, int, int, jax.typing.DTypeLike], jax.Array]
@@ -91,23 +91,26 @@ def draw_projection(
         low_rank.check(params)
         return DrawProjectionState(jnp.zeros([], jnp.int32))
 
-    def update_fn(updates, state, **extra_args):
+    def update_fn(updates, state, *, update_interval, seed, **extra_args):
         del extra_args
         expect_state("draw_projection", DrawProjectionState, state)
-        drawn_at = state.count - state.count % sharding.local(update_interval)
-        key = jax.random.fold_in(jax.random.key(sharding.local(seed)), drawn_at)
+        drawn_at = state.count - state.count % update_interval
+        key = jax.random.fold_in(jax.random.key(seed), drawn_at)
 
-        def record(box, view):
+        def record(gradient, view):
             if view is None:
-                return box
+                return gradient
             *batch, m, rank = view.basis_shape
-            projection = draw(key, m, rank, state_dtype(content(box).dtype))
+            projection = draw(key, m, rank, state_dtype(gradient.dtype))
             basis = jnp.broadcast_to(projection, (*batch, m, rank))
-            return LowRankLeaf.start(box, view, basis, basis, jnp.zeros([], bool))
+            return LowRankLeaf.start(gradient, view, basis, basis, jnp.zeros([], bool))
 
-        records = jax.tree.map(record, updates, low_rank.views(updates), is_leaf=is_box)
+        records = jax.tree.map(record, updates, low_rank.views(updates))
         return records, DrawProjectionState(optax.safe_increment(state.count))
 
-    return sharding.stage(
-        init_fn, update_fn, expect_plain("draw_projection"), jitted=False
+    return stage(
+        init_fn,
+        Partial(update_fn, update_interval=update_interval, seed=seed),
+        expect_plain("draw_projection"),
+        jitted=False,
     )

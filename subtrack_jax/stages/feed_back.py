@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
-from subtrack_jax import sharding
-from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.eight_bit import EightBitAdamState, decode_moments
-from subtrack_jax._internal.trees import is_masked, map_leaves, state_dtype
+from subtrack_jax._internal.mesh import placed_like
+from subtrack_jax._internal.trees import as_arrays, is_masked, map_leaves, state_dtype
 from subtrack_jax._internal.validation import check_decay
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.stages.checks import expect_records, expect_shapes, expect_state
-from subtrack_jax.stages.record import LowRankLeaf, map_records, widened
+from subtrack_jax.stages.record import LowRankLeaf, map_records
+from subtrack_jax.stages.stage import stage
 
 
 class FeedBackState(NamedTuple):
@@ -79,11 +80,21 @@ def feed_back(
     """
     check_decay("b1", b1, 0.9)
     stages = optax.with_extra_args_support(stages)
-    keep_error = sharding.stage(
+
+    def sum_fn(updates, error):
+        views = low_rank.views(updates)
+        error_shape = lambda view: view.shape if error_feedback else None
+        expect_shapes("feed_back", "error", error, updates, views, error_shape)
+        return jax.tree.map(_with_error, updates, error), error
+
+    add_error = stage(
+        optax.init_empty_state, sum_fn, lambda _: None, jitted=False, widens=True
+    )
+    keep_error = stage(
         optax.init_empty_state,
-        lambda records, error, mu: (records, _errors(records, error, mu, b1)),
+        Partial(_keep_error, b1=b1),
         expect_records("feed_back", low_rank, "direction"),
-        takes=("mu",),
+        takes=("mu", "gradients"),
     )
 
     def init_fn(params):
@@ -103,15 +114,12 @@ def feed_back(
 
     def update_fn(updates, state, params=None, **extra_args):
         expect_state("feed_back", FeedBackState, state)
-        updates = widened(updates, params)
-        views = low_rank.views(updates)
-        error_shape = lambda view: view.shape if error_feedback else None
-        expect_shapes("feed_back", "error", state.error, updates, views, error_shape)
+        gradients, _ = add_error.update(updates, state.error, params)
         moments = _moments(state.inner)
         mu = moments.mu
         if isinstance(moments, EightBitAdamState):
             decoded = lambda codes: decode_moments(codes).mu
-            mu = sharding.placed_like(mu, decoded, moments)
+            mu = placed_like(mu, decoded, moments)
 
         def corrected(mean, _):
             dtype = jnp.promote_types(mean.dtype, jnp.float32)
@@ -120,22 +128,14 @@ def feed_back(
             return mean.astype(dtype) / jnp.where(weight > 0, weight, 1)
 
         extra_args["momentum"] = map_leaves(
-            corrected, lambda _: optax.MaskedNode(), mu, views
+            corrected, lambda _: optax.MaskedNode(), mu, low_rank.views(updates)
         )
-        if not error_feedback:
-            records, inner = stages.update(updates, state.inner, params, **extra_args)
-            return records, FeedBackState(inner, state.error)
-        summed = jax.tree.map(_with_error, updates, state.error, is_leaf=is_box)
-        records, inner = stages.update(summed, state.inner, params, **extra_args)
-        _, error = keep_error.update(records, state.error, mu=mu)
-        records = map_records(
-            lambda record, g: record.replace(
-                gradient=record.gradient.astype(content(g).dtype)
-            ),
-            lambda leaf, _: leaf,
-            records,
-            updates,
-        )
+        records, inner = stages.update(gradients, state.inner, params, **extra_args)
+        error = state.error
+        if error_feedback:
+            records, error = keep_error.update(
+                records, error, mu=mu, gradients=as_arrays(updates)
+            )
         return records, FeedBackState(inner, error)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -158,14 +158,18 @@ def _with_error(gradient: Any, error: Any) -> Any:
     if is_masked(error):
         return gradient
     # In the error's dtype: bfloat16 would round most of a small error away.
-    return jax.tree.map(lambda g: g.astype(error.dtype) + error, gradient)
+    return gradient.astype(error.dtype) + error
 
 
-def _errors(
-    records: Any, errors: optax.Updates, mu: Any, b1: jax.typing.ArrayLike
-) -> optax.Updates:
+def _keep_error(
+    records: Any,
+    errors: optax.Updates,
+    mu: Any,
+    gradients: optax.Updates,
+    b1: Any,
+) -> tuple[Any, optax.Updates]:
     """Errors of a step: of its update, and of rotating the moments before it."""
-    weight = sharding.local(b1) / (1 - sharding.local(b1))
+    weight = b1 / (1 - b1)
 
     def of_matrices(record: LowRankLeaf, old: jax.Array, mean: jax.Array) -> jax.Array:
         view, before = record.view, weight * mean.astype(record.basis.dtype)
@@ -180,5 +184,9 @@ def _errors(
         view = record.view
         return view.leaf(record.map(of_matrices, view.matrix(old), mean))
 
+    def in_own_dtype(record: LowRankLeaf, gradient: jax.Array) -> LowRankLeaf:
+        return record.replace(gradient=record.gradient.astype(gradient.dtype))
+
     plain = lambda *_: optax.MaskedNode()
-    return map_records(error, plain, records, errors, mu)
+    new_errors = map_records(error, plain, records, errors, mu)
+    return map_records(in_own_dtype, lambda g, _: g, records, gradients), new_errors

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax import sharding
 from subtrack_jax._internal import placement
 from subtrack_jax._internal.trees import Pair, unzip
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.stages.checks import expect_records
 from subtrack_jax.stages.record import map_records
+from subtrack_jax.stages.stage import stage
 
 
 class MonitorEnergyState(NamedTuple):
@@ -62,7 +62,7 @@ def monitor_energy(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
         )
         return updates, MonitorEnergyState(*unzip(pairs))
 
-    return sharding.stage(
+    return stage(
         init_fn, update_fn, expect_records("monitor_energy", low_rank, "coordinates")
     )
 

@@ -5,15 +5,16 @@ from typing import Any
 
 import jax
 import optax
+from jax.tree_util import Partial
 
-from subtrack_jax import sharding
 from subtrack_jax._internal import placement
-from subtrack_jax._internal.boxes import is_box
+from subtrack_jax._internal.boxes import is_box, unboxed
 from subtrack_jax._internal.loops import apply_if
 from subtrack_jax._internal.trees import is_masked, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.stages.checks import expect_records, expect_rule_state
 from subtrack_jax.stages.record import is_record, map_records
+from subtrack_jax.stages.stage import stage
 from subtrack_jax.stages.transport import Transport
 
 
@@ -85,7 +86,6 @@ def on_coordinates(
       >>> optax.tree.get_all_with_path(state, "mu")[0][1]["kernel"].shape
       (8, 64)
     """
-    inner = optax.with_extra_args_support(inner)
 
     @functools.lru_cache(maxsize=8)
     def new_state(structure, shapes):
@@ -110,28 +110,23 @@ def on_coordinates(
             )
         )
 
-    def update_fn(updates, state, **extra_args):
+    def update_fn(updates, state, *, inner, transport, **extra_args):
         values = map_records(
             lambda record: record.coordinates,
-            functools.partial(jax.tree.map, lambda g: g.astype(state_dtype(g.dtype))),
+            lambda g: g.astype(state_dtype(g.dtype)),
             updates,
         )
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values)
         leaves, structure = jax.tree.flatten(shapes)
         expect_rule_state("on_coordinates", state, new_state(structure, tuple(leaves)))
-        leaves = jax.tree.leaves(updates, is_leaf=is_record)
-        moved = [leaf.moved for leaf in leaves if is_record(leaf)]
+        records = filter(is_record, jax.tree.leaves(updates, is_leaf=is_record))
+        moved = [record.moved for record in records]
         if transport is not None and moved:
-            rotations = map_records(
-                lambda record: record.rotation, lambda _: optax.MaskedNode(), updates
-            )
-            old = _mask_plain(inner, state, updates)
-            new = apply_if(
-                moved[0], lambda state: transport(state, rotations), old, "turn_moments"
-            )
-            state = _fill(new, state)
+            state = _transported_if(moved[0], transport, inner, state, unboxed(updates))
         try:
-            directions, state = inner.update(values, state, shapes, **extra_args)
+            directions, state = optax.with_extra_args_support(inner).update(
+                values, state, shapes, **extra_args
+            )
         except TypeError as error:
             if "ShapeDtypeStruct" not in str(error):
                 raise
@@ -141,17 +136,34 @@ def on_coordinates(
             ) from error
         return map_records(
             lambda record, direction: record.replace(direction=direction),
-            functools.partial(jax.tree.map, lambda g, x: x.astype(g.dtype)),
+            lambda g, x: x.astype(g.dtype),
             updates,
             directions,
         ), state
 
-    return sharding.stage(
+    return stage(
         init_fn,
-        update_fn,
+        Partial(update_fn, inner=inner, transport=transport),
         expect_records("on_coordinates", low_rank, "coordinates"),
         forwards=True,
+        keeps_boxes=True,  # an ordinary rule sees what it would see by itself
     )
+
+
+def _transported_if(
+    moved: jax.Array,
+    transport: Transport,
+    inner: optax.GradientTransformation,
+    state: optax.OptState,
+    updates: Any,
+) -> optax.OptState:
+    """The rule's state in new coordinates on a step that moves the bases."""
+    rotations = map_records(
+        lambda record: record.rotation, lambda _: optax.MaskedNode(), updates
+    )
+    old = _mask_plain(inner, state, updates)
+    new = apply_if(moved, lambda old: transport(old, rotations), old, "turn_moments")
+    return _fill(new, state)
 
 
 def _mask_plain(

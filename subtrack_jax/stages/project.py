@@ -3,11 +3,11 @@
 import jax
 import optax
 
-from subtrack_jax import sharding
 from subtrack_jax._internal import placement
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.stages.checks import expect_records
-from subtrack_jax.stages.record import LowRankLeaf, map_records, widened
+from subtrack_jax.stages.record import LowRankLeaf, map_records
+from subtrack_jax.stages.stage import stage
 
 
 def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
@@ -31,14 +31,12 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
             updates,
         ), state
 
-    stage = sharding.stage(
-        optax.init_empty_state, update_fn, expect_records("project", low_rank, "basis")
+    return stage(
+        optax.init_empty_state,
+        update_fn,
+        expect_records("project", low_rank, "basis"),
+        widens=True,
     )
-
-    def update(updates, state, params=None, **extra_args):
-        return stage.update(widened(updates, params), state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(stage.init, update)
 
 
 # Jitted, as other functions of one record: traced once for leaves that are alike.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax._internal.boxes import content, is_box
+from subtrack_jax._internal.boxes import unboxed
 from subtrack_jax._internal.matrix_view import MatrixView
 from subtrack_jax.stages.transport import DenseRotation, RankOneRotation, Rotation
 
@@ -33,7 +33,8 @@ class LowRankLeaf:
       direction: N, the inner rule's answer to A, of the same shape; set by
         `on_coordinates` and `scale_by_projection_aware_adam`.
       view: how the leaf is seen as a matrix; static.
-      box: structure of the metadata that the gradient came in, if any; static.
+      box: structure of the metadata that the gradient came in, if any; static, set
+        and used by the wrapper of stages.
     """
 
     gradient: jax.Array
@@ -49,16 +50,16 @@ class LowRankLeaf:
     @classmethod
     def start(
         cls,
-        leaf: Any,
+        gradient: jax.Array,
         view: MatrixView,
         basis: jax.Array,
         previous_basis: jax.Array,
         moved: jax.Array,
         rank_one: RankOneRotation | None = None,
     ) -> Self:
-        """The record of a gradient, as it came, that has been given a basis."""
+        """The record of a gradient that has been given a basis."""
         return cls(
-            gradient=content(leaf),
+            gradient=gradient,
             basis=basis,
             previous_basis=previous_basis,
             rank_one=rank_one,
@@ -66,7 +67,7 @@ class LowRankLeaf:
             coordinates=None,
             direction=None,
             view=view,
-            box=jax.tree.structure(leaf),
+            box=jax.tree.structure(gradient),
         )
 
     @property
@@ -109,10 +110,6 @@ class LowRankLeaf:
         }
         return self.view.map(of_one, self.gradient, fields, *stacks)
 
-    def boxed(self, update: Any) -> Any:
-        """An update as the gradient came: with the metadata it had, if any."""
-        return jax.tree.unflatten(self.box, [update])
-
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
@@ -129,15 +126,12 @@ def map_records(
     updates: optax.Updates,
     *rest: Any,
 ) -> Any:
-    """Maps one function over the records of a tree and another over the rest.
-
-    The rest are arrays, or boxes (`leaves.is_box`) around them.
-    """
+    """Maps one function over the records of a tree and another over its arrays."""
     return jax.tree.map(
         lambda leaf, *others: (low_rank if is_record(leaf) else plain)(leaf, *others),
         updates,
         *rest,
-        is_leaf=lambda node: is_record(node) or is_box(node),
+        is_leaf=is_record,
     )
 
 
@@ -148,7 +142,7 @@ def widened(updates: optax.Updates, params: optax.Params | None) -> optax.Update
     parameter.
 
     Args:
-      updates: arrays, boxes around them, or records.
+      updates: arrays or records.
       params: the parameters, which are found by path; None leaves the updates alone.
 
     Returns:
@@ -157,19 +151,17 @@ def widened(updates: optax.Updates, params: optax.Params | None) -> optax.Update
     if params is None:
         return updates
     dtypes = {
-        path: getattr(content(leaf), "dtype", None)
-        for path, leaf in jax.tree.leaves_with_path(params, is_leaf=is_box)
+        path: getattr(leaf, "dtype", None)
+        for path, leaf in jax.tree.leaves_with_path(unboxed(params))
     }
 
     def in_wider(path, node):
         widen = lambda g: g.astype(_wider(g.dtype, dtypes.get(path)))
         if is_record(node):
             return node.replace(gradient=widen(node.gradient))
-        return jax.tree.map(widen, node)
+        return widen(node)
 
-    return jax.tree.map_with_path(
-        in_wider, updates, is_leaf=lambda node: is_record(node) or is_box(node)
-    )
+    return jax.tree.map_with_path(in_wider, updates, is_leaf=is_record)
 
 
 def _wider(dtype: Any, other: Any) -> Any:

@@ -1,5 +1,6 @@
 """The last stage: full-size updates, with the residual outside of the subspace."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -7,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
-from subtrack_jax import sharding
 from subtrack_jax._internal import placement
 from subtrack_jax._internal.products import root
 from subtrack_jax._internal.trees import Pair, unzip
@@ -16,6 +17,7 @@ from subtrack_jax._internal.validation import check_factor, check_precise
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.stages.checks import expect_records, expect_shapes, expect_state
 from subtrack_jax.stages.record import LowRankLeaf, map_records
+from subtrack_jax.stages.stage import stage
 
 Residual = Literal["exact", "published"]
 
@@ -79,35 +81,40 @@ def recover_and_scale(
     if residual not in ("exact", "published"):
         raise ValueError(f"residual={residual!r}: use 'exact' or 'published'.")
 
-    @jax.jit
-    def lift(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
-        inside = sharding.local(scale) * placement.unsplit_rank(record.direction)
+    def lift(record: LowRankLeaf, last_norm: jax.Array | None, *, scale, **_) -> Pair:
+        inside = scale * placement.unsplit_rank(record.direction)
         return _finished(record, record.view.lift(record.basis, inside), last_norm)
 
-    @jax.jit
-    def recover(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
+    def recover(
+        record: LowRankLeaf,
+        last_norm: jax.Array | None,
+        *,
+        scale: Any,
+        recovery_scale: Any,
+        growth_limit: Any,
+    ) -> Pair:
         view, coordinates = record.view, placement.unsplit_rank(record.coordinates)
         direction = placement.unsplit_rank(record.direction)
         gradient = record.gradient.astype(coordinates.dtype)
         energy, phi = _energy_and_ratio(coordinates, direction, axis=-2)
-        alpha = sharding.local(scale)
-        removed = alpha if residual == "published" else 1
+        removed = scale if residual == "published" else 1
         # |G_:j - c S A_:j|^2 = |G_:j|^2 - c (2 - c) |A_:j|^2
         inside_energy = removed * (2 - removed) * energy
         missed = jnp.maximum(view.column_energy(gradient) - inside_energy, 0)
         norm = root(jnp.sum(phi * phi * missed, axis=-1))
         gamma, limited = _limiter(norm, last_norm, growth_limit)
-        factors = jnp.multiply(sharding.local(recovery_scale), gamma)[..., None] * phi
+        factors = jnp.multiply(recovery_scale, gamma)[..., None] * phi
         inside = view.lift(
             record.basis,
-            alpha * direction - removed * factors[..., None, :] * coordinates,
+            scale * direction - removed * factors[..., None, :] * coordinates,
         )
         update = inside + view.scale_columns(gradient, factors)
         return _finished(record, update, limited)
 
     finish = lift if recovery == "none" else recover
     limit = None if recovery == "none" else growth_limit
-    return _last_stage("recover_and_scale", low_rank, finish, limit)
+    values = {"scale": scale, "recovery_scale": recovery_scale}
+    return _last_stage("recover_and_scale", low_rank, finish, limit, values)
 
 
 def scale_gradient(
@@ -141,8 +148,13 @@ def scale_gradient(
     if per not in ("columns", "matrix"):
         raise ValueError(f"per={per!r}: use 'columns' or 'matrix'.")
 
-    @jax.jit
-    def finish(record: LowRankLeaf, last_norm: jax.Array | None) -> Pair:
+    def finish(
+        record: LowRankLeaf,
+        last_norm: jax.Array | None,
+        *,
+        scale: Any,
+        growth_limit: Any,
+    ) -> Pair:
         coordinates = placement.unsplit_rank(record.coordinates)
         direction = placement.unsplit_rank(record.direction)
         gradient = record.gradient.astype(coordinates.dtype)
@@ -154,11 +166,12 @@ def scale_gradient(
         )
         norm = root(jnp.sum(phi * phi * energy, axis=-1))
         gamma, limited = _limiter(norm, last_norm, growth_limit)
-        factors = jnp.multiply(sharding.local(scale), gamma)[..., None] * phi
+        factors = jnp.multiply(scale, gamma)[..., None] * phi
         update = record.view.scale_columns(gradient, factors)
         return _finished(record, update, limited)
 
-    return _last_stage("scale_gradient", low_rank, finish, growth_limit)
+    values = {"scale": scale}
+    return _last_stage("scale_gradient", low_rank, finish, growth_limit, values)
 
 
 def _energy_and_ratio(
@@ -173,7 +186,7 @@ def _energy_and_ratio(
 def _limiter(
     norm: jax.Array,
     last_norm: jax.Array | None,
-    growth_limit: jax.typing.ArrayLike | None,
+    growth_limit: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """The factor min(1, zeta l / |L|), and |L| times it; l is the last such norm."""
     if last_norm is None or (
@@ -181,7 +194,7 @@ def _limiter(
     ):
         return jnp.ones_like(norm), norm
     has_last = last_norm > 0
-    limit = jnp.where(has_last, last_norm, 1) * sharding.local(growth_limit)
+    limit = jnp.where(has_last, last_norm, 1) * growth_limit
     is_limited = has_last & (norm > limit)
     limited = jnp.where(is_limited, limit, norm)
     # Safe to divide by in both branches: jax_debug_nans looks at each of them.
@@ -196,10 +209,23 @@ def _finished(record: LowRankLeaf, update: jax.Array, norm: jax.Array | None) ->
 def _last_stage(
     name: str,
     low_rank: LowRank,
-    finish: Callable[[LowRankLeaf, jax.Array | None], Pair],
+    finish: Callable[..., Pair],
     growth_limit: jax.typing.ArrayLike | None,
+    values: dict[str, jax.typing.ArrayLike],
 ) -> optax.GradientTransformationExtraArgs:
-    """From records to updates; with norms in the state where there is a limit."""
+    """Stage from records to updates, with norms in its state if there is a limit.
+
+    Args:
+      name: of the stage.
+      low_rank: the same as in the other stages.
+      finish: from a record, its last norm, the growth limit and the values to the
+        matrix of its update and its new norm.
+      growth_limit: None for no limiter.
+      values: the other hyper-parameters of `finish`.
+
+    Returns:
+      The transformation.
+    """
     if growth_limit is not None:
         check_precise(
             "growth_limit", growth_limit, lambda x: x >= 1, "at least 1, or None", 1.01
@@ -211,12 +237,14 @@ def _last_stage(
         views = low_rank.views(params)
         return RecoverAndScaleState(placement.norms_like(params, views))
 
-    def update_fn(updates, state, **extra_args):
+    def update_fn(updates, state, *, values, **extra_args):
         del extra_args
+        # Jitted: traced once for leaves that are alike.
+        finish_one = jax.jit(functools.partial(finish, **values))
 
         def to_leaf(record, last_norm=None):
-            pair = record.map(finish, last_norm)
-            first = record.boxed(record.view.leaf(pair.first))
+            pair = record.map(finish_one, last_norm)
+            first = record.view.leaf(pair.first)
             if last_norm is None:
                 return Pair(first, None)
             return Pair(first, pair.second.astype(last_norm.dtype))
@@ -238,6 +266,8 @@ def _last_stage(
         new_updates, norms = unzip(pairs)
         return new_updates, RecoverAndScaleState(norms)
 
-    return sharding.stage(
-        init_fn, update_fn, expect_records(name, low_rank, "direction")
+    return stage(
+        init_fn,
+        Partial(update_fn, values=values | {"growth_limit": growth_limit}),
+        expect_records(name, low_rank, "direction"),
     )

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import Partial
 
-from subtrack_jax import sharding
 from subtrack_jax._internal import placement
-from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.loops import apply_if
 from subtrack_jax._internal.matrix_loops import Stack, map_matrices, result_shapes
 from subtrack_jax._internal.trees import map_leaves, state_dtype
@@ -19,6 +18,7 @@ from subtrack_jax._internal.validation import check, check_steps
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.stages.checks import expect_rule_state, expect_shapes, expect_state
 from subtrack_jax.stages.record import LowRankLeaf, is_record
+from subtrack_jax.stages.stage import stage
 from subtrack_jax.stages.tracker import Moved, Tracker, TrackerContext
 from subtrack_jax.stages.transport import RankOneRotation
 
@@ -100,7 +100,9 @@ def track_subspace(
             memory=map_leaves(memory_of, empty, params, views),
         )
 
-    def update_fn(updates, state, momentum=None, **extra_args):
+    def update_fn(
+        updates, state, momentum=None, *, tracker, update_interval, seed, **extra_args
+    ):
         del extra_args
         if tracker.needs_momentum and momentum is None:
             raise TypeError(
@@ -113,7 +115,7 @@ def track_subspace(
         expect_shapes(
             "track_subspace", "basis", state.basis, updates, views, basis_shape
         )
-        leaves, structure = jax.tree.flatten(updates, is_leaf=is_box)
+        leaves, structure = jax.tree.flatten(updates)
         views = structure.flatten_up_to(views)
         chosen = [k for k, view in enumerate(views) if view is not None]
 
@@ -129,7 +131,7 @@ def track_subspace(
         momenta: list[Any] = [None] * len(chosen)
         if tracker.needs_momentum:
             momenta = of_chosen(momentum)
-        key = jax.random.fold_in(jax.random.key(sharding.local(seed)), state.count)
+        key = jax.random.fold_in(jax.random.key(seed), state.count)
 
         def start(gradient, basis, context):
             first = tracker.start(key, gradient, basis.shape[-1])
@@ -141,13 +143,13 @@ def track_subspace(
 
         def stacks(tracked):
             return [
-                Stack(views[k], content(leaves[k]), (old.basis, old.memory, extra))
+                Stack(views[k], leaves[k], (old.basis, old.memory, extra))
                 for k, old, extra in zip(chosen, tracked, momenta, strict=True)
             ]
 
         begin, move = (functools.partial(refresh, how) for how in (start, tracker.move))
         is_start = state.count == 0
-        moved = ~is_start & (state.count % sharding.local(update_interval) == 0)
+        moved = ~is_start & (state.count % update_interval == 0)
         # Decided for the whole tree, and outside of any vmap, which would make a
         # select of it and pay for a refresh on every step.
         started = apply_if(
@@ -192,8 +194,12 @@ def track_subspace(
             memory=structure.unflatten(new_memories),
         )
 
-    return sharding.stage(
-        init_fn, update_fn, expect_plain("track_subspace"), takes=("momentum",)
+    hyperparams = {"update_interval": update_interval, "seed": seed}
+    return stage(
+        init_fn,
+        Partial(update_fn, tracker=tracker, **hyperparams),
+        expect_plain("track_subspace"),
+        takes=("momentum",),
     )
 
 

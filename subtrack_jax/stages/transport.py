@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax import sharding
 from subtrack_jax._internal.products import dot
 from subtrack_jax._internal.trees import Pair, is_masked, state_dtype, unzip
 
@@ -131,7 +130,7 @@ def transport_adam(
     """
 
     def weight(decay, dtype):
-        weight = 1 - jnp.asarray(sharding.local(decay), dtype) ** state.count
+        weight = 1 - jnp.asarray(decay, dtype) ** state.count
         return jnp.where(weight > 0, weight, 1)  # moments are 0 before step 1
 
     @jax.jit  # traced once for leaves that are alike
