@@ -24,6 +24,7 @@ import optax
 
 from subtrack_jax import grassmann
 from subtrack_jax._internal.boxes import unboxed
+from subtrack_jax._internal.matrix_loops import map_stack
 from subtrack_jax._internal.mesh import report
 from subtrack_jax._internal.named_leaves import path_name
 from subtrack_jax._internal.products import power_of_two, replicated, unit_scale
@@ -286,7 +287,7 @@ def _map_matrices(
                 gradient = view.wide(leaf).astype(dtype)
                 return function(gradient, basis.astype(dtype), *entries)
 
-            return view.map(of_one, leaf, basis, *stacks)
+            return map_stack(of_one, view, leaf, basis, *stacks)
 
         return jax.tree.map_with_path(
             measure,

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import subtrack_jax as stj
+from subtrack_jax._internal.matrix_loops import map_stack
 from tests import sharded
 
 # Shape, reduction, output and batch axes, and the split over a mesh of (4, 2).
@@ -50,7 +51,7 @@ def test_map_is_a_loop_over_the_matrices(stack, on_mesh):
             wide = view.wide(leaf)
             return basis.T @ wide, wide[0].sum()
 
-        return view.map(of_one, leaf, bases)
+        return map_stack(of_one, view, leaf, bases)
 
     product, sums = run(leaf, bases)
     np.testing.assert_allclose(product, want_product, atol=1e-5)
@@ -74,7 +75,7 @@ def test_one_matrix_at_a_time_takes_the_room_of_one():
         numbers = optax.contrib.MuonDimensionNumbers(1, 2)
         leaf = jax.ShapeDtypeStruct((layers, 64, 128), jnp.float32)
         view = stj.LowRank(2, numbers).views(leaf)
-        run = jax.jit(lambda leaf: view.map(lambda _, g: (g @ g.T).sum(), leaf))
+        run = jax.jit(lambda leaf: map_stack(lambda _, g: (g @ g.T).sum(), view, leaf))
         return run.lower(leaf).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(30) < 1.1 * temporaries(3)

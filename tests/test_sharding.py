@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import subtrack_jax as stj
-from subtrack_jax._internal import matrix_view
+from subtrack_jax._internal import matrix_loops
 from tests import common, sharded
 
 STEPS = 5  # the start and two refreshes
@@ -78,7 +78,7 @@ def test_equals_one_device(name):
 
 @pytest.mark.parametrize("name", ["subtrack", "galore", "ldadam", "apollo"])
 def test_one_large_matrix_after_another_equals_one_device(name, monkeypatch):
-    monkeypatch.setattr(matrix_view, "LARGE", 1)
+    monkeypatch.setattr(matrix_loops, "LARGE", 1)
     _check_against_one_device(name)
 
 
@@ -118,8 +118,8 @@ def test_large_matrices_take_the_room_of_one(monkeypatch):
         )
     }
     temporaries = []
-    for largest in (1, matrix_view.LARGE):
-        monkeypatch.setattr(matrix_view, "LARGE", largest)
+    for largest in (1, matrix_loops.LARGE):
+        monkeypatch.setattr(matrix_loops, "LARGE", largest)
         optimizer = sharded.optimizer("grass_jump", splits, rank=32)
         mesh = sharded.mesh(jax.sharding.AxisType.Explicit)
         with jax.set_mesh(mesh):

@@ -2,16 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 from jax.lax import optimization_barrier as barrier
-from jax.sharding import AxisType
-
-# Coordinates of so many numbers are work enough for one program at a time.
-LARGE = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +61,6 @@ class MatrixView:
         """(batch..., r, n)."""
         n = self.columns if self.basis_on_rows else self.rows
         return (*self.batch_shape, self.rank, n)
-
-    @property
-    def is_large(self) -> bool:
-        """Whether one matrix of the stack keeps a device busy."""
-        return math.prod(self.coordinates_shape[-2:]) >= LARGE
 
     @property
     def _order(self) -> tuple[int, ...]:
@@ -134,60 +124,10 @@ class MatrixView:
         indices = jnp.unravel_index(index, self.batch_shape)
         for axis, k in list(zip(self.batch_axes, indices, strict=True))[::-1]:
             leaf = jax.lax.dynamic_index_in_dim(leaf, k, axis, keepdims=False)
-            view = view._without(axis)
+            view = view.without(axis)
         return view.wide(leaf)
 
-    def map(self, function: Callable, leaf: jax.Array, *stacks: Any) -> Any:
-        """Calls a function on one matrix of a stack after another.
-
-        A program for one matrix is compiled in a third of the time of one for a
-        stack, and what it needs in between is that of one matrix. Those of a batch
-        axis that a mesh may have split stay side by side, as a loop along that axis
-        would have every device gather the others' matrices.
-
-        Args:
-          function: of the view of one matrix, its slice of the leaf, and one entry of
-            each of `stacks`.
-          leaf: of this view's shape.
-          *stacks: trees of arrays whose leading axes are the batch axes.
-
-        Returns:
-          What the function returns, with the batch axes in front.
-        """
-        if not self.batch_axes:
-            return function(self, leaf, *stacks)
-        axis, size = self.batch_axes[0], self.shape[self.batch_axes[0]]
-        rest = self._without(axis)
-        side_by_side = _possible_pieces(size, leaf)
-        loop = size // side_by_side
-
-        def call(leaf, *stacks):
-            return rest.map(function, leaf, *stacks)
-
-        def divided(x, axis):
-            return x.reshape(*x.shape[:axis], side_by_side, loop, *x.shape[axis + 1 :])
-
-        def step(k):
-            def pick(x, axis):
-                return jax.lax.dynamic_index_in_dim(x, k, axis, keepdims=False)
-
-            if side_by_side == 1:
-                return call(
-                    pick(leaf, axis), *jax.tree.map(lambda x: pick(x, 0), stacks)
-                )
-            pieces = jax.tree.map(lambda x: pick(divided(x, 0), 1), stacks)
-            return jax.vmap(call, (axis, *(0 for _ in stacks)))(
-                pick(divided(leaf, axis), axis + 1), *pieces
-            )
-
-        results = jax.lax.map(step, jnp.arange(loop))
-        if side_by_side == 1:
-            return results
-        return jax.tree.map(
-            lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:]), results
-        )
-
-    def _without(self, axis: int) -> Self:
+    def without(self, axis: int) -> Self:
         """The view of a slice along a batch axis."""
 
         def moved(axes):
@@ -200,16 +140,3 @@ class MatrixView:
             row_axes=moved(self.row_axes),
             column_axes=moved(self.column_axes),
         )
-
-
-def _possible_pieces(size: int, leaf: jax.Array) -> int:
-    """Into how many equal pieces an axis of a leaf can be said to be split at most.
-
-    Automatic axes do not tell: any of them that divide the size may split it.
-    """
-    mesh = jax.typeof(leaf).sharding.mesh
-    pieces = {1}
-    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
-        if kind == AxisType.Auto:
-            pieces |= {count * mesh.shape[name] for count in pieces}
-    return math.lcm(*(count for count in pieces if size % count == 0))

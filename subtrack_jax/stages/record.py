@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from subtrack_jax._internal.boxes import unboxed
+from subtrack_jax._internal.matrix_loops import map_large
 from subtrack_jax._internal.matrix_view import MatrixView
 from subtrack_jax.stages.transport import DenseRotation, RankOneRotation, Rotation
 
@@ -78,12 +79,7 @@ class LowRankLeaf:
         return self.rank_one
 
     def map(self, function: Callable[..., Any], *stacks: Any) -> Any:
-        """Calls a function of records; on meshes, for large matrices sequentially.
-
-        A product with a basis replicates its coordinates over a mesh for a moment,
-        however many devices there are: of a stack of 32 layers of 7B, 1.3 GiB.
-        Here they are those of one matrix at a time, or of as many as the mesh could
-        have split the stack into (`MatrixView.map`).
+        """Calls a function of records, matrix by matrix where `map_large` does.
 
         Args:
           function: of a record and one entry of each of `stacks`, whose results have
@@ -93,14 +89,10 @@ class LowRankLeaf:
         Returns:
           What the function returns.
         """
-        on_mesh = jax.typeof(self.gradient).sharding.mesh.size > 1
-        if not (on_mesh and self.view.is_large):
-            return function(self, *stacks)
 
         def of_one(view, gradient, fields, *stacks):
-            return function(
-                self.replace(view=view, gradient=gradient, **fields), *stacks
-            )
+            record = self.replace(view=view, gradient=gradient, **fields)
+            return function(record, *stacks)
 
         shared = "gradient", "moved", "view", "box"
         fields = {
@@ -108,7 +100,7 @@ class LowRankLeaf:
             for field in dataclasses.fields(self)
             if field.name not in shared
         }
-        return self.view.map(of_one, self.gradient, fields, *stacks)
+        return map_large(of_one, self.view, self.gradient, fields, *stacks)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
