@@ -27,9 +27,18 @@ from subtrack_jax._internal.boxes import unboxed
 from subtrack_jax._internal.matrix_loops import map_stack
 from subtrack_jax._internal.mesh import report
 from subtrack_jax._internal.named_leaves import path_name
-from subtrack_jax._internal.products import power_of_two, replicated, unit_scale
-from subtrack_jax._internal.trees import is_masked, state_dtype
+from subtrack_jax._internal.orthonormal import singular_values
+from subtrack_jax._internal.products import power_of_two, unit_scale
+from subtrack_jax._internal.trees import field_of, is_masked, state_dtype
 from subtrack_jax.low_rank import LowRank
+
+__all__ = [
+    "captured_energy",
+    "error_slopes",
+    "grassmann_distance",
+    "principal_angles",
+    "recovery_ratio",
+]
 
 
 def captured_energy(
@@ -105,7 +114,7 @@ def recovery_ratio(
         is_zero = norm == 0
         return jnp.where(is_zero, 0, recovered / scale / jnp.where(is_zero, 1, norm))
 
-    norms = _field(opt_state, "recovery_norm")
+    norms = field_of(opt_state, "recovery_norm")
     return _map_matrices(ratio, low_rank, gradients, opt_state, norms)
 
 
@@ -146,7 +155,7 @@ def error_slopes(
         gradient = unit_scale(gradient)
         tangent = grassmann.tangent(basis, gradient)
         total = jnp.sum(gradient * gradient)
-        return 2 * _singular_values(tangent) / jnp.where(total > 0, total, 1)
+        return 2 * singular_values(tangent) / jnp.where(total > 0, total, 1)
 
     return _map_matrices(slopes, low_rank, gradients, opt_state)
 
@@ -191,7 +200,7 @@ def principal_angles(
     def angles(basis, other):
         dtype = state_dtype(basis.dtype)
         batch_axes = range(basis.ndim - 2)
-        function = _angles
+        function = grassmann.principal_angles
         for _ in batch_axes:
             function = jax.vmap(function)
         return function(basis.astype(dtype), other.astype(dtype))
@@ -234,23 +243,8 @@ def grassmann_distance(
     )
 
 
-def _field(opt_state: optax.OptState, name: str) -> Any:
-    """The one tree of this name in a state, whatever the parameters are called."""
-    found = optax.tree_utils.tree_get_all_with_path(
-        opt_state,
-        name,
-        lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey),
-    )
-    if len(found) != 1:
-        raise ValueError(
-            f"opt_state has {len(found)} fields {name!r}: give the state of one"
-            f" low-rank optimizer that keeps its {name}."
-        )
-    return found[0][1]
-
-
 def _bases(opt_state: optax.OptState) -> Any:
-    return _field(opt_state, "basis")
+    return field_of(opt_state, "basis")
 
 
 def _map_matrices(
@@ -299,15 +293,3 @@ def _map_matrices(
         )
 
     return report(run, unboxed(gradients), _bases(opt_state), *others)
-
-
-# One after another: on CPUs the batched decompositions of several leaves may wait
-# for each other's threads for ever (see `linear_algebra`).
-@jax.custom_batching.sequential_vmap
-def _angles(basis: jax.Array, other: jax.Array) -> jax.Array:
-    return grassmann.principal_angles(replicated(basis), replicated(other))
-
-
-@jax.custom_batching.sequential_vmap
-def _singular_values(matrix: jax.Array) -> jax.Array:
-    return jnp.linalg.svd(replicated(matrix), compute_uv=False)

@@ -16,26 +16,39 @@ manifold handbook"; Halko, Martinsson & Tropp 2011, "Finding structure with
 randomness"; SubTrack++, arXiv 2502.01586.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from subtrack_jax._internal.loops import fori_loop, while_loop
-from subtrack_jax._internal.orthonormal import orthonormal_columns
+from subtrack_jax._internal.leading_directions import (
+    leading_eigenvector,
+    leading_triple,
+    range_finder,
+)
+from subtrack_jax._internal.matrix_functions import cosine_and_sinc, polar_factor
+from subtrack_jax._internal.orthonormal import orthonormal_columns, singular_values
 from subtrack_jax._internal.products import (
     dot,
-    norm,
     power_of_two,
     real_only,
-    safe_norm,
     unit_scale,
     with_signs_of,
 )
 
-_MOST_SQUARINGS = 27
-# Doublings of an angle: enough for the largest number of float32.
-_MOST_DOUBLINGS = 64
+__all__ = [
+    "align",
+    "captured_energy",
+    "exponential_map",
+    "geodesic",
+    "leading_eigenvector",
+    "leading_triple",
+    "line_search",
+    "orthonormalize",
+    "principal_angles",
+    "random_basis",
+    "random_tangent",
+    "range_finder",
+    "tangent",
+]
 
 
 @real_only
@@ -52,75 +65,13 @@ def tangent(
       basis: orthonormal, of shape (m, r).
       gradient: of shape (m, n).
       scale: takes the tangent at `gradient / scale` without dividing the
-        gradient; see `linear_algebra.power_of_two`.
+        gradient; see `power_of_two` of the products module.
 
     Returns:
       X = (I - S S^T) G A^T, of shape (m, r), orthogonal to the basis.
     """
     product = gradient @ (gradient.T @ basis / scale) / scale
     return product - basis @ (basis.T @ product)
-
-
-@real_only
-@jax.jit
-def leading_eigenvector(gram: jax.Array) -> jax.Array:
-    """Unit eigenvector of the largest eigenvalue of a positive matrix.
-
-    Repeated squaring: k squarings do the work of 2^k power iterations and are
-    matrix products only. They stop once the powers are nearly of rank one.
-
-    Args:
-      gram: symmetric positive semi-definite, of shape (r, r).
-
-    Returns:
-      A vector of shape (r,); all zeros if `gram` is.
-    """
-
-    def unit_trace(matrix):
-        trace = jnp.trace(matrix)
-        return matrix / jnp.where(trace > 0, trace, 1)
-
-    def squared(carry):
-        # With unit trace, 1 - |K|_F^2 is about twice the weight of all but the
-        # first eigenvalue; 1e-4 squared three times is below any rounding.
-        matrix, squarings, last = carry
-        is_nearly_one = 1 - jnp.sum(matrix * matrix) <= 1e-4
-        last += is_nearly_one.astype(last.dtype)
-        return unit_trace(matrix @ matrix), squarings + 1, last
-
-    power, _, _ = while_loop(
-        # The bound on the count is for an exact tie.
-        lambda carry: (carry[1] < _MOST_SQUARINGS) & (carry[2] < 3),
-        squared,
-        # Scaled, as a derivative divides by the square of the trace.
-        (unit_trace(unit_scale(gram)), *[jnp.zeros([], jnp.int32)] * 2),
-        _MOST_SQUARINGS,
-    )
-    column = power[:, jnp.argmax(jnp.diagonal(power))]
-    return column / safe_norm(column)
-
-
-@real_only
-@jax.jit
-def leading_triple(
-    tangent: jax.Array, basis: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Leading singular triple of a tangent, from r x r products alone.
-
-    Args:
-      tangent: X of shape (m, r), orthogonal to `basis`.
-      basis: orthonormal, of shape (m, r).
-
-    Returns:
-      (sigma, u, v) with X ~ sigma u v^T: a scalar >= 0 and unit vectors of
-      shapes (m,) and (r,). For X = 0 all three are zero.
-    """
-    v = leading_eigenvector(tangent.T @ tangent)
-    image = dot(tangent, v)
-    for _ in range(2):  # X is orthogonal to S up to rounding, u has to be
-        image -= dot(basis, dot(basis.T, image))
-    u = unit_scale(image)
-    return norm(image), u / safe_norm(u), v
 
 
 @real_only
@@ -188,8 +139,7 @@ def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
     With the thin SVD X = U Sigma W^T the end point is S W cos(Sigma) W^T +
     U sin(Sigma) W^T + S (I - W W^T) (Edelman et al., theorem 2.3). Written with
     H = X^T X it is S cos(sqrt H) + X sinc(sqrt H): two entire functions of an
-    r x r matrix, summed here by Taylor series after halving the angles, so that
-    nothing is decomposed.
+    r x r matrix, for which nothing is decomposed.
 
     Args:
       basis: orthonormal S of shape (m, r).
@@ -199,95 +149,8 @@ def exponential_map(basis: jax.Array, tangent: jax.Array) -> jax.Array:
     Returns:
       An orthonormal basis of shape (m, r).
     """
-    gram = dot(tangent.T, tangent)
-    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    # The trace bounds the largest eigenvalue: halve until every angle is <= 1.
-    bound = jax.lax.stop_gradient(jnp.maximum(jnp.trace(gram), 1.0))
-    halvings = jnp.ceil(jnp.log2(bound) / 2)
-    small = gram / 4.0**halvings
-
-    # Loops, as the TPU compiler takes seconds over each product at this precision.
-    def horner(i, values):
-        cosine, sinc = values
-        k = jnp.asarray(9 - i, gram.dtype)
-        cosine = identity - dot(small, cosine) / ((2 * k - 1) * (2 * k))
-        sinc = identity - dot(small, sinc) / ((2 * k) * (2 * k + 1))
-        return cosine, sinc
-
-    def double(carry):
-        left, cosine, sinc = carry
-        return left - 1, 2 * dot(cosine, cosine) - identity, dot(sinc, cosine)
-
-    # The last terms come first; 1 / 20! is below float64 rounding.
-    last = identity - small / (19 * 20), identity - small / (20 * 21)
-    values = fori_loop(9, horner, last)
-    left = halvings.astype(jnp.int32)
-    _, cosine, sinc = while_loop(
-        lambda carry: carry[0] > 0, double, (left, *values), _MOST_DOUBLINGS
-    )
+    cosine, sinc = cosine_and_sinc(dot(tangent.T, tangent))
     return dot(basis, cosine) + dot(tangent, sinc)
-
-
-@real_only
-@functools.partial(
-    jax.jit, static_argnames=("rank", "oversampling", "power_iterations")
-)
-def range_finder(
-    key: jax.Array,
-    gradient: jax.Array,
-    rank: int,
-    oversampling: int | None = None,
-    power_iterations: int = 8,
-) -> jax.Array:
-    """Basis of the leading left singular directions, by random projections.
-
-    Subspace iteration on a random sketch (Halko et al., algorithm 4.4), then
-    orthogonal iteration within the sketched subspace to keep its best `rank`
-    directions. Products and QR only: it compiles to little code
-    on every backend, where an SVD takes the TPU compiler minutes.
-
-    Args:
-      key: a PRNG key.
-      gradient: of shape (m, n); any scale, rank-deficient as well. For zero the
-        basis is random: on coordinate axes, a gradient that lives on other rows
-        would never be found.
-      rank: columns of the basis, at most min(m, n).
-      oversampling: further directions to sketch; None takes max(32, rank // 4).
-      power_iterations: products with G G^T. More help when the singular values
-        decay slowly.
-
-    Returns:
-      An orthonormal basis of shape (m, rank).
-    """
-    m, n = gradient.shape
-    extra = max(32, rank // 4) if oversampling is None else oversampling
-    sketch_size = min(rank + extra, m, n)
-    # Not normal numbers: the inverse error function is slow to compile.
-    noise = jax.random.uniform(key, (max(m, n), sketch_size), gradient.dtype, -1, 1)
-    is_zero = ~jnp.any(gradient != 0)
-
-    def power(_, carry):
-        # G^T Q is not orthonormalised in between. That loses the directions with
-        # singular values, squared, below rounding times the first one's: in
-        # float32, 1e-7 of its energy each.
-        _, sketch = carry
-        image = unit_scale(_product(gradient, sketch))
-        # The factorisation of zeros would answer with the same columns every time.
-        columns = orthonormal_columns(jnp.where(is_zero, noise[:m], image))
-        return columns, unit_scale(_product(gradient.T, columns))
-
-    columns, sketch = fori_loop(
-        power_iterations + 1,
-        power,
-        (jnp.zeros((m, sketch_size), gradient.dtype), noise[:n]),
-    )
-    gram = sketch.T @ sketch
-    best = fori_loop(
-        32,
-        lambda _, basis: orthonormal_columns(gram @ basis),
-        jnp.eye(sketch_size, rank, dtype=gradient.dtype),
-    )
-    return dot(columns, best)
 
 
 @real_only
@@ -366,10 +229,8 @@ def align(basis: jax.Array, other: jax.Array) -> jax.Array:
     Returns:
       An orthonormal basis of the span of S, of shape (m, r).
     """
-    overlap = dot(basis.T, other)
-    # Each turn multiplies small singular values by 3/2, and brings all nearer to 1.
-    factor = fori_loop(32, lambda _, x: 1.5 * x - 0.5 * dot(x, dot(x.T, x)), overlap)
-    rotation = orthonormal_columns(factor)  # those that did not arrive, too
+    factor = polar_factor(dot(basis.T, other))
+    rotation = orthonormal_columns(factor)  # singular values that are not yet 1
     return dot(basis, with_signs_of(rotation, factor))
 
 
@@ -395,8 +256,8 @@ def principal_angles(basis: jax.Array, other: jax.Array) -> jax.Array:
       [1.5708, 0.0]
     """
     overlap = dot(basis.T, other)
-    cosines = jnp.linalg.svd(overlap, compute_uv=False)
-    sines = jnp.linalg.svd(other - dot(basis, overlap), compute_uv=False)
+    cosines = singular_values(overlap)
+    sines = singular_values(other - dot(basis, overlap))
     return jnp.arctan2(sines, cosines[::-1])
 
 
@@ -421,8 +282,3 @@ def captured_energy(basis: jax.Array, gradient: jax.Array) -> jax.Array:
     total = jnp.sum(gradient * gradient)
     captured = jnp.sum(dot(basis.T, gradient) ** 2)
     return jnp.where(total > 0, captured / jnp.where(total > 0, total, 1), 1)
-
-
-def _product(matrix: jax.Array, columns: jax.Array) -> jax.Array:
-    """`matrix @ columns`, 64 columns at a time: half the code for TPUs to compile."""
-    return jax.lax.map(lambda x: matrix @ x, columns.T, batch_size=64).T

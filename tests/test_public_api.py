@@ -37,10 +37,8 @@ def public_api():
     for name in stj.__all__:
         value = getattr(stj, name)
         if isinstance(value, types.ModuleType):
-            for key, function in vars(value).items():
-                own = getattr(function, "__module__", None) == value.__name__
-                if own and callable(function) and not key.startswith("_"):
-                    found[f"{name}.{key}"] = arguments(function)
+            for key in value.__all__:
+                found[f"{name}.{key}"] = arguments(getattr(value, key))
         elif callable(value) and not isinstance(value, types.UnionType):
             found[name] = arguments(value)
         else:

@@ -1,4 +1,9 @@
-"""Orthonormal columns: a QR factorisation, by the library or in loops of products."""
+"""Orthonormal columns and singular values, by the library or in loops of products.
+
+The library's factorisations run one matrix after another under `vmap`: on CPUs the
+batched ones of several leaves wait for each other's threads and never finish (seen
+with jaxlib 0.10.2).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -130,8 +135,12 @@ def _inverse_factor(error: jax.Array) -> jax.Array:
     return jax.lax.cond(jnp.sum(error**2) < 0.01, newton, elimination)
 
 
-# One matrix after another: on CPUs the batched QRs of several leaves wait for
-# each other's threads and never finish (seen with jaxlib 0.10.2).
 @jax.custom_batching.sequential_vmap
 def _library_q(matrix: jax.Array) -> jax.Array:
     return jnp.linalg.qr(matrix)[0]
+
+
+@jax.custom_batching.sequential_vmap
+def singular_values(matrix: jax.Array) -> jax.Array:
+    """Singular values of a matrix, largest first."""
+    return jnp.linalg.svd(replicated(matrix), compute_uv=False)

@@ -52,6 +52,21 @@ def unzip(pairs: Any) -> tuple[Any, Any]:
     )
 
 
+def field_of(opt_state: optax.OptState, name: str) -> Any:
+    """The one field of this name in a state, whatever the parameters are called."""
+    found = optax.tree_utils.tree_get_all_with_path(
+        opt_state,
+        name,
+        lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey),
+    )
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state has {len(found)} fields {name!r}: give the state of one"
+            f" low-rank optimizer that keeps its {name}."
+        )
+    return found[0][1]
+
+
 def is_masked(node: Any) -> bool:
     """Whether a node of a tree stands for a leaf that is left out."""
     return isinstance(node, optax.MaskedNode)
