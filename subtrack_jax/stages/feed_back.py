@@ -13,7 +13,7 @@ from subtrack_jax._internal.trees import as_arrays, is_masked, map_leaves, state
 from subtrack_jax._internal.validation import check_decay
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.stages.checks import expect_records, expect_shapes, expect_state
-from subtrack_jax.stages.record import LowRankLeaf, map_records
+from subtrack_jax.stages.record import LowRankLeaf, map_records, widened
 from subtrack_jax.stages.stage import stage
 
 
@@ -87,9 +87,7 @@ def feed_back(
         expect_shapes("feed_back", "error", error, updates, views, error_shape)
         return jax.tree.map(_with_error, updates, error), error
 
-    add_error = stage(
-        optax.init_empty_state, sum_fn, lambda _: None, jitted=False, widens=True
-    )
+    add_error = stage(optax.init_empty_state, sum_fn, lambda _: None, jitted=False)
     keep_error = stage(
         optax.init_empty_state,
         Partial(_keep_error, b1=b1),
@@ -114,7 +112,8 @@ def feed_back(
 
     def update_fn(updates, state, params=None, **extra_args):
         expect_state("feed_back", FeedBackState, state)
-        gradients, _ = add_error.update(updates, state.error, params)
+        updates = widened(as_arrays(updates), params)
+        summed, _ = add_error.update(updates, state.error)
         moments = _moments(state.inner)
         mu = moments.mu
         if isinstance(moments, EightBitAdamState):
@@ -130,12 +129,10 @@ def feed_back(
         extra_args["momentum"] = map_leaves(
             corrected, lambda _: optax.MaskedNode(), mu, low_rank.views(updates)
         )
-        records, inner = stages.update(gradients, state.inner, params, **extra_args)
+        records, inner = stages.update(summed, state.inner, params, **extra_args)
         error = state.error
         if error_feedback:
-            records, error = keep_error.update(
-                records, error, mu=mu, gradients=as_arrays(updates)
-            )
+            records, error = keep_error.update(records, error, mu=mu, gradients=updates)
         return records, FeedBackState(inner, error)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

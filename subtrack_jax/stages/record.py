@@ -134,7 +134,7 @@ def widened(updates: optax.Updates, params: optax.Params | None) -> optax.Update
     parameter.
 
     Args:
-      updates: arrays or records.
+      updates: arrays, boxes around them, or records.
       params: the parameters, which are found by path; None leaves the updates alone.
 
     Returns:
@@ -144,7 +144,8 @@ def widened(updates: optax.Updates, params: optax.Params | None) -> optax.Update
         return updates
     dtypes = {
         path: getattr(leaf, "dtype", None)
-        for path, leaf in jax.tree.leaves_with_path(unboxed(params))
+        for tree in (params, unboxed(params))  # records are not in boxes
+        for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
     def in_wider(path, node):
