@@ -32,8 +32,8 @@ FLOORS = {
         ("tokenization",),
         ("data",),
         ("step",),
-        ("rundir",),
         ("reports",),
+        ("rundir",),
         ("loop",),
         ("generation",),
         ("timing", "planning", "comparison"),
@@ -51,17 +51,12 @@ ARROWS_STILL_UP = {
     ("train.loop.training_loop", "train.generation.writing"),
     ("train.planning.plan_report", "train.plan"),
     ("train.rundir.directory", "train.loop.continuation"),
-    ("train.rundir.metrics", "train.reports.figures"),
     ("train.timing.benchmarking", "train.benchmark"),
     ("train.timing.benchmarking", "train.planning.targets"),
     ("train.timing.benchmarking", "train.planning.tpu_cycles"),
 }
 STILL_LONG = {
     "train/config/run_config.py",
-    "train/data/dataset.py",
-    "train/data/formats.py",
-    "train/data/packing.py",
-    "train/rundir/directory.py",
 }
 PRIVATE_STILL_USED = {("train.step.train_step", "subtrack_jax._internal.loops")}
 
