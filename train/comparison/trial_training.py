@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import subtrack_jax as stj
 from train.comparison import trial_records as records
 from train.comparison.trial_records import Record
 from train.comparison.variants import Trial
@@ -57,7 +56,9 @@ class Runner:
         program = self._program(_shared(trial.optimizer))
         setup, train_step, compile_seconds = program
         state = _start(setup, trial)
-        state_bytes = stj.state_bytes(_plain(self._task, trial), state.params)
+        # Without the numbers, which are no part of the optimizer's own state.
+        own_state = jax.tree.leaves(state.opt_state.inner_state)
+        state_bytes = sum(leaf.nbytes for leaf in own_state)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         seconds, rows, evaluations = [], [], []
         in_a_row, skipped, diverged = 0, 0, False
@@ -146,11 +147,3 @@ def _shared(optimizer: OptimizerConfig) -> OptimizerConfig:
     """The config without the rates that the compiled step takes as arguments."""
     field = methods.matrix_scale_field(optimizer.name)
     return dataclasses.replace(optimizer, learning_rate=1.0, **{field: 1.0})
-
-
-def _plain(task: TextTask, trial: Trial) -> optax.GradientTransformation:
-    """The optimizer as `train.pretrain` has it, with no numbers in its state."""
-    schedule = optimizers.learning_rate_schedule(trial.optimizer, task.steps)
-    return optimizers.make_optimizer(
-        trial.optimizer, schedule, trial.seed, steps=task.steps
-    )
