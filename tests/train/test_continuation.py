@@ -122,11 +122,11 @@ def test_changes_are_told_with_what_the_schedule_does():
     # A peak of 3e-3 after 60 steps, and a cosine to a tenth of it.
     angle = np.pi * (300 - 60) / (600 - 60)
     rate = 3e-3 * (0.1 + 0.9 * (1 + np.cos(angle)) / 2)
-    assert "of 600 steps from here on" in told[2]
+    assert "is now that of 600 steps" in told[2]
     assert f"step 308 is {rate:.3g}; with 300 steps it would be 0.0003" in told[2]
     assert "read from its beginning" in told[3]
     told = continuation.describe(config, Found({}, False, True), state)
-    assert "Held-out losses are of another text from here on" in told
+    assert "Held-out losses are of another text from now on" in told
     assert continuation.describe(config, Found({}, False), state) == ""
     # A run of 300 steps cannot have this warm-up.
     config = changed(config, optimizer={"warmup_steps": 500})

@@ -134,7 +134,7 @@ def test_a_saved_config_lends_its_settings_too(weights, copy, tmp_path):
         (["--init-std", 0.1], "--init-std 0.1 here, 0.02 there"),
         (["--max-length-tokens", 999], "--max-length-tokens 999 here, 200 there"),
         (["--vocabulary-size", 301], "--vocabulary-size 301 here, 300 there; leave"),
-        (["--vocabulary-size", 301], "let the embedding grow with --resize-embedding"),
+        (["--vocabulary-size", 301], "enlarge the embedding with --resize-embedding"),
         (["--vocabulary-size", 299], "--vocabulary-size 299 here, 300 there"),
         (
             ["--vocabulary-size", 299, "--resize-embedding"],
@@ -175,7 +175,7 @@ def test_an_embedding_smaller_than_the_tokenizer_grows_if_asked(copy, capsys):
     add_token(copy)
     argv = ["--init-from", copy]
     message = f"{copy}) has 301 tokens, the embedding of --init-from {copy} 300 rows: "
-    assert_refuses(pretrain.main, capsys, argv, message, "--resize-embedding lets")
+    assert_refuses(pretrain.main, capsys, argv, message, "with --resize-embedding")
     config = settle(read(*argv, "--resize-embedding"))
     assert config.model == dataclasses.replace(SHAPE, vocabulary_size=301)
     params, before = given_weights.load(config), make_params(SHAPE)
@@ -272,7 +272,7 @@ def test_what_weights_have_not_read_is_told(copy, tmp_path):
     for flag in ("--bos", "--bos-and-eos"):
         settle(read("--init-from", copy, flag))
     Tokenizer.train(["Another text"], 280).save(tmp_path)
-    other = f"--tokenizer {tmp_path} cuts text into other tokens than the one in"
+    other = f"--tokenizer {tmp_path} gives other tokens than the tokenizer in"
     settle(read("--init-from", copy, "--tokenizer", tmp_path), [other])
     same = copy / "tokenizer.json"
     settle(read("--init-from", copy, "--tokenizer", same, "--bos"))

@@ -1,4 +1,4 @@
-"""Which settings each optimizer reads, and the defaults of those not given.
+"""Settings that each optimizer reads, and their defaults.
 
 Defaults are read from the library's own signatures.
 """
@@ -32,14 +32,14 @@ _OWN: dict[str, Method] = {}
 def static(
     learning_rate: optax.ScalarOrSchedule, **shared: Unpack[SharedRecovering]
 ) -> optax.GradientTransformationExtraArgs:
-    """SubTrack++ with subspaces that stay where they start."""
+    """SubTrack++ with constant subspaces."""
     stay = lambda gradient, basis, context: stj.Moved(basis)
     tracker = stj.geodesic()._replace(move=stay)
     return stj.adam_in_subspace(learning_rate, tracker, **shared)
 
 
 LOW_RANK = {name.replace("_", "-"): method for name, method in (FAMILY | _OWN).items()}
-# Settings of a run by the argument of a method, where names differ.
+# Arguments of methods and their fields in a config, if the names differ.
 _RENAMED = {
     "random_after_steps": "random_after_fraction",
     "projection_optimizer": "projection_learning_rate",
@@ -47,7 +47,7 @@ _RENAMED = {
 
 
 def fixed(method: Method) -> frozenset[str]:
-    """Settings that a run leaves alone, since their own default is the method."""
+    """Arguments that a run must not set, because their defaults define the method."""
     shared = _defaults(stj.adam_in_subspace)
     names = ("rank", "update_interval")
     return frozenset(name for name in names if method.defaults[name] != shared[name])
@@ -59,17 +59,17 @@ def has_subspaces(name: str) -> bool:
 
 
 def moves_on_every_step(name: str) -> bool:
-    """Whether a method moves its subspaces on every step, whatever the interval."""
+    """Whether a method moves its subspaces in every step, ignoring the interval."""
     return name in LOW_RANK and LOW_RANK[name].defaults["update_interval"] == 1
 
 
 def matrix_scale_field(name: str) -> str:
-    """The setting that scales a method's updates of matrices against all others."""
+    """Name of the setting that scales a method's updates of matrices."""
     return "scale" if has_subspaces(name) else "matrix_learning_rate_scale"
 
 
 def settings_of(config: OptimizerConfig) -> frozenset[str]:
-    """The fields of a config that its method reads, but for its name."""
+    """Fields of a config that its method reads, without the name."""
     settings = {
         *("learning_rate", "schedule", "warmup_steps", "warmup_fraction"),
         *("b1", "b2", "eps", "weight_decay", "max_gradient_norm"),
@@ -100,7 +100,7 @@ def settings_of(config: OptimizerConfig) -> frozenset[str]:
 
 
 def unused(config: OptimizerConfig, base: OptimizerConfig) -> list[str]:
-    """What is given, being unlike the base, and not read: "--rank 8", for adamw."""
+    """Given settings that the method does not read: "--rank 8" for adamw."""
     read = settings_of(config) | {"name"}
     return [
         f"{flag(field.name)} {getattr(config, field.name)}"
@@ -111,7 +111,7 @@ def unused(config: OptimizerConfig, base: OptimizerConfig) -> list[str]:
 
 
 def defaults_of(config: OptimizerConfig) -> dict[str, Any]:
-    """The values of settings that are None because they are not given."""
+    """Default values of settings that are None."""
     defaults: dict[str, Any] = {"warmup_fraction": WARMUP_FRACTION}
     if config.warmup_steps is not None:
         defaults = {}
@@ -130,10 +130,9 @@ def defaults_of(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def canonical(config: OptimizerConfig) -> OptimizerConfig:
-    """The config of the same optimizer that all who mean it agree on.
+    """Canonical config of an optimizer, equal for equivalent settings.
 
-    Settings that its method does not read have their defaults, and those that are as
-    the method has them anyway are None.
+    Settings that the method does not read are reset; explicit defaults become None.
     """
     read, defaults = settings_of(config) | {"name"}, defaults_of(config)
     if config.mu_dtype == "int8":
@@ -147,7 +146,7 @@ def canonical(config: OptimizerConfig) -> OptimizerConfig:
 
 
 def resolved(config: OptimizerConfig) -> OptimizerConfig:
-    """The config with the method's own defaults in place of what is not given."""
+    """Fills in the method's own defaults for settings that are None."""
     config, defaults = canonical(config), defaults_of(config)
     missing = {
         name: value for name, value in defaults.items() if getattr(config, name) is None
@@ -164,7 +163,7 @@ def _defaults(function: Callable[..., Any]) -> Mapping[str, Any]:
 
 
 def _of_fields(function: Callable[..., Any]) -> dict[str, Any]:
-    """Defaults of the arguments that a config can leave open."""
+    """Defaults of the method's arguments that a config can set."""
     fields = {each.name: each for each in dataclasses.fields(OptimizerConfig)}
     return {
         name: value

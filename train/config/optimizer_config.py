@@ -1,4 +1,4 @@
-"""The optimizer of a run: the method and its settings."""
+"""Configuration of the optimizer: method, schedule, settings."""
 
 import ast
 import dataclasses
@@ -20,9 +20,9 @@ from train.config.rules import (
 
 
 def _library_methods() -> list[str]:
-    """Methods under `low_rank_method` in subtrack_jax, found without importing JAX.
+    """Names of the low-rank methods in subtrack_jax, parsed without importing JAX.
 
-    An import of JAX would take the seconds of a `--help`.
+    Importing JAX would slow down `--help` by seconds.
     """
     spec = importlib.util.find_spec("subtrack_jax")
     assert spec is not None and spec.origin is not None
@@ -39,72 +39,72 @@ def _library_methods() -> list[str]:
 OptimizerName = Literal["adamw", *_library_methods(), "static", "muon", "adafactor"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 
-# Parts of a run that a schedule takes unless the config says otherwise.
+# Defaults of a schedule's parts, as fractions of the run.
 WARMUP_FRACTION = 0.1
 DECAY_FRACTION = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer's method and settings.
+    """Optimizer: method and settings.
 
-    A setting that is None has the method's own default, which is that of the function
-    of the same name in subtrack_jax (for adamw, muon and adafactor: of optax' Adam).
+    A setting that is None has the method's own default, from the function of the same
+    name in subtrack_jax (for adamw, muon and adafactor: from optax's Adam).
 
     Attributes:
-      name: the method; subtrack is SubTrack++, subtrack-grad its form of 2024, static
-        SubTrack++ with subspaces that stay where they start. ldadam and
-        online-subspace-descent move theirs on every step, whatever the update
-        interval; apollo-mini has rank 1, whatever the rank.
+      name: the method; subtrack is SubTrack++, subtrack-grad SubTrack of 2024, static
+        SubTrack++ with constant subspaces. ldadam and online-subspace-descent ignore
+        the update interval and change subspaces every step; apollo-mini has rank 1.
       learning_rate: peak learning rate.
-      schedule: how the learning rate goes on after the warm-up. cosine and linear
-        fall until the last step; constant stays at the peak; wsd (warm-up, stable,
-        decay) stays at it and falls linearly in the last part of the run.
+      schedule: learning rate after the warm-up. cosine and linear decay until the last
+        step; constant stays at the peak; wsd (warm-up, stable, decay) stays at the
+        peak and decays linearly in the last part of the run.
       warmup_steps: optimizer steps over which the learning rate rises to its peak.
-      warmup_fraction: the same as a part of all steps. None: 0.1, unless
+      warmup_fraction: the same as a fraction of all steps. None: 0.1, unless
         --warmup-steps is given.
-      decay_fraction: part of the steps over which wsd falls. None: 0.2.
-      final_learning_rate_fraction: where the learning rate ends, as a fraction of the
-        peak (not of constant).
+      decay_fraction: fraction of the steps over which wsd decays. None: 0.2.
+      final_learning_rate_fraction: final learning rate as a fraction of the peak (not
+        for constant).
       rank: dimensions of each matrix's subspace. A matrix whose smaller side is no
         larger than this gets plain Adam. None: 128.
       update_interval: optimizer steps between two changes of the subspaces. None: 200.
-      scale: factor on the update inside of the subspace (the papers' alpha); apollo and
-        apollo-mini multiply their whole update by its root. None: 0.25, of ldadam and
-        apollo 1, of apollo-mini 128.
-      matrix_learning_rate_scale: factor on the learning rate of attention and MLP
-        matrices, for any method: the freedom that scale gives the low-rank ones.
-      transport: whether the moments turn with the subspace (low-rank methods). None:
-        as the method has it.
-      recovery: whether what the subspace misses is scaled and added back (low-rank
-        methods). None: as the method has it.
-      growth_limit: most by which the norm of the update outside the subspace, or of
-        apollo's update, may grow from one step to the next; inf: no limit. None: 1.01.
+      scale: factor of the update inside the subspace (alpha in the papers); apollo and
+        apollo-mini multiply their full update by its square root. None: 0.25; ldadam
+        and apollo: 1; apollo-mini: 128.
+      matrix_learning_rate_scale: factor of the learning rate of attention and MLP
+        matrices, for any method, like scale for low-rank methods.
+      transport: rotate the moments to the new subspace (low-rank methods). None: the
+        method's default.
+      recovery: scale the part of the gradient outside the subspace and add it to the
+        update (low-rank methods). None: the method's default.
+      growth_limit: maximum growth of the norm of the update outside the subspace, or of
+        apollo's update, per step; inf: no limit. None: 1.01.
       step_size: fixed step of the subspace along its geodesic (subtrack,
         subtrack-grad). None: exact line search.
-      damping: factor on the angle of that line search, up to 1 (subtrack,
-        subtrack-grad). None: 1.
-      angle: largest angle between two subspaces, in radians (grass-walk). None: 0.1.
-      align: what is done for moments that are kept while new singular vectors have
-        other signs (galore, fira): none; sign flips the vectors; procrustes turns
-        them as near the old ones as they can be.
-      random_after_fraction: part of the steps after which new subspaces are random
+      damping: factor of the line search's angle, up to 1 (subtrack, subtrack-grad).
+        None: 1.
+      angle: largest angle between successive subspaces, in radians (grass-walk). None:
+        0.1.
+      align: alignment of new singular vectors with the old ones, for moments that are
+        kept (galore, fira): none; sign: flip signs; procrustes: rotate to the closest
+        basis.
+      random_after_fraction: fraction of the steps after which new subspaces are random
         (golore).
-      rho: weight of the momentum, against the gradient, in what moves the subspace
+      rho: weight of the momentum, against the gradient, in the power iteration
         (ldadam). None: 0.908.
-      error_feedback: whether what a step misses is added to the next gradient
-        (ldadam), for a buffer of the size of the matrices.
-      projection_learning_rate: of Adam, which learns the projection
+      error_feedback: add the part of the gradient that a step misses to the next one
+        (ldadam); needs a buffer of the size of the matrices.
+      projection_learning_rate: learning rate of the projection
         (online-subspace-descent). None: 0.005.
-      mu_dtype: how the first moment is stored (low-rank methods). None: float32; int8
-        is an older name of --moments-dtype int8.
-      moments_dtype: int8 stores both moments in eight bits, block by block (low-rank
-        methods). None: as --mu-dtype says.
-      b1: decay of Adam's first moment. None: 0.9, of ldadam 0.908.
-      b2: decay of Adam's second moment. None: 0.999, of ldadam 0.99.
+      mu_dtype: dtype of the first moment (low-rank methods). None: float32; int8 is an
+        older name of --moments-dtype int8.
+      moments_dtype: int8: both moments in eight bits, with a scale per block (low-rank
+        methods). None: float32, or --mu-dtype.
+      b1: decay of Adam's first moment. None: 0.9; ldadam: 0.908.
+      b2: decay of Adam's second moment. None: 0.999; ldadam: 0.99.
       eps: added to the denominator of Adam. None: 1e-8.
-      weight_decay: decoupled weight decay, of all parameters but the norms.
-      max_gradient_norm: gradients are scaled down to this global norm.
+      weight_decay: decoupled weight decay of all parameters except norms.
+      max_gradient_norm: clips gradients to this global norm.
     """
 
     name: OptimizerName = "subtrack"
@@ -167,7 +167,7 @@ class OptimizerConfig:
 
 
 class Phases(NamedTuple):
-    """Optimizer steps of the three parts of a schedule, which make up the run."""
+    """Optimizer steps of a schedule's three parts."""
 
     warmup: int
     stable: int
@@ -175,10 +175,10 @@ class Phases(NamedTuple):
 
 
 def schedule_phases(config: OptimizerConfig, steps: int) -> Phases:
-    """Steps of warm-up, constant and falling learning rate in a run.
+    """Computes the steps of a schedule's parts in a run.
 
     Raises:
-      ValueError: warm-up, or warm-up and decay, take more steps than there are.
+      ValueError: the parts are longer than the run.
     """
     warmup = config.warmup_steps
     if warmup is None:
@@ -201,7 +201,7 @@ def schedule_phases(config: OptimizerConfig, steps: int) -> Phases:
     return Phases(warmup, steps - warmup - decay, decay)
 
 
-# Fields that are newer than some saved settings, and what went for them before.
+# Fields added after settings were saved, with their former values.
 _BEFORE_SCHEDULES = {
     "schedule": "cosine",
     "warmup_steps": None,
@@ -211,10 +211,10 @@ _BEFORE_SCHEDULES = {
 
 
 def migrated(settings: Any) -> Any:
-    """Saved settings in today's terms.
+    """Converts saved settings of earlier versions.
 
-    Before there was a schedule, apollo's scale was the factor on its update, and that
-    of apollo-mini counted times the root of 128: now both are alpha, under a root.
+    Before `schedule` existed, apollo's scale was the factor of its update, for
+    apollo-mini times sqrt(128); now it is alpha, and the factor is its square root.
     """
     if not isinstance(settings, dict) or "schedule" in settings:
         return settings

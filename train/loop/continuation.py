@@ -1,4 +1,4 @@
-"""Continuing a run whose settings have changed since its checkpoint was written."""
+"""Resuming a run with changed settings: state, position in the data, messages."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from train.step.train_state import TrainState, abstract_state
 
 
 def settings_of_state(config: PretrainConfig, saved: PretrainConfig) -> list[str]:
-    """The settings because of which an optimizer cannot take over a saved state."""
+    """Changed settings that make a saved optimizer state incompatible."""
     ours, theirs = config.optimizer, saved.optimizer
     shapes = functools.partial(_state_shapes, saved)
     if shapes(ours) == shapes(theirs):
@@ -31,13 +31,13 @@ def settings_of_state(config: PretrainConfig, saved: PretrainConfig) -> list[str
         for name in changes.find(config, saved)
         if name.startswith("optimizer.")
     ]
-    guilty = [
+    incompatible = [
         name
         for name in changed
         if shapes(dataclasses.replace(theirs, **{name: getattr(ours, name)}))
         != shapes(theirs)
     ]
-    return [f"optimizer.{name}" for name in guilty or changed]
+    return [f"optimizer.{name}" for name in incompatible or changed]
 
 
 def _state_shapes(config: PretrainConfig, optimizer: OptimizerConfig) -> Any:
@@ -45,7 +45,7 @@ def _state_shapes(config: PretrainConfig, optimizer: OptimizerConfig) -> Any:
     params = llama.abstract_params(config.model)
     try:
         leaves, structure = jax.tree.flatten(abstract_state(params, made))
-    except ValueError:  # of a rank that no matrix of this model takes
+    except ValueError:  # the rank is too large for every matrix
         return None
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
@@ -57,18 +57,18 @@ def restore(
     found: Found | None,
     **options: Any,
 ) -> tuple[TrainState | None, grain.DatasetIterator[Batch]]:
-    """The newest checkpoint that is sound, and batches that go on after it.
+    """Restores the newest undamaged checkpoint and the position in the data.
 
-    Where a change has put other rows in the place of those that were read, the
-    training text is read from its beginning again. Batches of another size go on with
-    the first row that was not read, or up to a batch before it.
+    If changed settings give other rows, the training text is read from its beginning
+    again. With another batch size, reading continues at the first unread row, or up to
+    a batch before it.
 
     Args:
-      checkpoints: where to read.
+      checkpoints: the run's checkpoints.
       abstract: shapes, dtypes and shardings of the state.
-      text: what to read batches of.
-      found: the run that has the checkpoints, and changes since; None for a new one.
-      **options: of `Checkpoints.restore`, which also says what is raised.
+      text: the text to read.
+      found: the run to resume, with its changes; None for a new run.
+      **options: options of `Checkpoints.restore`, which lists the errors.
     """
     batches = text.train_batches()
     changed = found.changes if found else {}
@@ -84,19 +84,19 @@ def restore(
 
 
 class _Unmoved:
-    """Stands for batches that are not set to where a checkpoint left them."""
+    """Iterator stand-in that ignores a checkpoint's position in the data."""
 
     def set_state(self, state: Any) -> None:
         """Does nothing."""
 
 
 def describe(config: PretrainConfig, found: Found, state: TrainState) -> str:
-    """Lists the settings that change from a step on, a line each; empty if none do.
+    """Formats the changed settings of a resumed run, one per line; "" if none.
 
     Args:
       config: the run.
-      found: what has changed of it.
-      state: after the last step of before.
+      found: its changes.
+      state: the restored state.
     """
     lines = [
         f"Changed    {flag(name)} from {before} to {now}"
@@ -106,8 +106,8 @@ def describe(config: PretrainConfig, found: Found, state: TrainState) -> str:
     if "steps" in found.changes:
         before, now = found.changes["steps"]
         line = (
-            f"           The schedule is that of {now:,} steps from here on: the "
-            f"learning rate of step {int(state.step) + 1:,} is {_rate(config, state)}"
+            f"           The schedule is now that of {now:,} steps: the learning rate "
+            f"of step {int(state.step) + 1:,} is {_rate(config, state)}"
         )
         if not any(name.startswith("optimizer.") for name in found.changes):
             rate = _rate(dataclasses.replace(config, steps=before), state)
@@ -116,17 +116,17 @@ def describe(config: PretrainConfig, found: Found, state: TrainState) -> str:
     if found.has_other_rows:
         lines.append(
             "           The training text is read from its beginning again, because "
-            "other rows are in the place of those that were read"
+            "its rows have changed"
         )
     if found.has_other_evaluation:
         lines.append(
-            "           Held-out losses are of another text from here on, and the best "
-            "checkpoint is one of those to come"
+            "           Held-out losses are of another text from now on; earlier ones "
+            "no longer count for the best checkpoint"
         )
     return "\n".join(lines)
 
 
 def _rate(config: PretrainConfig, state: TrainState) -> str:
-    """The learning rate of the step after a state."""
+    """Learning rate of the next step, formatted."""
     schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
     return f"{float(schedule(state.step - state.skipped_steps)):.3g}"

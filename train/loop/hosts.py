@@ -17,9 +17,9 @@ _CODE = ("train", "models", "subtrack_jax")
 
 
 def check_same_program(config: PretrainConfig) -> None:
-    """Raises a ValueError in all processes if one has other flags, packages or code.
+    """Raises a ValueError in all processes if flags, packages or code differ.
 
-    Where the run's directory is may differ in name, see `check_shared`.
+    The path of the run's directory may differ, see `check_shared`.
     """
     if processes.is_alone():
         return
@@ -37,7 +37,7 @@ def check_same_program(config: PretrainConfig) -> None:
 
 
 def check_same_text(config: PretrainConfig) -> None:
-    """Raises a ValueError in all processes if one has other files of the text."""
+    """Raises a ValueError in all processes if files of the text differ."""
     if processes.is_alone():
         return
     with processes.together(ValueError):
@@ -51,10 +51,10 @@ def check_same_text(config: PretrainConfig) -> None:
 
 
 def check_shared(directory: pathlib.Path) -> None:
-    """Raises a ValueError in all processes if they do not see one directory.
+    """Raises a ValueError in all processes if the run's directory is not shared.
 
     Args:
-      directory: the run's, which the first process has created.
+      directory: the run's directory, created by the first process.
     """
     if processes.is_alone():
         return
@@ -80,7 +80,7 @@ def check_shared(directory: pathlib.Path) -> None:
 
 
 def _check_same(values: dict[str, str], advice: str) -> None:
-    """Raises a ValueError if a process has other values than the first one."""
+    """Raises a ValueError if a process's values differ from the first one's."""
     first, *others = processes.gather(values)
     for index, other in enumerate(others, start=1):
         for name in sorted(first.keys() | other.keys()):
@@ -92,7 +92,7 @@ def _check_same(values: dict[str, str], advice: str) -> None:
 
 
 def _code() -> str:
-    """A hash of all that is imported from the checkout."""
+    """Hash of all modules imported from the checkout."""
     digest = hashlib.sha256()
     for package in _CODE:
         for path in sorted((_CHECKOUT / package).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Messages of a run: summary, outcome, and commands to go on."""
+"""Messages of a run: summary, outcome, next commands."""
 
 import math
 import shlex
@@ -16,7 +16,7 @@ from train.tokenization.tokenizer import Tokenizer
 
 
 def summary(config: PretrainConfig, text: Text, state: TrainState) -> str:
-    """The model, the optimizer and the text of a run that begins or goes on."""
+    """Summary of model, optimizer and text at the start of a run."""
 
     def size(tree: Any) -> str:
         return f"{sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6:.1f} MB"
@@ -40,7 +40,7 @@ def summary(config: PretrainConfig, text: Text, state: TrainState) -> str:
 
 
 def _marks(tokenizer: Tokenizer) -> str:
-    """Tokens that begin and end a document, in words."""
+    """Describes the tokens that begin and end a document."""
     marks = [
         f"{verb} {tokenizer.name(i)}"
         for verb, ids in (
@@ -53,8 +53,8 @@ def _marks(tokenizer: Tokenizer) -> str:
 
 
 def outcome(rows: list[dict[str, Any]], saved: list[int]) -> str:
-    """The last and the best held-out loss of a run, and whether the best is saved."""
-    # The rows of a run may be lost.
+    """Describes the last and the best held-out loss, and whether the best is saved."""
+    # Rows may be missing.
     known = [(row["eval_loss"], row["step"]) for row in rows if "eval_loss" in row]
     finite = [(loss, step) for loss, step in known if math.isfinite(loss)]
     if not known:
@@ -63,7 +63,7 @@ def outcome(rows: list[dict[str, Any]], saved: list[int]) -> str:
     if not finite:
         return f"After training, held-out loss {loss:.3f}; it was never finite:"
     best, step = min(finite)
-    perplexity = math.exp(min(loss, 700))  # larger exponents overflow
+    perplexity = math.exp(min(loss, 700))  # exp overflows above
     text = f"After training, held-out loss {loss:.3f}, perplexity {perplexity:.2f}; "
     if step == known[-1][1]:
         return f"{text}it was never lower:"
@@ -76,7 +76,7 @@ def advice(config: PretrainConfig, rows: list[dict[str, Any]]) -> str | None:
     """Warning if a run ends with a held-out loss above that of its start."""
     losses = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
     before, after = losses.get(0), losses.get(config.steps)
-    if before is None or after is None or after <= before:  # NaN is not below
+    if before is None or after is None or after <= before:  # False for NaN
         return None
     rate = config.optimizer.learning_rate
     return (
@@ -86,13 +86,13 @@ def advice(config: PretrainConfig, rows: list[dict[str, Any]]) -> str | None:
 
 
 def resume(config: PretrainConfig) -> str:
-    """The command that continues a run."""
+    """Command that resumes a run."""
     directory = shlex.quote(str(config.output_dir))
     return f"{PRETRAIN} --resume --output-dir {directory}"
 
 
 def farewell(config: PretrainConfig) -> str:
-    """Commands for a run that has ended."""
+    """Lists commands to use a finished run."""
     place = config.output_dir
     directory, saved = (shlex.quote(str(path)) for path in (place, place / CONFIG_FILE))
     return (

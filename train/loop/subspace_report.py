@@ -1,4 +1,4 @@
-"""How the subspaces of a run fit and move: diagnostics.jsonl and subspace.png."""
+"""Subspace diagnostics of a run: diagnostics.jsonl and subspace.png."""
 
 from typing import Any
 
@@ -21,15 +21,14 @@ PLOT_FILE = "subspace.png"
 
 
 class Diagnostics:
-    """Looks at the steps that move the subspaces, where the config asks for it.
+    """Context manager that records diagnostics of steps, and plots them at its end.
 
-    A look needs the bases before a step and the state after it, and nothing of the
-    steps in between: a run that is stopped and resumed has the rows of one that never
-    was. Use it as a context, which draws the plot at its end.
+    A row depends only on the bases before a step and the state after it, so that an
+    interrupted run has the same rows as an uninterrupted one.
 
     Args:
-      config: the run.
-      last_step: the last step that keeps its rows of an earlier process.
+      config: the run, with or without diagnostics.
+      last_step: the last step whose rows of an earlier process are kept.
       mesh: the devices.
     """
 
@@ -49,25 +48,26 @@ class Diagnostics:
             self._measure = jax.jit(_measure, out_shardings=on_all)
 
     def before(self, step: int, state: TrainState, skipped_steps: int) -> None:
-        """Keeps the bases that a step may move; it consumes its state.
+        """Copies the bases before a step that may change them, as it donates its state.
 
         Args:
-          step: the step to come.
-          state: what it will be given.
-          skipped_steps: of all steps but the last one, which may not be known yet.
+          step: the next step.
+          state: the state before it.
+          skipped_steps: skipped steps, without the last step, whose result may not be
+            fetched yet.
         """
-        # Skipped steps do not count; the last one may be another of them.
+        # Refreshes count steps that were not skipped; the last one may have been.
         counts = (step - 1 - skipped_steps, step - 2 - skipped_steps)
         is_due = self._is_on and any(count % self._every == 0 for count in counts)
         self._before = _kept(state.opt_state) if is_due else None
 
     def after(self, step: int, state: TrainState, watch: Stopwatch) -> None:
-        """Writes rows of a step, one for each matrix, if its turn has come.
+        """Writes one row per matrix if the step is due.
 
         Args:
           step: the step.
-          state: what it returned.
-          watch: paused while this takes its time.
+          state: the state after it.
+          watch: paused meanwhile.
         """
         before, self._before = self._before, None
         if before is None:
@@ -79,13 +79,13 @@ class Diagnostics:
             if was_skipped or count % self._every:
                 return
             values = jax.device_get(self._measure(before, state.opt_state))
-            if count == 0:  # from where the first bases come is of no meaning
+            if count == 0:  # the first bases have no predecessors
                 for name in ("grassmann_distance", "largest_angle_radians"):
                     values[name] = jax.tree.map(_unknown, values[name])
             self._file.append(*_rows(step, values))
 
     def sync(self) -> None:
-        """Flushes all rows to the disk."""
+        """Flushes all rows to disk."""
         if self._is_on:
             self._file.sync()
 
@@ -106,12 +106,12 @@ class Diagnostics:
                 self._config.output_dir / PLOT_FILE,
             )
         except OSError:
-            if error is None:  # else it is told already what went wrong first
+            if error is None:  # otherwise the first error is reported
                 raise
 
 
 def check_has_subspaces(config: PretrainConfig) -> None:
-    """Raises a ValueError if the config asks for diagnostics of nothing."""
+    """Raises a ValueError for diagnostics of an optimizer without subspaces."""
     if not config.report.diagnostics:
         return
     name = config.optimizer.name
@@ -131,14 +131,14 @@ def _tracked(opt_state: optax.OptState) -> stj.TrackSubspaceState:
 
 @jax.jit
 def _kept(opt_state: optax.OptState) -> stj.TrackSubspaceState:
-    # The step to come consumes what it is given.
+    # The next step donates its state.
     return jax.tree.map(jnp.copy, _tracked(opt_state))
 
 
 def _measure(
     before: stj.TrackSubspaceState, opt_state: optax.OptState
 ) -> dict[str, Any]:
-    """Trees of numbers, one for each matrix, by name."""
+    """Diagnostics by name, as trees with a number per matrix."""
     angles = stj.diagnostics.principal_angles(opt_state, before)
     values = {
         "captured_energy": optax.tree.get(opt_state, "captured_energy"),
@@ -162,7 +162,7 @@ def _unknown(numbers: np.ndarray) -> np.ndarray:
 
 
 def _is_row(row: dict[str, Any]) -> bool:
-    """Whether a JSON object is one of `_rows`, as far as the plot needs it."""
+    """Whether a JSON object has the fields that the plot needs."""
     names = {"matrix": str, "layer": int, "captured_energy": float}
     return all(isinstance(row.get(name), kind) for name, kind in names.items())
 

@@ -1,4 +1,4 @@
-"""The training loop, from opening the text to the last sample."""
+"""Training loop: set-up, steps, evaluations, checkpoints, samples."""
 
 import contextlib
 import pathlib
@@ -41,14 +41,14 @@ def pretrain(
 
     Args:
       config: the run.
-      found: what has changed since it was stopped; None for a new run.
-      text: what it trains on.
-      checkpoints: where it continues and saves.
-      mesh: the devices, in a context that has them as JAX' mesh.
-      read_weights: gives the parameters of --init-from; None: they are drawn.
+      found: the run to resume; None for a new run.
+      text: the text.
+      checkpoints: checkpoints to restore and save.
+      mesh: the devices, set as JAX's mesh.
+      read_weights: reads the parameters of --init-from; None: random parameters.
 
     Returns:
-      The exit code: 0, or that of a signal which stopped the run.
+      The exit code: 0, or that of the signal that stopped the run.
 
     Raises:
       CheckpointError: a checkpoint cannot be written, or none can be read.
@@ -89,11 +89,11 @@ def pretrain(
     eval_loss = None
     if first == 0:
         finish_evaluation = begin_evaluation()
-        # Traced for the first step while the devices evaluate.
+        # Compile the first step while the devices evaluate.
         setup.train_step.lower(state, setup.place(next(text.held_out_batches())))
         eval_loss = finish_evaluation()
         print(f"\nBefore training, held-out loss {eval_loss:.3f}:\n{sample()}\n")
-        # Random weights are not worth a best checkpoint.
+        # Random weights need no best checkpoint.
         if config.init_from is not None and checkpoints.is_best(eval_loss):
             checkpoints.save(0, state, batches, eval_loss)
     else:
@@ -109,7 +109,7 @@ def pretrain(
         previous = None
         for step in range(first + 1, config.steps + 1):
             diagnostics.before(step, state, journal.skipped_steps)
-            # Only dispatched: while it runs, the step before is written down.
+            # Dispatched only: while it runs, the previous step is recorded.
             state, values = setup.train_step(state, setup.place(next(batches)))
             values["epoch"] = text.epoch(batches)
             if previous is not None:
@@ -124,7 +124,7 @@ def pretrain(
             eval_loss = values.get("eval_loss")
             is_due = step % config.checkpoint.checkpoint_every_steps == 0
             if is_due or is_last or checkpoints.is_best(eval_loss):
-                # The row first: a checkpoint has the rows of all its steps.
+                # The row first: a checkpoint must have the rows of all its steps.
                 journal.record(*previous)
                 previous = None
                 with journal.watch.pause():
@@ -181,7 +181,7 @@ def _warn_once(message: str) -> None:
 
 
 def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
-    """The text and the run's tokenizer, which the first process may have to train."""
+    """Opens the text and the run's tokenizer, which the first process may train."""
 
     def open_text(tokenizer_directory: pathlib.Path | None) -> data.Text:
         return data.open_text(
@@ -205,7 +205,7 @@ def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
                 "--sample-prompt",
             )
             if not found:
-                # In this order: with a config the other files are this program's own.
+                # The config first: it marks the other files as this program's own.
                 save_config(config, config.output_dir / CONFIG_FILE)
                 text.tokenizer.save(config.output_dir)
     with processes.together(ValueError):
@@ -215,9 +215,9 @@ def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
 
 
 def run(config: PretrainConfig) -> int:
-    """Opens directory, text and devices of a run, and trains.
+    """Opens directory, text and devices of a run, trains, returns the exit code.
 
-    What the user can mend ends the program with one line. Returns the exit code.
+    Errors that a user can cause end the program with one line.
     """
     compilation_cache.use(config.start)
     out_of_memory.trim_after_compilations()
@@ -250,7 +250,7 @@ def run(config: PretrainConfig) -> int:
             text = _open_text(config, found)
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(placement.rules())
-        # From here on a ValueError is a fault of the program, not of its user.
+        # From here on a ValueError is a bug and shows a traceback.
         with (
             console.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
             out_of_memory.one_line_errors(),

@@ -1,4 +1,4 @@
-"""Memory and traffic of a step on each device, found by compiling it."""
+"""Memory and communication of a step per device, from its compilation."""
 
 import dataclasses
 import math
@@ -19,17 +19,17 @@ from train.step.setup import pretraining
 
 @dataclasses.dataclass(frozen=True)
 class Footprint:
-    """Bytes that one device holds and sends, with one optimizer.
+    """Memory and communication of one device, with one optimizer, in bytes.
 
     Attributes:
-      optimizer: its name.
-      parameters: the device's pieces of them.
-      optimizer_state: likewise.
-      gradients: likewise, in the precision they are added up in.
-      temporaries: all else that a step takes at its peak: activations, the batch, the
+      optimizer: name of the optimizer.
+      parameters: the device's shards of the parameters.
+      optimizer_state: the device's shards of the optimizer state.
+      gradients: the device's shards of the gradients, in the dtype of their sum.
+      temporaries: other memory at the peak of a step: activations, the batch, the
         compiler's copies and padding, code.
-      total: what the compiler asks for; the sum of the others.
-      compiles: False if the compiler gave up because that is too much.
+      total: memory required by the compiler; the sum of the others.
+      compiles: False if the compiler refused because the total is too large.
       traffic: collectives of one step, by phase and kind.
       lower_seconds: time to trace the step.
       compile_seconds: time to compile it.
@@ -47,12 +47,12 @@ class Footprint:
     compile_seconds: float
 
     def fits(self, memory_bytes: int) -> bool:
-        """Whether so much memory is enough; some of a chip's is the compiler's own."""
+        """Whether the step fits a device's memory; the compiler reserves some of it."""
         return self.compiles and self.total <= memory_bytes
 
 
 def measure(run: PretrainConfig, mesh: Mesh) -> Footprint:
-    """Compiles the step of a run for the devices of a mesh, which need not be there."""
+    """Compiles the step of a run for a mesh, whose devices may be abstract."""
     setup = pretraining(run, mesh)
     state = setup.abstract_state
     batch = abstract_batch(run.data, placement.batch_sharding(mesh))
@@ -69,7 +69,7 @@ def measure(run: PretrainConfig, mesh: Mesh) -> Footprint:
     if run.gradient_accumulation_steps > 1:
         gradients = shard_bytes(state.params, least_itemsize=4)
     rest = needed - parameters - optimizer_state
-    # A compiler that reuses memory as it goes may never hold all gradients.
+    # The compiler may reuse memory, so that not all gradients exist at a time.
     gradients = min(gradients, rest)
     return Footprint(
         optimizer=run.optimizer.name,
@@ -86,7 +86,7 @@ def measure(run: PretrainConfig, mesh: Mesh) -> Footprint:
 
 
 def shard_bytes(tree: Any, least_itemsize: int = 0) -> int:
-    """Bytes of one device's pieces of arrays or shapes that have shardings."""
+    """Bytes of one device's shards of arrays or shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape))
         * max(leaf.dtype.itemsize, least_itemsize)
@@ -95,7 +95,7 @@ def shard_bytes(tree: Any, least_itemsize: int = 0) -> int:
 
 
 def compile_step(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
-    """The program and the bytes it needs; no program if it needs too many."""
+    """Compiles a program; returns it and its memory, or None if that is too large."""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -107,7 +107,7 @@ def compile_step(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | Non
     return compiled, (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes  # new state in the place of the old
+        - memory.alias_size_in_bytes  # the new state reuses the donated one's memory
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )

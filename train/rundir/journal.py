@@ -92,7 +92,7 @@ class Journal:
             self._has_checkpoint = note_checkpoint(self._config.output_dir)
 
     def sync(self) -> None:
-        """Flushes all rows to the disk."""
+        """Flushes all rows to disk."""
         self._writer.sync()
 
     def _totals(self, step: int) -> tuple[int, float]:

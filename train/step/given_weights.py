@@ -1,4 +1,4 @@
-"""A run that starts from given weights: its defaults, its flags, its parameters."""
+"""Runs from imported weights (--init-from): defaults, checks, parameters."""
 
 import contextlib
 import dataclasses
@@ -17,27 +17,27 @@ from train.config.rules import flag
 from train.tokenization import special_tokens
 from train.tokenization.tokenizer import Tokenizer
 
-# Defaults of a preset are those of a run from scratch, whose rates wreck weights.
+# Presets are for random weights; their learning rates would destroy trained ones.
 LEARNING_RATE = 1e-4
 SEQUENCE_LENGTH_TOKENS = 256
-# Tokenizers that agree on it hardly differ elsewhere.
+# Text to compare tokenizers: those that agree on it hardly differ elsewhere.
 _SAMPLE = 'The 3 whales of 1851 weren\'t seen; naïve sailors shouted: "Là!"\n\n\t{x_1}'
-# How a model is computed, not what it is.
+# Settings of the computation, not of the weights' shape.
 _FREE = ("dtype", "param_dtype", "remat")
 
 
 def defaults(base: PretrainConfig, directory: pathlib.Path) -> PretrainConfig:
-    """The values that a command line changes when it gives `--init-from`.
+    """Defaults of a run with `--init-from`.
 
     Args:
       base: a preset, or the config of another run.
       directory: the weights.
 
     Returns:
-      The base with the shape of the weights. Unless it is of a run from given weights
-      already, the learning rate is at most `LEARNING_RATE` and the rank at most a
-      quarter of the width; a preset's sequences have `SEQUENCE_LENGTH_TOKENS`, or as
-      many tokens as the weights are meant for.
+      The base with the shape of the weights. Unless it has `init_from` already, the
+      learning rate is at most `LEARNING_RATE` and the rank at most a quarter of the
+      width; a preset's sequence length is `SEQUENCE_LENGTH_TOKENS`, or the weights'
+      maximum if that is shorter.
 
     Raises:
       ValueError: the weights are not those of a LLaMA.
@@ -55,35 +55,35 @@ def defaults(base: PretrainConfig, directory: pathlib.Path) -> PretrainConfig:
             longest = model.max_length_tokens or SEQUENCE_LENGTH_TOKENS
             length = min(longest, SEQUENCE_LENGTH_TOKENS)
             data = dataclasses.replace(data, sequence_length_tokens=length)
-    elif data.tokenizer == str(base.init_from):  # that of the other weights
+    elif data.tokenizer == str(base.init_from):  # it belongs to the other weights
         data = dataclasses.replace(data, tokenizer=None)
     return dataclasses.replace(base, model=model, data=data, optimizer=optimizer)
 
 
 def settle(config: PretrainConfig, report: Callable[[str], None]) -> PretrainConfig:
-    """Checks the flags against the weights and opens their tokenizer.
+    """Checks the flags against the weights; resolves tokenizer and vocabulary size.
 
     Args:
-      config: the run, as the command line gives it.
-      report: told what a user should know, in a line.
+      config: the run, from the command line.
+      report: called with one-line warnings.
 
     Returns:
-      The config with the tokenizer of the weights, unless another one is given, and
-      as many rows of the embedding as that needs, if it may grow.
+      The config with the given tokenizer or that of the weights, and, with
+      --resize-embedding, the vocabulary size that it needs.
 
     Raises:
-      ValueError: a flag contradicts the weights, or the tokenizer does not fit.
+      ValueError: a flag contradicts the weights, or the tokenizer is too large.
       OSError: a file of the weights cannot be read.
     """
     directory = config.init_from
     if directory is None:
         if config.resize_embedding:
             raise ValueError(
-                "--resize-embedding needs --init-from: fresh weights have an embedding "
-                "of --vocabulary-size"
+                "--resize-embedding needs --init-from: random weights have an "
+                "embedding of --vocabulary-size"
             )
         return config
-    if config.start.resume:  # settled when it began; the weights may be gone
+    if config.start.resume:  # already done; the weights may have been deleted
         return config
     theirs, rows = _matching_shape(config)
     tokenizer = open_tokenizer(config)
@@ -92,8 +92,8 @@ def settle(config: PretrainConfig, report: Callable[[str], None]) -> PretrainCon
     if needed > theirs.vocabulary_size and not config.resize_embedding:
         raise ValueError(
             f"the tokenizer ({name}) has {needed:,} tokens, the embedding of "
-            f"--init-from {directory} {rows:,} rows: --resize-embedding lets it grow; "
-            "or give the tokenizer of the weights"
+            f"--init-from {directory} {rows:,} rows: enlarge it with "
+            "--resize-embedding, or give the tokenizer of the weights"
         )
     size = max(needed, theirs.vocabulary_size)
     _note_tokens(config, tokenizer, report)
@@ -113,28 +113,28 @@ def settle(config: PretrainConfig, report: Callable[[str], None]) -> PretrainCon
 def _note_tokens(
     config: PretrainConfig, tokenizer: Tokenizer, report: Callable[[str], None]
 ) -> None:
-    """Tells where the weights have probably read other tokens."""
+    """Warns if the weights were probably trained with other tokens."""
     if tokenizer.begins_texts and not config.data.begins_documents:
         report(
             "the tokenizer of the weights begins texts with "
             f"{tokenizer.name(tokenizer.special.begin)}, documents do not: if the "
-            "weights were trained so, give --bos-and-eos, or --bos where nothing ended "
-            "their documents"
+            "weights were trained so, give --bos-and-eos, or --bos if their documents "
+            "had no end token"
         )
     name = config.data.tokenizer
     if name is None:
         return
-    with contextlib.suppress(FileNotFoundError):  # there is no other
+    with contextlib.suppress(FileNotFoundError):  # no tokenizer beside the weights
         own = Tokenizer.load(config.init_from)
         if own.encode(_SAMPLE) != tokenizer.encode(_SAMPLE):
             report(
-                f"--tokenizer {name} cuts text into other tokens than the one in "
-                f"--init-from {config.init_from}, which the embedding is of"
+                f"--tokenizer {name} gives other tokens than the tokenizer in "
+                f"--init-from {config.init_from}, with which the weights were trained"
             )
 
 
 def open_tokenizer(config: PretrainConfig) -> Tokenizer:
-    """The tokenizer that is given, or else the one beside the weights."""
+    """Opens the given tokenizer, or else the one beside the weights."""
     directory = config.init_from
     name = config.data.tokenizer
     if name is not None:
@@ -148,11 +148,11 @@ def open_tokenizer(config: PretrainConfig) -> Tokenizer:
 
 
 def reader(config: PretrainConfig, *, now: bool) -> Callable[[], Any] | None:
-    """Returns a function that gives the parameters, and keeps none of them.
+    """Returns a function that reads the parameters; None without --init-from.
 
     Args:
-      config: the run; from fresh weights there is nothing to read, and no function.
-      now: read them at once, to be kept until the first call.
+      config: the run.
+      now: read the parameters at once and hold them until the first call.
 
     Raises:
       ValueError, OSError: the weights are damaged; from the function, too.
@@ -164,10 +164,10 @@ def reader(config: PretrainConfig, *, now: bool) -> Callable[[], Any] | None:
 
 
 def load(config: PretrainConfig) -> Any:
-    """The parameters, as nested dictionaries of NumPy arrays.
+    """Loads the parameters as nested dictionaries of NumPy arrays.
 
     Raises:
-      ValueError: they are not those of the config, or damaged.
+      ValueError: they do not match the config, or are damaged.
       OSError: a file cannot be read.
     """
     from models import hugging_face  # slow to import
@@ -180,10 +180,10 @@ def load(config: PretrainConfig) -> Any:
 
 
 def grow(params: Any, vocabulary_size: int) -> Any:
-    """Adds rows to the embedding, and columns to the head, until there are so many.
+    """Enlarges embedding and head to a vocabulary size.
 
-    The new ones are the mean of the old: the model takes a new token for an average
-    one, and its logits of the old tokens stay as they were.
+    New rows are the mean of the old ones: a new token looks like an average one, and
+    logits of the old tokens do not change.
     """
     embedding = _grown(params["embedding"]["embedding"], vocabulary_size)
     params = params | {"embedding": {"embedding": embedding}}
@@ -201,10 +201,10 @@ def _grown(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _read_config(directory: pathlib.Path, model: LlamaConfig) -> LlamaConfig:
-    """The shape of the weights, to be computed as the model is."""
+    """Config of the weights, with dtypes and remat of the model."""
     if not directory.is_dir():
         raise FileNotFoundError(
-            f"--init-from {directory} is not a directory: give the one that holds "
+            f"--init-from {directory} is not a directory: give the one with "
             "config.json and model.safetensors"
         )
     path = directory / hugging_face_config.CONFIG_FILE
@@ -218,8 +218,8 @@ def _read_config(directory: pathlib.Path, model: LlamaConfig) -> LlamaConfig:
     if "model_type" not in entries and "output_dir" in entries:
         raise ValueError(
             f"--init-from {directory} is the directory of a run: export that "
-            f"(python -m train.export --checkpoint {directory}), and give what was "
-            "written"
+            f"(python -m train.export --checkpoint {directory}), and give the exported "
+            "directory"
         )
     theirs = hugging_face_config.load_config(
         directory, dtype=model.dtype, param_dtype=model.param_dtype
@@ -228,7 +228,7 @@ def _read_config(directory: pathlib.Path, model: LlamaConfig) -> LlamaConfig:
 
 
 def _matching_shape(config: PretrainConfig) -> tuple[LlamaConfig, int]:
-    """The weights' shape, with the rows it may grow to, and the rows that it has."""
+    """Config of the weights with the final vocabulary size, and their present size."""
     directory = config.init_from
     theirs = _read_config(directory, config.model)
     rows, size = theirs.vocabulary_size, config.model.vocabulary_size
@@ -238,16 +238,16 @@ def _matching_shape(config: PretrainConfig) -> tuple[LlamaConfig, int]:
     if changed:
         advice = "leave such flags out"
         if size > rows:
-            advice += ", or let the embedding grow with --resize-embedding"
+            advice += ", or enlarge the embedding with --resize-embedding"
         raise ValueError(
-            f"the weights of --init-from {directory} are of another shape: "
+            f"the weights of --init-from {directory} have another shape: "
             f"{'; '.join(changed)}; {advice}"
         )
     return theirs, rows
 
 
 def _contradictions(model: LlamaConfig, theirs: LlamaConfig) -> list[str]:
-    """Fields that differ, as "--flag 1 here, 2 there"."""
+    """Formats the fields that differ as "--flag 1 here, 2 there"."""
     ours, others = _spelled_out(model), _spelled_out(theirs)
     return [
         f"{flag(name)} {ours[name]} here, {others[name]} there"
@@ -265,6 +265,6 @@ def _spelled_out(model: LlamaConfig) -> dict[str, Any]:
 
 def _agree(value: Any, other: Any) -> bool:
     if isinstance(value, float) and isinstance(other, float):
-        # A file may hold 9.999999747378752e-06.
+        # Files may have float32 values such as 9.999999747378752e-06.
         return math.isclose(value, other, rel_tol=1e-6)
     return value == other

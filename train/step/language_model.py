@@ -15,12 +15,12 @@ from train.step.train_step import Batch, LossSums
 
 @dataclasses.dataclass(frozen=True)
 class NextTokenLoss:
-    """Cross-entropy in nats, summed over the tokens of a batch that count.
+    """Cross-entropy in nats, summed over the unmasked tokens of a batch.
 
     Attributes:
       model: the model's config.
-      z_loss_weight: weight of the squared log-partition in what is minimised; the
-        loss is reported without it.
+      z_loss_weight: weight of the squared log-partition in the minimised total; the
+        reported loss does not include it.
     """
 
     model: LlamaConfig

@@ -1,4 +1,4 @@
-"""Device mesh of a run: its axes, read from `--mesh`, and batches that divide by it."""
+"""Device mesh of a run, parsed from `--mesh`; check of batch sizes."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,10 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Size of each axis, from text such as "fsdp=4,tensor=2"; 1 where not given.
+    """Parses the size of each axis from text such as "fsdp=4,tensor=2"; default 1.
 
     Raises:
-      ValueError: an axis is unknown, named twice, or has no size; more than one is
-        to be filled (-1).
+      ValueError: an axis is unknown, repeated, or has no size; or several are -1.
     """
     sizes = dict.fromkeys(AXES, 1)
     seen = set()

@@ -1,4 +1,4 @@
-"""The optimizers by the names that `--optimizer` takes."""
+"""Optimizers by the names of `--optimizer`, and their learning-rate schedules."""
 
 from dataclasses import fields
 from typing import Any
@@ -13,13 +13,13 @@ from subtrack_jax.optimizers import Method
 from train.config.methods import LOW_RANK, fixed, matrix_scale_field, resolved
 from train.config.optimizer_config import OptimizerConfig, schedule_phases
 
-# Muon's updates get the size of Adam's (arXiv 2502.16982), so that the same learning
-# rates suit both.
+# Muon's updates are scaled to the size of Adam's (arXiv 2502.16982), so that the same
+# learning rates suit both.
 MUON_RMS = 0.2
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then constant, or down to a fraction of it.
+    """Learning-rate schedule: linear warm-up, then constant, or decay to a fraction.
 
     Raises:
       ValueError: see `schedule_phases`.
@@ -33,19 +33,19 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
         after = optax.cosine_decay_schedule(peak, max(decay, 1), end / peak)
     else:
         after = optax.linear_schedule(peak, end, max(decay, 1), stable)
-    # The first of the warm-up's steps already moves.
+    # The first step of the warm-up has a rate above zero.
     rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
     return optax.join_schedules([rise, after], [warmup])
 
 
 def check_rank(config: OptimizerConfig, model: llama.LlamaConfig) -> None:
-    """Raises a ValueError if a low-rank method would be plain Adam for every matrix."""
+    """Raises a ValueError if the rank makes every matrix plain Adam."""
     method = LOW_RANK.get(config.name)
     if method is None or "rank" in fixed(method):
         return
     rank = resolved(config).rank
     if rank < min(model.hidden_size, model.mlp_size):
-        return  # the MLP's kernels are larger; to ask all of them takes longer
+        return  # the MLP's kernels are larger; checking all of them takes longer
     low_rank = stj.LowRank(rank, llama.matrix_axes)
     choices = low_rank.choices(llama.abstract_params(model))
     largest = max(each.short_side for each in choices if each.spec is not None)
@@ -64,15 +64,14 @@ def make_optimizer(
     matrix_scale: jax.typing.ArrayLike | None = None,
     steps: int = 10_000,
 ) -> optax.GradientTransformation:
-    """The optimizer of a LLaMA, for gradients that are clipped already.
+    """Builds the optimizer of a LLaMA, for clipped gradients.
 
     Args:
       config: the method and its settings.
-      learning_rate: replaces the config's peak; a number or a schedule of it.
-      seed: for methods that draw random subspaces.
-      matrix_scale: replaces the config's `matrix_scale_field`, e.g. by an array that
-        is being traced.
-      steps: of the whole run, for methods that change on the way.
+      learning_rate: number or schedule; replaces the config's peak.
+      seed: seed of random subspaces.
+      matrix_scale: replaces the config's `matrix_scale_field`; may be a traced array.
+      steps: length of the run, for methods that depend on it.
     """
     config = resolved(config)
     scales = {
@@ -104,7 +103,7 @@ def _low_rank(
     scale: jax.typing.ArrayLike,
     steps: int,
 ) -> optax.GradientTransformation:
-    """The library's method, with the settings of the config that it takes."""
+    """Builds a method of the library with the config's settings that it reads."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     values |= {
         "scale": scale,
@@ -129,12 +128,12 @@ def _low_rank(
 
 
 def _full_rank(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam, or another rule for the matrices and Adam for all else."""
+    """Builds Adam, or another rule for matrices with Adam for other parameters."""
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.name == "adamw":
         return adam
     if config.name == "muon":
-        # A rate of -1 leaves the sign, which the end of the chain turns.
+        # A rate of -1 keeps the sign; the end of the chain negates it.
         matrices = optax.contrib.muon(
             -1.0,
             consistent_rms=MUON_RMS,
@@ -158,13 +157,13 @@ def _scale_matrices(
 
 
 def _is_matrix(params: Any) -> Any:
-    """True for the parameters that low-rank methods and Muon act on."""
+    """Mask of the parameters that low-rank methods and Muon update."""
     axes = llama.matrix_axes(params)
     return jax.tree.map(lambda _, spec: spec is not None, params, axes)
 
 
 def _not_a_norm(params: Any) -> Any:
-    """True for the parameters that weight decay acts on."""
+    """Mask of the parameters with weight decay."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "norm" not in jax.tree_util.keystr(path), params
     )

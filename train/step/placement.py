@@ -15,7 +15,7 @@ from models.parameters import MakeModule
 from train.step.mesh import BATCH_AXES
 from train.step.train_state import TrainState
 
-# Mesh axes by the names that a model gives the axes of its arrays.
+# Mesh axes by a model's logical axis names.
 RULES = {
     "batch": BATCH_AXES,
     "layers": None,
@@ -28,15 +28,15 @@ RULES = {
 
 
 def rules() -> Any:
-    """Context in which a model's axis names stand for mesh axes."""
+    """Context manager that maps a model's axis names to mesh axes."""
     return logical_axis_rules(tuple(RULES.items()))
 
 
 def param_shardings(make: MakeModule, mesh: Mesh) -> Any:
     """Sharding of each parameter of a module, as nested dictionaries.
 
-    A mesh axis that does not divide its side of a matrix (the MLP of llama-1b has
-    5461) splits the other side once more, where it divides that.
+    A mesh axis that does not divide its side of a matrix (5461 in the MLP of llama-1b)
+    splits the other side in addition, if it divides that.
     """
     with rules():
         specs = parameters.partition_specs(make)
@@ -88,12 +88,12 @@ def shardings_of(tree: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch split over all devices but those that share tensors."""
+    """Sharding of a batch: rows over the axes data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def place_batch(batch: Any, mesh: Mesh) -> Any:
-    """Global batch on the devices, from each process' own rows."""
+    """Builds a global batch from each process's own rows."""
     place = functools.partial(
         jax.make_array_from_process_local_data, batch_sharding(mesh)
     )

@@ -22,7 +22,7 @@ from train.step.train_step import Batch, LossFunction, TrainStep
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainSetup:
-    """Everything that a program needs to train a model, made from one description.
+    """Training set-up: optimizer state, shardings and compiled step, from one config.
 
     Attributes:
       make: builds the model from `rngs`.
@@ -32,7 +32,7 @@ class TrainSetup:
       mesh: the devices; None: the default device.
       gradient_accumulation_steps: micro-batches of a step.
       max_gradient_norm: gradients are scaled down to this global norm.
-      seed: of dropout.
+      seed: seed of dropout.
     """
 
     make: MakeModule
@@ -81,11 +81,11 @@ class TrainSetup:
         )
 
     def create_state(self, key: jax.Array) -> TrainState:
-        """State with fresh parameters."""
+        """Initial state with random parameters."""
         return self._create(key)
 
     def create_state_of(self, params: Any) -> TrainState:
-        """State with these parameters, nested dictionaries of arrays."""
+        """Initial state with given parameters, nested dictionaries of arrays."""
         shardings = self.state_shardings
         params = jax.device_put(params, shardings and shardings.params)
         create = lambda params: initial_state(params, self.optimizer)
@@ -100,7 +100,7 @@ class TrainSetup:
     def begin_evaluation(
         self, params: Any, batches: Iterable[Batch]
     ) -> Callable[[], float]:
-        """Dispatches an evaluation; the result waits for its mean loss."""
+        """Dispatches an evaluation; the returned function waits for its mean loss."""
         placed = map(self.place, batches)
         return train_step.begin_evaluation(self.loss_sums, params, placed)
 

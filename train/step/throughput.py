@@ -1,4 +1,4 @@
-"""How well the hardware is used: model FLOPs, peak rates, peak memory."""
+"""Hardware utilisation: model FLOPs, peak FLOP/s, peak memory."""
 
 import resource
 import sys
@@ -8,7 +8,7 @@ import jax
 from models.config import LlamaConfig
 
 # Dense bfloat16 peaks of one device, in 10^12 FLOP/s, from the makers' data sheets.
-# The first name found in the device kind counts.
+# The first name that the device kind contains is used.
 _PEAK_TERAFLOPS = {
     "H200": 989,
     "H100 PCIe": 756,
@@ -27,9 +27,9 @@ _PEAK_TERAFLOPS = {
 def flops_per_token(config: LlamaConfig, sequence_length_tokens: int) -> float:
     """Floating-point operations of forward and backward pass for one token.
 
-    Six for each parameter that multiplies activations, the embedding left out, and
-    twelve times layers, width and length for attention, not halved for causality
-    (PaLM, arXiv 2204.02311, appendix B). Recomputation does not count.
+    6 per parameter of a matrix product (not the embedding), plus 12 x layers x width x
+    length for attention, not halved for causality (PaLM, arXiv 2204.02311, appendix B).
+    Recomputation is not counted.
 
     >>> from models.llama import PRESETS
     >>> round(flops_per_token(PRESETS["llama-7b"], 2048) / 1e9, 1)
@@ -45,10 +45,10 @@ def flops_per_token(config: LlamaConfig, sequence_length_tokens: int) -> float:
 
 
 def peak_flops(peak_teraflops: float | None = None) -> float | None:
-    """Most FLOP/s of all devices together; None where that is not known.
+    """Peak FLOP/s of all devices together; None if unknown.
 
     Args:
-      peak_teraflops: of one device; None looks it up by the device's name.
+      peak_teraflops: peak of one device; None: looked up by the device's name.
     """
     kind = jax.devices()[0].device_kind
     if peak_teraflops is None:
@@ -60,10 +60,7 @@ def peak_flops(peak_teraflops: float | None = None) -> float | None:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory in use at a time on the first device of this process so far.
-
-    On a CPU, whose device memory is the machine's, that of the process.
-    """
+    """Peak memory of this process's first device; on a CPU, of the process."""
     statistics = jax.local_devices()[0].memory_stats()
     if statistics and "peak_bytes_in_use" in statistics:
         return statistics["peak_bytes_in_use"]

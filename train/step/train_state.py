@@ -10,8 +10,8 @@ import optax
 class TrainState(NamedTuple):
     """Everything that a training step changes."""
 
-    step: jax.Array  # (), int32; batches seen so far
-    skipped_steps: jax.Array  # (), int32; those of them that changed nothing
+    step: jax.Array  # (), int32; batches so far
+    skipped_steps: jax.Array  # (), int32; batches skipped, see `train_step`
     params: Any  # nested dictionaries of arrays
     opt_state: optax.OptState
 

@@ -17,10 +17,10 @@ Batch = Any
 
 
 class LossSums(NamedTuple):
-    """Sums over the counted tokens or examples of a batch; all are ().
+    """Loss sums over the tokens or examples of a batch, scalars.
 
     Attributes:
-      total: float32; what is minimised.
+      total: float32; the sum to minimise.
       count: int32; number of tokens or examples.
       other: float32; further sums to report, by name. `loss` is reported, and
         evaluated, in place of the total.
@@ -31,7 +31,7 @@ class LossSums(NamedTuple):
     other: dict[str, jax.Array]
 
 
-# From parameters, a batch, and a key for dropout; hashable, to be compiled once.
+# (parameters, batch, key for dropout) -> sums; hashable, so that it compiles once.
 LossFunction = Callable[[Any, Batch, jax.Array], LossSums]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -45,7 +45,7 @@ def make_train_step(
     max_gradient_norm: float = math.inf,
     seed: int = 0,
 ) -> TrainStep:
-    """Compiles the training step, which donates the state it is given.
+    """Compiles the training step, which donates its state.
 
     The gradient is that of total / count of the whole batch, whatever each
     micro-batch holds. A step whose loss or gradient is not finite leaves parameters
@@ -59,7 +59,7 @@ def make_train_step(
         batch size must be a multiple of it.
       state_shardings: shardings of the new state; None: the compiler's choice.
       max_gradient_norm: gradients are scaled down to this global norm.
-      seed: of the keys that the loss gets, one for each step and micro-batch.
+      seed: seed of the loss's keys, one per step and micro-batch.
 
     Returns:
       The step: (state, batch) -> (new state, metrics). The metrics are scalars:
@@ -90,7 +90,7 @@ def make_train_step(
             return optax.apply_updates(params, updates), opt_state
 
         is_finite = jnp.isfinite(means["loss"]) & jnp.isfinite(norm)
-        # A select over the results would keep the old state in memory.
+        # Conditional: a select over the results would keep the old state in memory.
         params, opt_state = apply_if(
             is_finite, update, (state.params, state.opt_state), "update"
         )
@@ -121,7 +121,7 @@ def _gradient(
       params: the parameters.
       batch: a batch, or a part of one.
       key: for dropout.
-      count: that of the whole batch; None: the batch is whole.
+      count: count of all parts of the batch; None: this batch's own.
     """
 
     def total(params):
@@ -139,7 +139,7 @@ def _gradient(
 def _accumulated_gradient(
     loss_sums: LossFunction, params: Any, batch: Batch, key: jax.Array, parts: int
 ) -> tuple[Any, dict[str, jax.Array], jax.Array]:
-    """`_gradient` of a batch, computed in parts one after another."""
+    """`_gradient` of a batch, computed sequentially in parts."""
     whole = loss_sums(params, batch, key)  # the compiler drops all but the count
     count = whole.count
 
@@ -149,11 +149,11 @@ def _accumulated_gradient(
         found = _gradient(loss_sums, params, part, own, count)[:2]
         return jax.tree.map(jnp.add, totals, found), None
 
-    # Strided, so that a batch split over devices stays split in each part.
+    # Strided, so that each part stays sharded over all devices.
     split = jax.tree.map(
         lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
     )
-    # Sums of many parts need more digits than bfloat16 has.
+    # float32: sums of many parts need more digits than bfloat16 has.
     zeros = jax.tree.map(
         lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params
     )
@@ -202,7 +202,7 @@ def evaluate(loss_sums: LossFunction, params: Any, batches: Iterable[Batch]) -> 
 def begin_evaluation(
     loss_sums: LossFunction, params: Any, batches: Iterable[Batch]
 ) -> Callable[[], float]:
-    """Dispatches an evaluation; the function that is returned waits for its result."""
+    """Dispatches an evaluation; the returned function waits for its result."""
     sums = [_loss_and_count(loss_sums, params, batch) for batch in batches]
 
     def finish() -> float:

@@ -1,4 +1,4 @@
-"""Compiles and times the programs of a benchmark."""
+"""Program `train.benchmark`: compiles and times optimizers."""
 
 import dataclasses
 import functools
@@ -27,15 +27,15 @@ from train.timing.timed_programs import METHODS, Subject
 
 
 def run(config: BenchmarkConfig, command: str) -> None:
-    """Prints the table, and writes numbers and bars where they are asked for.
+    """Prints the table and, with --output, writes numbers and a bar chart.
 
     Args:
       config: the benchmark.
-      command: the command line, for the file of numbers.
+      command: the command line, recorded with the numbers.
     """
     if config.backend is not None:
         jax.config.update("jax_platforms", config.backend)
-    # Seconds are those of a compiler that has not seen the program before.
+    # Compile times must not come from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
     with console.user_errors(ValueError):
         costs, interval = measure(config)
@@ -60,13 +60,13 @@ def run(config: BenchmarkConfig, command: str) -> None:
 
 
 def measure(config: BenchmarkConfig) -> tuple[dict[str, Cost], int]:
-    """Compiles the programs of all optimizers, and times them interleaved.
+    """Compiles the programs of all optimizers and times them interleaved.
 
     Returns:
       The costs by name, and the update interval.
 
     Raises:
-      ValueError: an optimizer does not take such parameters.
+      ValueError: an optimizer does not support the layout.
     """
     preset = PRESETS[config.preset]
     rank = config.rank or preset.optimizer.rank
@@ -137,7 +137,7 @@ def _compile(
         carry, extra = jax.tree.map(
             place, jax.eval_shape(lambda: (subject.make_carry(), subject.make_extra()))
         )
-        # A new function each time: JAX keeps what it has traced and compiled.
+        # A new function each time, because JAX caches traced and compiled functions.
         step = jax.jit(
             lambda carry, extra: subject.step(carry, extra), donate_argnums=0
         )
@@ -191,7 +191,7 @@ def _time(
 
 
 def with_count(tree: Any, count: int) -> Any:
-    """The same state at another step: all of its `count`s replaced."""
+    """Replaces all `count`s of a state, to put it at another step."""
 
     def leaf_at(path, leaf):
         is_count = bool(path) and getattr(path[-1], "name", None) == "count"

@@ -1,4 +1,4 @@
-"""Subjects of the benchmark: an optimizer's update, or a full training step."""
+"""Programs to time: an optimizer's update, or a training step."""
 
 import functools
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def _galore(rank: int, interval: int) -> Optimizer:
     return optax.contrib.galore(1e-3, rank, interval, weight_dimension_numbers=axes)
 
 
-# From rank and update interval. Nothing but the method: no clipping, no decay.
+# Optimizers from rank and update interval, without clipping and weight decay.
 METHODS: dict[str, Callable[[int, int], Optimizer]] = {
     "adamw": lambda rank, interval: optax.adamw(1e-3, weight_decay=0.0),
     "adafactor": lambda rank, interval: optax.adafactor(1e-3),
@@ -55,12 +55,12 @@ METHODS: dict[str, Callable[[int, int], Optimizer]] = {
 
 
 class Subject(NamedTuple):
-    """Something to compile, and to run over and over.
+    """Program to compile and run repeatedly.
 
     Attributes:
-      step: (carry, extra) -> carry; the carry is used up.
-      make_carry: () -> carry, the optimizer's state and what it works on.
-      make_extra: () -> extra, gradients or a batch, which every step leaves as it is.
+      step: (carry, extra) -> carry; the carry is donated.
+      make_carry: () -> carry, parameters and optimizer state.
+      make_extra: () -> extra, gradients or a batch, equal for all steps.
     """
 
     step: Callable[[Any, Any], Any]
@@ -69,7 +69,7 @@ class Subject(NamedTuple):
 
 
 def update_subject(optimizer: Optimizer, shapes: Any) -> Subject:
-    """The optimizer's update and its application, without a model."""
+    """Program of an optimizer's update and its application, without a model."""
 
     def step(carry, gradients):
         params, opt_state = carry
@@ -84,7 +84,7 @@ def update_subject(optimizer: Optimizer, shapes: Any) -> Subject:
 
 
 def training_subject(optimizer: Optimizer, run: PretrainConfig) -> Subject:
-    """A whole step of training, on one batch of random tokens."""
+    """Program of a training step, on one batch of random tokens."""
     setup = llama_setup(run.model, optimizer, lambda count: 1e-3)
 
     def make_extra():
@@ -107,8 +107,8 @@ def parameter_shapes(model: llama.LlamaConfig, layout: Layout) -> Any:
 
     Args:
       model: the model's shape.
-      layout: "stacked" has the kernels of all layers in one array, as our model
-        does; "unstacked" one array for each, as models without a scan do.
+      layout: "stacked": kernels of all layers in one array, as in our model;
+        "unstacked": one array per layer, as in models without a scan.
     """
     shapes = llama.abstract_params(model)
     if layout == "unstacked":
@@ -118,7 +118,7 @@ def parameter_shapes(model: llama.LlamaConfig, layout: Layout) -> Any:
 
 
 def gradients_of(shapes: Any) -> Any:
-    """Gradients as matrices have them: a few strong directions, and noise."""
+    """Synthetic gradients: a few strong directions, and noise."""
 
     def gradient(k, leaf):
         keys = jax.random.split(jax.random.key(k), 3)
