@@ -1,3 +1,3 @@
-"""The one place of the version, readable without importing JAX."""
+"""Version of the package, readable without importing JAX."""
 
 __version__ = "0.1.0"

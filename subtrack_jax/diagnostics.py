@@ -1,4 +1,4 @@
-"""How well subspaces fit their gradients, and how they move.
+"""Diagnostics: fit of subspaces to gradients, and their movement.
 
 Pure functions of gradients and of an optimizer's state, in whatever wrappers it
 is, for a look now and then: unlike `monitor_energy`, nothing is kept or paid for
@@ -79,7 +79,7 @@ def captured_energy(
 def recovery_ratio(
     low_rank: LowRank, gradients: optax.Updates, opt_state: optax.OptState
 ) -> Any:
-    """|Lambda| / |G|: how much is recovered from outside of each subspace.
+    """|Lambda| / |G|: relative norm of the part recovered from outside each subspace.
 
     Lambda is the rescaled and limited residual of SubTrack++ (arXiv 2502.01586,
     equations 10 to 12) in the last step, before `recovery_scale`: its norm is what
@@ -121,7 +121,7 @@ def recovery_ratio(
 def error_slopes(
     low_rank: LowRank, gradients: optax.Updates, opt_state: optax.OptState
 ) -> Any:
-    """How steeply each subspace's error falls along its best rotations.
+    """Slopes of each subspace's error along its steepest rotations.
 
     Singular values of the Grassmann gradient -2 R A^T of the error |G - S A|_F^2
     (SubTrack++, arXiv 2502.01586, section 3), divided by |G|_F^2: the share of the
@@ -254,10 +254,10 @@ def _map_matrices(
     opt_state: optax.OptState,
     *others: Any,
 ) -> Any:
-    """Calls a function of each matrix' (G, S, entries of others) on wide forms."""
+    """Maps a function over each matrix's (G, S, entries of others) in wide form."""
 
     def run(gradients, bases, *others):
-        # Leaves that a wrapper hides from the optimizer are hidden from its `LowRank`.
+        # Leaves hidden from the optimizer by a wrapper must be hidden from `LowRank`.
         chosen = jax.tree.map(
             lambda basis, leaf: basis if is_masked(basis) else leaf,
             bases,

@@ -108,7 +108,7 @@ def geodesic(
 def line_search(
     basis: jax.Array, gradient: jax.Array, u: jax.Array, v: jax.Array
 ) -> jax.Array:
-    """Angle at which the geodesic captures the most of a gradient.
+    """Line search: angle at which the geodesic captures the most of a gradient.
 
     With a = G^T S v and b = G^T u, the energy |S(theta)^T G|_F^2 is
     |cos(theta) a + sin(theta) b|^2 plus a constant, which is largest at
@@ -194,7 +194,7 @@ def random_tangent(key: jax.Array, basis: jax.Array) -> jax.Array:
 
 @real_only
 def orthonormalize(basis: jax.Array) -> jax.Array:
-    """Removes the rounding from a nearly orthonormal basis.
+    """Re-orthonormalises a nearly orthonormal basis (Newton-Schulz step).
 
     One Newton-Schulz step, S (3 I - S^T S) / 2: matrix products only, and an
     error e in S^T S - I becomes 3/4 e^2.
@@ -206,7 +206,7 @@ def orthonormalize(basis: jax.Array) -> jax.Array:
       The basis of the same subspace, of shape (m, r).
     """
     gram = dot(basis.T, basis)
-    # S (3 I - S^T S) / 2 = S + S E: E is small, its product forgives rounding.
+    # S (3 I - S^T S) / 2 = S + S E: E is small, so its product may be rounded.
     error = (jnp.eye(gram.shape[0], dtype=gram.dtype) - gram) / 2
     return basis + basis @ error
 
@@ -214,7 +214,7 @@ def orthonormalize(basis: jax.Array) -> jax.Array:
 @real_only
 @jax.jit
 def align(basis: jax.Array, other: jax.Array) -> jax.Array:
-    """Rotates a basis within its span to be as near another one as it can.
+    """Rotates a basis within its span to the closest to another one (Procrustes).
 
     The orthogonal Procrustes problem: S Q is nearest to T for the orthogonal factor
     Q of the polar decomposition of S^T T (Schönemann 1966), found here by
@@ -230,7 +230,7 @@ def align(basis: jax.Array, other: jax.Array) -> jax.Array:
       An orthonormal basis of the span of S, of shape (m, r).
     """
     factor = polar_factor(dot(basis.T, other))
-    rotation = orthonormal_columns(factor)  # singular values that are not yet 1
+    rotation = orthonormal_columns(factor)  # singular values are not yet 1
     return dot(basis, with_signs_of(rotation, factor))
 
 

@@ -1,4 +1,4 @@
-"""Which leaves get a low-rank state, and how each is seen as a matrix.
+"""`LowRank`: selection of low-rank leaves, their matrix axes, side and rank.
 
 `LowRank` is the one place that decides orientation, rank and batch axes. It
 turns every chosen leaf into a `MatrixView`: a static description through which
@@ -27,7 +27,7 @@ _MOST_NAMES = 20
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """Chooses the leaves with a low-rank state, their axes, side and rank.
+    """Selects the leaves with a low-rank state, their axes, side and rank.
 
     Attributes:
       rank: columns of each basis: an int, or a float in (0, 1] as a fraction of
@@ -131,7 +131,7 @@ class LowRank:
             raise ValueError(f"No leaf to treat as low-rank: {reason}")
 
     def describe(self, params: optax.Params) -> str:
-        """Lays out a table of what each leaf would store.
+        """Formats a table of each leaf's state.
 
         One line a leaf: its shape, the matrix it is seen as, the side of the
         basis, the rank, and the bytes of basis and moments beside those of
@@ -151,9 +151,9 @@ class LowRank:
         return table(self.choices(params))
 
     def choices(self, tree: optax.Params) -> list[Choice]:
-        """Decides what is done with each leaf, in order; raises as `views`."""
+        """Decides on each leaf, in order; raises as `views`."""
         leaves = named_leaves(tree)
-        if not leaves:  # optax.tree.map_params asks with such trees
+        if not leaves:  # optax.tree.map_params calls it with such trees
             return []
         specs = resolve(self.dimension_numbers, tree, leaves)
         return [
@@ -181,7 +181,7 @@ class LowRank:
         )
 
     def _choice(self, leaf: NamedLeaf, spec: Any) -> Choice:
-        """Sees a leaf along the axes of a spec; raises if it has no such matrix."""
+        """Creates the matrix view of a leaf by a spec; raises if it does not fit."""
         if not isinstance(spec, SPECS):
             raise ValueError(
                 f"dimension_numbers for {leaf.name} is {spec!r}: use None or"
@@ -247,7 +247,7 @@ def _names(leaves: Iterable[NamedLeaf]) -> str:
 
 
 def _advice(stacked: list[NamedLeaf]) -> str:
-    """What to write when leaves of three or more axes are matrices."""
+    """Suggests dimension numbers for leaves of three or more axes."""
     return (
         "dimension_numbers=None gives plain Adam to leaves of three or more axes:"
         f" {_names(stacked)}. If they are stacks of matrices over their last two axes,"

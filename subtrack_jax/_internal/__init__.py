@@ -1,1 +1,1 @@
-"""Parts of the library that nobody outside of it may use."""
+"""Private modules of the library."""

@@ -1,4 +1,4 @@
-"""Boxes: nodes of a tree that hold one array and metadata, as Flax has them."""
+"""Metadata boxes: tree nodes with one array and metadata, as in Flax."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ def is_box(node: Any) -> bool:
 
 
 def content(node: Any) -> Any:
-    """The leaf, without its box if it has one."""
+    """Returns the leaf without its box."""
     (leaf,) = jax.tree.leaves(node)
     return leaf
 
 
 def unboxed(tree: Any) -> Any:
-    """A tree with the bare array in place of every box."""
+    """Replaces every box of a tree by its array."""
     return jax.tree.map(
         lambda node: content(node) if is_box(node) else node, tree, is_leaf=is_box
     )

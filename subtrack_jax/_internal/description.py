@@ -1,4 +1,4 @@
-"""The choice that `LowRank` makes for each leaf, and a table of all choices."""
+"""Decision of `LowRank` for each leaf, and the table of `LowRank.describe`."""
 
 import math
 from collections.abc import Sequence
@@ -28,17 +28,17 @@ class Choice(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the leaf has no numbers."""
+        """Whether the leaf is empty."""
         return math.prod(self.leaf.shape) == 0
 
     @property
     def is_left_out(self) -> bool:
-        """Whether a leaf that may be a matrix, or several, has no spec."""
+        """Whether a leaf without a spec could be a matrix or a stack of matrices."""
         return self.spec is None and self.leaf.may_be_matrix and not self.is_empty
 
 
 def table(choices: Sequence[Choice]) -> str:
-    """Lays out what each leaf would store; see `LowRank.describe`."""
+    """Formats a table of each leaf's state; see `LowRank.describe`."""
     header = ("leaf", "shape", "matrix", "basis on", "rank", "state", "Adam")
     lines, total, total_adam = [header], 0, 0
     for choice in choices:

@@ -1,4 +1,4 @@
-"""Which leaves are matrices along which axes, in optax's own form.
+"""Dimension numbers: matrix axes of each leaf, in optax's form.
 
 `resolve` turns the forms that `LowRank.dimension_numbers` takes into one entry for
 each leaf; `by_path` builds one of these forms from a regular expression.
@@ -55,7 +55,7 @@ def by_path(
 
 @dataclasses.dataclass(frozen=True)
 class _ByPath:
-    """A class and not a closure, so that error messages show the pattern."""
+    """Callable class instead of a closure, so that error messages show the pattern."""
 
     pattern: str
     spec: optax.contrib.MuonDimensionNumbers
@@ -73,7 +73,7 @@ class _ByPath:
 
 
 def resolve(wanted: Any, tree: Any, leaves: Sequence[NamedLeaf]) -> list[Any]:
-    """Dimension numbers of every leaf.
+    """Resolves the dimension numbers of every leaf.
 
     Args:
       wanted: as `LowRank.dimension_numbers`.
@@ -92,7 +92,7 @@ def resolve(wanted: Any, tree: Any, leaves: Sequence[NamedLeaf]) -> list[Any]:
             spec if leaf.may_be_matrix and len(leaf.shape) == 2 else None
             for leaf in leaves
         ]
-    # A model class may be callable, and so is a tree of specs in its structure.
+    # Instances of a model class may be callable without being functions of params.
     if callable(wanted) and not _is_tree_of_specs(wanted):
         wanted = wanted(tree)
     if isinstance(wanted, SPECS):
@@ -106,18 +106,18 @@ def resolve(wanted: Any, tree: Any, leaves: Sequence[NamedLeaf]) -> list[Any]:
 
 
 def axes_of(axes: Any) -> tuple[int, ...]:
-    """One axis or several, as a tuple."""
+    """Converts one axis or several to a tuple."""
     return (int(axes),) if isinstance(axes, numbers.Integral) else tuple(axes)
 
 
 def suggestion(leaves: Sequence[NamedLeaf]) -> str:
-    """The argument that names some leaves, for messages."""
+    """Formats the argument that selects some leaves, for messages."""
     pattern = "|".join(re.escape(leaf.name) for leaf in leaves)
     return f"dimension_numbers=subtrack_jax.by_path({f'^({pattern})$'!r})"
 
 
 def _leaf_by_leaf(wanted: Any, tree: Any) -> list[Any]:
-    """A tree of specs, or a prefix of one, as a list."""
+    """Flattens a tree of specs, or a prefix of one, to a list."""
     # None is both "leave alone" and, as in every Equinox model, a place without a
     # parameter; there and where a wrapper has masked leaves, specs have no meaning.
     nodes = jax.tree.leaves_with_path(tree, is_leaf=_is_hole)

@@ -1,4 +1,4 @@
-"""Numbers in eight bits, block by block: the dynamic map.
+"""Dynamic map: block-wise quantisation to eight bits.
 
 Dettmers et al. 2022, arXiv 2110.02861: each block of numbers is divided by its
 largest and coded by a map that spends its bits on large numbers and still reaches
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 SMALLEST_ROW = 32
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 64, 256
-_COARSE = 3  # decades in which numbers are a step apart
+_COARSE = 3  # decades with few codes
 
 
 def encode(
     x: jax.Array, dtype: jax.typing.DTypeLike, count: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Codes numbers by the dynamic map, block by block along the last axis.
+    """Quantises numbers by the dynamic map, in blocks along the last axis.
 
     A code c in 1, 2, ... of b bits (7 of int8, whose sign is the number's, and 8 of
     uint8) with 2^e as its leading bit is 10^(e + 1 - b) (0.1 + 0.9 f), f its other
@@ -59,7 +59,7 @@ def encode(
 
 
 def decode(codes: jax.Array, scale: jax.Array) -> jax.Array:
-    """The numbers of `encode`, in the dtype of the scales."""
+    """Dequantises numbers of `encode`, in the dtype of the scales."""
     bits = jnp.iinfo(codes.dtype).bits - (jnp.iinfo(codes.dtype).min < 0)
     code = _blocks(codes).astype(jnp.int32)
     magnitude = _magnitude(jnp.abs(code), bits, scale.dtype)
@@ -76,7 +76,7 @@ def _magnitude(code: jax.Array, bits: int, dtype: Any) -> jax.Array:
 
 
 def _product(conditions: list[jax.Array], factor: float, like: jax.Array) -> jax.Array:
-    """A power of the factor: as often as a condition holds."""
+    """Product of the factor over all conditions that hold."""
     result = jnp.ones_like(like)
     for condition in conditions:
         result = jnp.where(condition, result * factor, result)
@@ -84,7 +84,7 @@ def _product(conditions: list[jax.Array], factor: float, like: jax.Array) -> jax
 
 
 def _dither(count: jax.Array, blocks: jax.Array) -> jax.Array:
-    """Dither for each number: shifts in [-1/2, 1/2) whose mean over steps is 0.
+    """Dither of each number: shifts in [-1/2, 1/2) with mean 0 over steps.
 
     Multiples of irrational numbers modulo 1, in fixed point, of which the next fills
     the largest gap (Kronecker's sequence). They are the same for all matrices of a
@@ -100,7 +100,7 @@ def _dither(count: jax.Array, blocks: jax.Array) -> jax.Array:
 
 
 def block_size(row: int) -> int:
-    """How many numbers along the last axis share a scale.
+    """Block size: number of elements along the last axis that share a scale.
 
     A divisor of the axis, so that a device that holds a part of it holds whole
     blocks: of the divisors in range the one of which a large power of two, up to 64,

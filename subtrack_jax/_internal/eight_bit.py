@@ -43,7 +43,7 @@ class EightBitAdamState(NamedTuple):
 
 
 def in_eight_bits(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Keeps the moments of a rule with Adam's state in eight bits between steps.
+    """Stores the Adam moments of a rule in eight bits between steps.
 
     Leaves of at least 4096 numbers are coded, if their last axis has 32 at least.
     The rule computes with what the codes stand for, in the dtype of the scales; its
@@ -64,7 +64,7 @@ def in_eight_bits(adam: optax.GradientTransformation) -> optax.GradientTransform
             )
 
         def scales():
-            # Blocks are no axis that metadata could name: their scales go without.
+            # Scales have no boxes: metadata cannot name the axis of blocks.
             return jax.tree.map(_scales_like, unboxed(params))
 
         return EightBitAdamState(
@@ -84,7 +84,7 @@ def _update_coded(adam, updates, state, params=None):
 
 
 def transported(transport: Callable[..., Any]) -> Callable[..., Any]:
-    """A transport of Adam's moments as one of codes."""
+    """Wraps a transport of Adam's moments to work on codes."""
     return Partial(_transport_coded, transport)
 
 
@@ -96,7 +96,7 @@ def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
     """Decodes the moments of a state."""
 
     def moments(decoded: Callable[[jax.Array], jax.Array], codes, scales):
-        # Codes may be in boxes, scales are not: matched by their order.
+        # Codes may be boxed, scales are not, so they are matched by order.
         structure: Any
         codes, structure = jax.tree.flatten(codes, is_leaf=is_masked)
         scales = jax.tree.leaves(scales, is_leaf=is_masked)
@@ -138,7 +138,7 @@ def _is_coded(x: Any) -> bool:
 
 
 def _scales_like(leaf: Any) -> Any:
-    """Zeros for the scale of each block of a leaf, split as the leaf is."""
+    """Zero scales of a leaf's blocks, sharded like the leaf."""
     if not _is_coded(leaf):
         return optax.MaskedNode()
     blocks = -(-leaf.shape[-1] // block_size(leaf.shape[-1]))

@@ -1,4 +1,4 @@
-"""Optimizers whose hyper-parameters are arrays, as `optax.inject_hyperparams` makes."""
+"""Hyper-parameters as arrays, for `optax.inject_hyperparams`."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ Factory = TypeVar("Factory", bound=Callable[..., optax.GradientTransformationExt
 
 
 def with_values_as_operands(factory: Factory) -> Factory:
-    """Un-jitted updates find their program again when the optimizer is built anew.
+    """Caches compiled updates across rebuilds of an optimizer.
 
     `optax.inject_hyperparams` calls the function of an optimizer on every step, with
     new values. Constants of an un-jitted update, they would be compiled in each time;

@@ -40,7 +40,7 @@ def leading_eigenvector(gram: jax.Array) -> jax.Array:
         return unit_trace(matrix @ matrix), squarings + 1, last
 
     power, _, _ = while_loop(
-        # The bound on the count is for an exact tie.
+        # The loop is bounded because an exact tie does not converge.
         lambda carry: (carry[1] < _MOST_SQUARINGS) & (carry[2] < 3),
         squared,
         # Scaled, as a derivative divides by the square of the trace.
@@ -108,7 +108,7 @@ def range_finder(
     m, n = gradient.shape
     extra = max(32, rank // 4) if oversampling is None else oversampling
     sketch_size = min(rank + extra, m, n)
-    # Not normal numbers: the inverse error function is slow to compile.
+    # Uniform numbers: normal ones need the inverse error function, slow to compile.
     noise = jax.random.uniform(key, (max(m, n), sketch_size), gradient.dtype, -1, 1)
     is_zero = ~jnp.any(gradient != 0)
 
@@ -118,7 +118,7 @@ def range_finder(
         # float32, 1e-7 of its energy each.
         _, sketch = carry
         image = unit_scale(_product(gradient, sketch))
-        # The factorisation of zeros would answer with the same columns every time.
+        # QR of zeros gives the same columns every time, so keep random ones.
         columns = orthonormal_columns(jnp.where(is_zero, noise[:m], image))
         return columns, unit_scale(_product(gradient.T, columns))
 

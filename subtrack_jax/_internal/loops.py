@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 Tree = TypeVar("Tree")
 
-# Branches of one conditional. Every branch is handed the operands of all branches, so
+# Branches of one conditional. Every branch takes the operands of all branches, so
 # that one conditional of n branches has n^2 of them; a tree has n log n.
 _MOST_BRANCHES = 8
 
@@ -116,7 +116,7 @@ def while_loop(
 def _without_closure(
     function: Callable[[Tree], Tree], operand: Tree
 ) -> tuple[Callable[..., Tree], list[jax.Array]]:
-    """A function that takes what it closed over as arguments, and these.
+    """Converts a closure to a function of its closed-over values, and returns both.
 
     `jax.closure_convert` leaves integers behind, which a derivative that is taken
     once the function has been traced would find dead.
@@ -154,7 +154,7 @@ def cond(
     false_function: Callable[..., Tree],
     *operands: Any,
 ) -> Tree:
-    """`jax.lax.cond` of branches whose results differ along other mesh axes, too.
+    """`jax.lax.cond` with branches whose results vary along different mesh axes.
 
     Args:
       predicate: scalar bool.
@@ -208,7 +208,7 @@ def switch(index: jax.Array, branches: Sequence[Callable[[], Tree]]) -> Tree:
 
 
 def unstack(stack: Tree, counts: Sequence[int]) -> list[Tree]:
-    """Cuts the leading axis of all arrays of a tree into parts.
+    """Splits the leading axis of all arrays of a tree into parts.
 
     Where a part begins is a value at run time: CPUs compile slices with different
     constants one by one (15 ms each), and slices that differ by an operand once.
@@ -227,7 +227,7 @@ def unstack(stack: Tree, counts: Sequence[int]) -> list[Tree]:
     if len(counts) == 1:
         return [stack]
     begin = lambda: [jnp.int32(sum(counts[:k])) for k in range(len(counts))]
-    # The compiler cannot fold numbers from a conditional that it cannot decide.
+    # Offsets from an undecidable conditional prevent constant folding.
     some = jax.tree.leaves(stack)[0].ravel()[0]
     starts = jax.lax.cond(some == some, begin, begin)
 
@@ -240,7 +240,7 @@ def unstack(stack: Tree, counts: Sequence[int]) -> list[Tree]:
 
 
 def _typed_like_results(body: Callable[[Tree], Tree], init: Tree) -> Tree:
-    """Values that differ along the mesh axes along which a body's results do."""
+    """Casts values to vary along the mesh axes of a body's results."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return init
     while True:
@@ -261,7 +261,7 @@ def _same_type(value: Any, other: Any) -> bool:
 
 
 def _varying_axes(value: Any) -> frozenset[str]:
-    # Shapes do not know their mesh, without which `typeof` refuses manual axes.
+    # Abstract values have no mesh, without which `typeof` refuses manual axes.
     is_shape = isinstance(value, jax.ShapeDtypeStruct)
     kind = value if is_shape else jax.typeof(value)
     manual = getattr(kind, "manual_axis_type", None)  # jax 0.10.2; `vma` before

@@ -1,4 +1,4 @@
-"""Functions of small square matrices, in loops of products: nothing is decomposed.
+"""Functions of small square matrices, in loops of products without decompositions.
 
 Loops, as the TPU compiler takes seconds over each product at full precision.
 """

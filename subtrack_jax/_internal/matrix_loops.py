@@ -1,4 +1,4 @@
-"""Loops over the matrices of leaves: which run one by one, and in which loop.
+"""Loops over the matrices of leaves: sequential or batched.
 
 What a loop saves is compile time (one matrix compiles in a third of the time of a
 stack) and memory in between; what it costs is one program after another on a device
@@ -28,12 +28,12 @@ from jax.sharding import AxisType
 from subtrack_jax._internal.loops import switch, unstack
 from subtrack_jax._internal.matrix_view import MatrixView
 
-# Coordinates of one matrix that keep a device busy, in numbers.
+# Number of coordinates of one matrix that are enough to occupy a device.
 LARGE = 2**20
 
 
 class Stack(NamedTuple):
-    """The matrices of one leaf, and what else belongs to each of them.
+    """Matrices of one leaf, with other arrays per matrix.
 
     Attributes:
       view: how the leaf is seen as matrices.
@@ -85,7 +85,7 @@ def map_matrices(function: Callable[..., Any], stacks: Sequence[Stack]) -> list[
 def map_stack(
     function: Callable[..., Any], view: MatrixView, leaf: jax.Array, *others: Any
 ) -> Any:
-    """Calls a function on one matrix of a leaf after another.
+    """Calls a function on the matrices of a leaf sequentially.
 
     Matrices of a batch axis that a mesh may have split stay side by side, as a loop
     along that axis would have every device gather the others' matrices.
@@ -133,7 +133,7 @@ def map_stack(
 def map_large(
     function: Callable[..., Any], view: MatrixView, leaf: jax.Array, *others: Any
 ) -> Any:
-    """Calls a function on a leaf; on meshes, on one large matrix after another.
+    """Calls a function on a leaf; on meshes, on large matrices sequentially.
 
     A product with a basis replicates its coordinates over a mesh for a moment,
     however many devices there are: of a stack of 32 layers of 7B, 1.3 GiB. In a loop
@@ -156,7 +156,7 @@ def map_large(
 
 
 def _possible_pieces(size: int, leaf: jax.Array) -> int:
-    """Into how many equal pieces an axis of a leaf may be split at most.
+    """Maximum number of shards along an axis of a leaf.
 
     Automatic axes do not tell: any of them that divide the size may split it.
     """
@@ -169,7 +169,7 @@ def _possible_pieces(size: int, leaf: jax.Array) -> int:
 
 
 def result_shapes(function: Callable[..., Any], stacks: Sequence[Stack]) -> list[Any]:
-    """What the function returns for one matrix of each leaf, as shapes and dtypes."""
+    """Shapes and dtypes of the function's results for one matrix of each leaf."""
     results: list[Any] = [None] * len(stacks)
     for members in _alike(stacks):
         shapes = jax.eval_shape(function, *stacks[members[0]].shapes)
@@ -188,7 +188,7 @@ def _alike(stacks: Sequence[Stack]) -> list[list[int]]:
 
 
 def _in_one_loop(function: Callable[..., Any], stacks: Sequence[Stack]) -> list[Any]:
-    """The results for leaves whose matrices have one size."""
+    """Results for leaves whose matrices have the same size."""
     counts = [math.prod(stack.view.batch_shape) for stack in stacks]
     stack_of = np.repeat(np.arange(len(stacks)), counts)
     index_of = np.concatenate([np.arange(count) for count in counts])

@@ -1,4 +1,4 @@
-"""A leaf of any shape as a stack of matrices with a basis on one side."""
+"""Matrix view: a leaf of any shape as a stack of matrices with a basis."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from jax.lax import optimization_barrier as barrier
 
 @dataclasses.dataclass(frozen=True)
 class MatrixView:
-    """A leaf seen as (batch..., rows, columns), with a basis on one side.
+    """View of a leaf as (batch..., rows, columns), with a basis on one side.
 
     In the mathematics every matrix is G of shape (m, n) with its basis on the
     left; `m` and `n` below are those. When the basis belongs to the columns of
@@ -85,7 +85,7 @@ class MatrixView:
 
     def project(self, basis: jax.Array, leaf: jax.Array) -> jax.Array:
         """Coordinates S^T G, of shape (batch..., r, n), in the basis' dtype."""
-        # The barriers behind this product and before that of `lift` keep the inner
+        # The barriers after this product and before that of `lift` keep the inner
         # rule out of them: TPUs would redo it for every tile.
         matrix = self.matrix(leaf).astype(basis.dtype)
         if self.basis_on_rows:

@@ -1,4 +1,4 @@
-"""Functions on meshes whose axes are explicit, computed with automatic axes inside.
+"""Explicit mesh axes: functions run with automatic axes inside.
 
 On automatic meshes the compiler places everything. On explicit ones ("sharding in
 types") a product over a sharded axis has no type of its own.

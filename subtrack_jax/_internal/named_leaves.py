@@ -38,7 +38,7 @@ class NamedLeaf(NamedTuple):
 
 
 def named_leaf(path: tuple[Any, ...], node: Any) -> NamedLeaf:
-    """Describes a leaf, in its box if it has one.
+    """Name, shape and dtype of a leaf, which may be boxed.
 
     Raises:
       TypeError: if it is neither an array of numbers nor a number.
@@ -46,7 +46,7 @@ def named_leaf(path: tuple[Any, ...], node: Any) -> NamedLeaf:
     leaf = content(node)
     if is_python_number(leaf):
         return NamedLeaf(path_name(path), (), jnp.result_type(leaf))
-    # Not so of PRNG keys, of float0, and of what is not an array at all.
+    # False for PRNG keys, float0, and objects that are not arrays.
     dtype = getattr(leaf, "dtype", np.object_)
     if not any(jnp.issubdtype(dtype, kind) for kind in (np.number, np.bool_)):
         is_array = hasattr(leaf, "dtype")

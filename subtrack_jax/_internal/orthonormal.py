@@ -1,4 +1,4 @@
-"""Orthonormal columns and singular values, by the library or in loops of products.
+"""QR and singular values, by LAPACK or in loops of products.
 
 The library's factorisations run one matrix after another under `vmap`: on CPUs the
 batched ones of several leaves wait for each other's threads and never finish (seen
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from subtrack_jax._internal.loops import fori_loop, while_loop
 from subtrack_jax._internal.products import dot, replicated, safe_norm
 
-# Columns that are made orthonormal at a time.
+# Columns per panel.
 _PANEL = 128
 # Maximum passes per panel (five observed, for linearly dependent columns).
 _PASSES = 8
@@ -34,7 +34,7 @@ def _orthonormal_columns_jvp(primals, tangents):
     (matrix,), (slope,) = primals, tangents
     q = orthonormal_columns(matrix)
     r = jnp.triu(dot(q.T, matrix))
-    # A column that depends on those before has a Q of its own, which keeps still.
+    # A dependent column has an arbitrary Q, whose derivative is set to zero.
     size = jnp.abs(jnp.diagonal(r))
     is_free = size > matrix.shape[0] * jnp.finfo(r.dtype).eps * jnp.max(size)
     r = jnp.where(is_free, r, jnp.eye(r.shape[0], dtype=r.dtype))
@@ -69,14 +69,14 @@ def blocked_q(matrix: jax.Array) -> jax.Array:
     index = jnp.arange(rank)
 
     def of_panel(k, columns):
-        # The last panel begins early, with some columns that are orthonormal already.
+        # The last panel overlaps the one before, whose columns are already orthonormal.
         start = jnp.minimum(k * width, rank - width)
         before = jnp.where((index < start)[None], columns, 0)
         panel = jax.lax.dynamic_slice_in_dim(columns, start, width, 1)
 
         def has_errors(carry):
             _, squared_error, passes = carry
-            # Before the last pass, which leaves the square of a small error.
+            # Checked before the last pass, which squares a small error.
             return (passes < _PASSES) & (squared_error > rounding)
 
         def reduce_errors(carry):
@@ -100,7 +100,7 @@ def blocked_q(matrix: jax.Array) -> jax.Array:
 
 
 def _unit_columns(matrix: jax.Array) -> jax.Array:
-    """Columns divided by their norms, however small, unless these are 0."""
+    """Normalises columns, however small; zero columns stay zero."""
     largest = jnp.max(jnp.abs(matrix), axis=0, keepdims=True)
     matrix = matrix / jnp.where(largest > 0, largest, 1)
     return matrix / safe_norm(matrix, axis=0)
@@ -126,7 +126,7 @@ def _inverse_factor(error: jax.Array) -> jax.Array:
         return matrix - jnp.where(below, entries / pivot, 0) * row
 
     def elimination():
-        # The shift is above all rounding of pivots.
+        # The shift exceeds the rounding error of pivots.
         shift = 2 * size * jnp.finfo(error.dtype).eps
         augmented = jnp.concatenate([(1 + shift) * identity + error, identity], axis=1)
         reduced = fori_loop(size, eliminate, augmented)

@@ -1,4 +1,4 @@
-"""Where a basis, coordinates and norms belong, next to a sharded gradient.
+"""Shardings of basis, coordinates and norms, from the gradient's sharding.
 
 - What has the shape of a gradient keeps the gradient's sharding;
 - a basis is split along its m rows, coordinates and moments along their n
@@ -21,7 +21,7 @@ from subtrack_jax._internal.trees import map_leaves, state_dtype
 
 
 def basis_like(leaf: Any, view: MatrixView, dtype: Any) -> jax.Array:
-    """Columns of the identity: orthonormal before the first gradient is seen."""
+    """Columns of the identity: the initial basis before the first gradient."""
     *batch, m, rank = view.basis_shape
     eye = jnp.broadcast_to(jnp.eye(m, rank, dtype=dtype), (*batch, m, rank))
     return place(eye, leaf, lambda spec, mesh: basis_spec(view, spec, mesh))
@@ -44,7 +44,7 @@ def norms_like(params: optax.Params, views: Any) -> optax.Updates:
 
 
 def place(value: jax.Array, leaf: Any, spec_of: Callable) -> jax.Array:
-    """Shards new state by a rule from its parameter's sharding."""
+    """Shards new state by a rule that reads the parameter's sharding."""
     is_traced = isinstance(leaf, jax.core.Tracer)
     # Tracers on automatic meshes have no sharding; the compiler chooses.
     sharding = explicit_sharding(leaf) if is_traced else getattr(leaf, "sharding", None)
@@ -69,7 +69,7 @@ def replicated_basis(basis: jax.Array, view: MatrixView) -> jax.Array:
 
 
 def unsplit_rank(coordinates: jax.Array) -> jax.Array:
-    """Constrains coordinates not to be split along their rank, for products.
+    """Constrains coordinates to be unsharded along the rank, for products.
 
     Moments are where no mesh axis divides their columns. A product with them would
     have the compiler gather a gradient of m n numbers; coordinates have r n.
@@ -88,7 +88,7 @@ def explicit_sharding(leaf: Any) -> NamedSharding | None:
 
 
 def padded(spec: PartitionSpec, ndim: int) -> tuple[Any, ...]:
-    """A spec with an entry for every axis."""
+    """Pads a spec with None to one entry per axis."""
     return (*spec, *(None,) * (ndim - len(spec)))
 
 

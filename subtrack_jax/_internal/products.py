@@ -16,7 +16,7 @@ dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def real_only(function: _Function) -> _Function:
-    """Refuses complex arguments: transposes here would have to be conjugated."""
+    """Raises for complex arguments: transposes would have to be conjugated."""
 
     @functools.wraps(function)
     def checked(*args, **kwargs):
@@ -34,7 +34,7 @@ def real_only(function: _Function) -> _Function:
 
 @jax.custom_jvp
 def root(x: jax.Array) -> jax.Array:
-    """The square root, with a derivative of 0 at 0 in place of infinity."""
+    """Square root whose derivative at 0 is 0 instead of infinity."""
     return jnp.sqrt(x)
 
 
@@ -46,18 +46,18 @@ def _root_jvp(primals, tangents):
 
 
 def norm(vector: jax.Array, axis: int | None = None) -> jax.Array:
-    """The norm, or norms along an axis that is kept; differentiable at 0."""
+    """Norm, or norms along an axis that is kept; differentiable at 0."""
     return root(jnp.sum(vector * vector, axis=axis, keepdims=axis is not None))
 
 
 def safe_norm(vector: jax.Array, axis: int | None = None) -> jax.Array:
-    """The norm, or norms along an axis that is kept, 1 where it is 0: to divide by."""
+    """Norm to divide by: as `norm`, but 1 where it is 0."""
     length = norm(vector, axis)
     return jnp.where(length > 0, length, 1)
 
 
 def power_of_two(matrix: jax.Array) -> jax.Array:
-    """The power of two that brings a matrix near 1 when divided by it.
+    """Power of two that scales a matrix to the order of 1 by division.
 
     Fourth powers of a gradient appear while tracking and would leave float32's
     range for entries of 1e-10; dividing by a power of two costs no accuracy.

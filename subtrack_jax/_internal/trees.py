@@ -18,7 +18,7 @@ def map_leaves(
     params: optax.Params,
     views: Any,
 ) -> Any:
-    """Maps one function over the low-rank leaves of a tree, another over the rest.
+    """Maps one function over low-rank leaves of a tree, another over other leaves.
 
     Args:
       low_rank: from an array, without its box, and its view.
@@ -37,7 +37,7 @@ def map_leaves(
 
 
 class Pair(NamedTuple):
-    """Two results for one leaf, until `unzip` parts them."""
+    """Two results of one leaf, separated by `unzip`."""
 
     first: Any
     second: Any
@@ -53,7 +53,7 @@ def unzip(pairs: Any) -> tuple[Any, Any]:
 
 
 def field_of(opt_state: optax.OptState, name: str) -> Any:
-    """The one field of this name in a state, whatever the parameters are called."""
+    """The unique field of this name in a state; parameter names are ignored."""
     found = optax.tree_utils.tree_get_all_with_path(
         opt_state,
         name,
@@ -68,26 +68,26 @@ def field_of(opt_state: optax.OptState, name: str) -> Any:
 
 
 def is_masked(node: Any) -> bool:
-    """Whether a node of a tree stands for a leaf that is left out."""
+    """Whether a node of a tree stands for an absent leaf."""
     return isinstance(node, optax.MaskedNode)
 
 
 def state_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """Dtype of bases and moments: the parameter's, float32 at least."""
+    """Dtype of bases and moments: the parameter's, but at least float32."""
     dtype = jax.dtypes.canonicalize_dtype(dtype)
     is_wide = jnp.issubdtype(dtype, jnp.inexact) and dtype.itemsize >= 4
     return dtype if is_wide else jnp.dtype(jnp.float32)
 
 
 def as_arrays(tree: Any) -> Any:
-    """A tree whose Python numbers have become arrays."""
+    """Converts the Python numbers of a tree to arrays."""
     if not any(map(is_python_number, jax.tree.leaves(tree))):
         return tree
     return jax.tree.map(lambda x: jnp.asarray(x) if is_python_number(x) else x, tree)
 
 
 def is_python_number(leaf: Any) -> bool:
-    """Whether a leaf is a number of Python's, not an array."""
+    """Whether a leaf is a Python number."""
     return isinstance(leaf, (bool, int, float, complex))
 
 
@@ -98,7 +98,7 @@ def is_traceable(tree: Any) -> bool:
 
 
 def is_hashable(value: Any) -> bool:
-    """Whether a value, with all that it holds, can be a static argument."""
+    """Whether a value is hashable, so that it can be a static argument."""
     try:
         hash(value)
     except TypeError:

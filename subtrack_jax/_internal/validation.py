@@ -1,4 +1,4 @@
-"""One way to say that an argument is wrong."""
+"""Validation of hyper-parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-MOST_STEPS = 2**31 - 1  # counts of steps are int32
+MOST_STEPS = 2**31 - 1  # step counts are int32
 
 
 def check(
@@ -50,7 +50,7 @@ def check_precise(
     requirement: str,
     usual: float,
 ) -> None:
-    """`check` for numbers that 16 bits cannot tell from 1 or from 0.
+    """`check` for numbers that 16 bits would round to 1 or 0.
 
     A dtype is known of traced values too.
 

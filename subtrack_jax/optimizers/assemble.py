@@ -48,11 +48,11 @@ def assemble(
 def _decay_and_descend(
     weight_decay: jax.typing.ArrayLike, mask: Any, learning_rate: optax.ScalarOrSchedule
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """The end of every chain, as in `optax.adamw`."""
+    """Last transformations of every chain, as in `optax.adamw`."""
     check_factor("weight_decay", weight_decay)
     if not callable(learning_rate):
         check_factor("learning_rate", learning_rate)
-    # Without decay, updates need no parameters; the state is the same either way.
+    # Without decay, updates need no parameters; the state has the same structure.
     is_zero = isinstance(weight_decay, (int, float)) and weight_decay == 0
     decay = optax.add_decayed_weights(weight_decay, mask)
     if is_zero and mask is None:

@@ -41,7 +41,7 @@ def online_pca(
     """
     inner = optax.adam(PROJECTION_LEARNING_RATE) if optimizer is None else optimizer
 
-    # Without their names: who looks for Adam's `mu` in the state shall find one.
+    # Stored without field names, so that the state has only one `mu`.
     def memory(basis):
         return tuple(jax.tree.leaves(inner.init(basis)))
 

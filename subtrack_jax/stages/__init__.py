@@ -1,1 +1,1 @@
-"""The stages that a low-rank optimizer is a chain of."""
+"""Stages of low-rank optimizers, to be chained."""

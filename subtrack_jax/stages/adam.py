@@ -55,7 +55,7 @@ def scale_by_projection_aware_adam(
     Raises:
       ValueError: if an argument is out of its range.
     """
-    check_decay("b2", b2, 0.999)  # first: it suffers most from rounding
+    check_decay("b2", b2, 0.999)  # first, because it suffers most from rounding
     check_decay("b1", b1, 0.9)
     small = "0 or a small positive number"
     check_precise("eps", eps, lambda x: 0 <= x < float("inf"), small, 1e-8)
@@ -86,7 +86,7 @@ def scale_by_projection_aware_adam(
 def _storage(
     mu_dtype: jax.typing.DTypeLike | None, moments_dtype: Any
 ) -> tuple[jax.typing.DTypeLike | None, bool]:
-    """The first moment's dtype, and whether both moments are in eight bits."""
+    """Resolves the first moment's dtype, and whether both moments have eight bits."""
 
     def is_int8(dtype):
         return jnp.dtype(dtype) == jnp.int8

@@ -1,4 +1,4 @@
-"""Checks that a stage is given the updates and the state that belong to it.
+"""Checks of a stage's updates and state: order of stages, shapes, kinds.
 
 A checkpoint of another rank, side or optimizer can have the structure that is
 expected, and `flax.serialization` restores it without a look at shapes.
@@ -84,7 +84,7 @@ def expect_shapes(
     views: Any,
     shape_of: Callable[[MatrixView], tuple[int, ...] | None],
 ) -> None:
-    """Raises unless a field of a state has the shapes that the updates call for.
+    """Raises unless the shapes of a state's field match the updates.
 
     Args:
       stage: name of the stage that asks.
@@ -148,7 +148,7 @@ def expect_rule_state(stage: str, found: Any, expected: Any) -> None:
 
 
 def expect_gradients(updates: Any, state: Any) -> None:
-    """Raises if a leaf has no gradient that had a parameter when `init` was called.
+    """Raises if a parameter of `init` has no gradient.
 
     Args:
       updates: the gradients, `None` where there is none.

@@ -19,7 +19,7 @@ Draw = Callable[[jax.Array, int, int, jax.typing.DTypeLike], jax.Array]
 
 
 class DrawProjectionState(NamedTuple):
-    """Count of steps, from which the seed of a projection follows.
+    """State of `draw_projection`: the step count, which seeds the projections.
 
     Attributes:
       count: steps taken so far; scalar int32.

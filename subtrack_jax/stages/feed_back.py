@@ -1,4 +1,4 @@
-"""Feeds the inner rule's momentum, and the error, back to the stages before it."""
+"""Feedback of the inner rule's momentum and error to the tracker."""
 
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ def feed_back(
     b1: jax.typing.ArrayLike = 0.9,
     error_feedback: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Closes the loop around a chain of the first three stages.
+    """Passes momentum and error of a chain back to its tracker.
 
     Its trackers are given the bias-corrected first moment of the last step
     (`Tracker.needs_momentum`). With error feedback nothing is dropped for good: what
@@ -122,7 +122,7 @@ def feed_back(
 
         def corrected(mean, _):
             dtype = jnp.promote_types(mean.dtype, jnp.float32)
-            # An integer that is not traced would be a constant of another program.
+            # An array: a Python integer would be a constant of another program.
             weight = 1 - jnp.asarray(b1, dtype) ** moments.count.astype(dtype)
             return mean.astype(dtype) / jnp.where(weight > 0, weight, 1)
 
@@ -139,8 +139,8 @@ def feed_back(
 
 
 def _moments(state: optax.OptState) -> Any:
-    """The one part of a state that has a first moment and its count."""
-    # By fields: parameters may be named mu.
+    """Finds the unique part of a state with a first moment and its count."""
+    # Matched by field names: parameters may be named mu.
     has_both = lambda node: {"mu", "count"} <= set(getattr(node, "_fields", ()))
     found = [x for x in jax.tree.leaves(state, is_leaf=has_both) if has_both(x)]
     if len(found) != 1:
@@ -154,7 +154,7 @@ def _moments(state: optax.OptState) -> Any:
 def _with_error(gradient: Any, error: Any) -> Any:
     if is_masked(error):
         return gradient
-    # In the error's dtype: bfloat16 would round most of a small error away.
+    # In the error's dtype: bfloat16 would lose most of a small error.
     return gradient.astype(error.dtype) + error
 
 

@@ -1,4 +1,4 @@
-"""Reports on the subspace, kept in the state where a training loop can read them."""
+"""Monitor: captured energy in the state, for a training loop to read."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from subtrack_jax.stages.stage import stage
 
 
 class MonitorEnergyState(NamedTuple):
-    """How much of the last gradient the subspace held.
+    """State of the monitor: captured energy of the last gradient.
 
     Attributes:
       captured_energy: |S^T G|^2 / |G|^2 of each matrix, of shape (...); 1 for a
@@ -27,7 +27,7 @@ class MonitorEnergyState(NamedTuple):
 
 
 def monitor_energy(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
-    """Keeps in the state how much of each gradient lies in its subspace.
+    """Records the captured energy of each gradient in the state.
 
     Changes no update. It sums squares that the recovery sums anyway, so that in
     one compiled step it costs next to nothing. Inside of `feed_back` the gradient is

@@ -1,4 +1,4 @@
-"""Any optax transformation, run in the coordinates of low-rank leaves."""
+"""Runs any optax transformation in the coordinates of low-rank leaves."""
 
 import functools
 from typing import Any
@@ -146,7 +146,7 @@ def on_coordinates(
         Partial(update_fn, inner=inner, transport=transport),
         expect_records("on_coordinates", low_rank, "coordinates"),
         forwards=True,
-        keeps_boxes=True,  # an ordinary rule sees what it would see by itself
+        keeps_boxes=True,  # the rule sees plain leaves as they are
     )
 
 
@@ -157,7 +157,7 @@ def _transported_if(
     state: optax.OptState,
     updates: Any,
 ) -> optax.OptState:
-    """The rule's state in new coordinates on a step that moves the bases."""
+    """Transports the rule's state in steps that change the bases."""
     rotations = map_records(
         lambda record: record.rotation, lambda _: optax.MaskedNode(), updates
     )
@@ -169,14 +169,14 @@ def _transported_if(
 def _mask_plain(
     inner: optax.GradientTransformation, state: optax.OptState, updates: Any
 ) -> optax.OptState:
-    """The rule's state without what belongs to plain leaves."""
+    """Masks the plain leaves of the rule's state."""
     is_low_rank = map_records(lambda _: True, lambda _: False, updates)
     return optax.tree.map_params(
         inner,
         lambda leaf, keep: leaf if keep else optax.MaskedNode(),
         state,
         is_low_rank,
-        # Masked already: leaves that the rule itself leaves to another.
+        # Already masked: leaves that the rule leaves to another one.
         is_leaf=lambda node: is_box(node) or is_masked(node),
     )
 

@@ -11,7 +11,7 @@ from subtrack_jax.stages.stage import stage
 
 
 def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
-    """Adds to every low-rank gradient its coordinates A = S^T G.
+    """Projects every low-rank gradient to its coordinates A = S^T G.
 
     Args:
       low_rank: the same `LowRank` as in the other stages.
@@ -39,7 +39,7 @@ def project(low_rank: LowRank) -> optax.GradientTransformationExtraArgs:
     )
 
 
-# Jitted, as other functions of one record: traced once for leaves that are alike.
+# Jitted, so that equal leaves are traced once.
 @jax.jit
 def _coordinates(record: LowRankLeaf) -> jax.Array:
     basis = placement.replicated_basis(record.basis, record.view)

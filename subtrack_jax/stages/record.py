@@ -1,4 +1,4 @@
-"""The record that travels between stages in place of a low-rank gradient."""
+"""Record that replaces a low-rank gradient between stages."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from subtrack_jax.stages.transport import DenseRotation, RankOneRotation, Rotati
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LowRankLeaf:
-    """One low-rank leaf of the updates, between `track_subspace` and recovery.
+    """Low-rank leaf of the updates, between `track_subspace` and recovery.
 
     Stages fill it from left to right; a field that is None has not been reached.
     Batch axes come first in every array.
@@ -58,7 +58,7 @@ class LowRankLeaf:
         moved: jax.Array,
         rank_one: RankOneRotation | None = None,
     ) -> Self:
-        """The record of a gradient that has been given a basis."""
+        """Creates the record of a gradient with its basis."""
         return cls(
             gradient=gradient,
             basis=basis,
@@ -73,7 +73,7 @@ class LowRankLeaf:
 
     @property
     def rotation(self) -> Rotation:
-        """The change from the previous coordinates to these."""
+        """Change of basis from the previous coordinates to the current ones."""
         if self.rank_one is None:
             return DenseRotation(self.basis, self.previous_basis)
         return self.rank_one
@@ -103,7 +103,7 @@ class LowRankLeaf:
         return map_large(of_one, self.view, self.gradient, fields, *stacks)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed."""
+        """Returns a copy with some fields replaced."""
         return dataclasses.replace(self, **changes)
 
 
@@ -128,7 +128,7 @@ def map_records(
 
 
 def widened(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
-    """Gradients in the wider of their own dtype and their parameter's.
+    """Casts gradients to the wider of their own dtype and their parameter's.
 
     A learning rate times an update in bfloat16 has 8 bits, too few for a float32
     parameter.
@@ -144,7 +144,7 @@ def widened(updates: optax.Updates, params: optax.Params | None) -> optax.Update
         return updates
     dtypes = {
         path: getattr(leaf, "dtype", None)
-        for tree in (params, unboxed(params))  # records are not in boxes
+        for tree in (params, unboxed(params))  # records are not boxed
         for path, leaf in jax.tree.leaves_with_path(tree)
     }
 

@@ -1,4 +1,4 @@
-"""The last stage: full-size updates, with the residual outside of the subspace."""
+"""Recovery, the last stage: full-size updates with the scaled residual."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ Residual = Literal["exact", "published"]
 
 
 class RecoverAndScaleState(NamedTuple):
-    """Norms of the last step, for the growth limiter.
+    """State of the growth limiter: norms of the last step.
 
     Attributes:
       recovery_norm: Frobenius norm of the last term that was limited, of each matrix,
@@ -123,7 +123,7 @@ def scale_gradient(
     per: Literal["columns", "matrix"] = "columns",
     growth_limit: jax.typing.ArrayLike | None = 1.01,
 ) -> optax.GradientTransformationExtraArgs:
-    """The gradient itself, scaled as the inner rule scaled its projection.
+    """Scales the gradient itself as the inner rule scaled its projection.
 
     With phi_j = |N_:j| / |A_:j| the update is scale * gamma * G diag(phi); with one
     phi = |N| / |A| for all columns it is scale * gamma * phi * G (APOLLO and
@@ -177,7 +177,7 @@ def scale_gradient(
 def _energy_and_ratio(
     coordinates: jax.Array, direction: jax.Array, axis: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """|A|^2 and phi = |N| / |A|, 0 where A is, over the given axes."""
+    """|A|^2 and phi = |N| / |A| (0 where A is 0), over the given axes."""
     energy = jnp.sum(coordinates * coordinates, axis=axis)
     ratio = jnp.sum(direction * direction, axis)
     return energy, root(ratio / jnp.where(energy > 0, energy, jnp.inf))
@@ -197,7 +197,7 @@ def _limiter(
     limit = jnp.where(has_last, last_norm, 1) * growth_limit
     is_limited = has_last & (norm > limit)
     limited = jnp.where(is_limited, limit, norm)
-    # Safe to divide by in both branches: jax_debug_nans looks at each of them.
+    # Nonzero in both branches of the select: jax_debug_nans checks each.
     return jnp.where(is_limited, limit, 1) / jnp.where(is_limited, norm, 1), limited
 
 
@@ -213,7 +213,7 @@ def _last_stage(
     growth_limit: jax.typing.ArrayLike | None,
     values: dict[str, jax.typing.ArrayLike],
 ) -> optax.GradientTransformationExtraArgs:
-    """Stage from records to updates, with norms in its state if there is a limit.
+    """Builds a stage from records to updates, with norms in its state for a limit.
 
     Args:
       name: of the stage.
@@ -239,7 +239,7 @@ def _last_stage(
 
     def update_fn(updates, state, *, values, **extra_args):
         del extra_args
-        # Jitted: traced once for leaves that are alike.
+        # Jitted, so that equal leaves are traced once.
         finish_one = jax.jit(functools.partial(finish, **values))
 
         def to_leaf(record, last_norm=None):

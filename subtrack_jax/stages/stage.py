@@ -1,4 +1,4 @@
-"""Wrapper of every stage: metadata boxes, hyper-parameters, meshes and compilation.
+"""Stage wrapper: metadata boxes, hyper-parameters, meshes, compilation.
 
 A stage's own function sees bare arrays and records on automatic axes. What it needs
 for that is done here, once:
@@ -100,7 +100,7 @@ def stage(
 
 
 def _boxed_like(updates: Any, new_updates: Any) -> Any:
-    """Puts results into the boxes that the updates came in; records carry theirs."""
+    """Puts results into the boxes of the updates; records carry their own."""
 
     def boxed(before, node):
         if is_record(node):
@@ -121,7 +121,7 @@ def _without_sharding(tree: Any) -> Any:
 
 
 def _result_shardings(new_updates, new_state, updates, state, mesh) -> Any:
-    """Shardings for the results of a stage; state keeps the types it has."""
+    """Shardings of a stage's results; those of its state do not change."""
 
     def named(spec):
         return NamedSharding(mesh, spec)

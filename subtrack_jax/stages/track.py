@@ -1,4 +1,4 @@
-"""The first stage: a subspace for every low-rank gradient."""
+"""Subspace tracking, the first stage: a basis for every low-rank gradient."""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from subtrack_jax.stages.transport import RankOneRotation
 
 
 class TrackSubspaceState(NamedTuple):
-    """Bases of all low-rank leaves, and the count of steps.
+    """State of `track_subspace`: bases of low-rank leaves, step count.
 
     Attributes:
       count: steps taken so far; scalar int32.
@@ -161,7 +161,7 @@ def track_subspace(
             ],
             "start_subspaces",
         )
-        # A loop returns what it takes: it begins with the kind of rotation moves give.
+        # A loop's carry has one structure: start with the kind of rotation of moves.
         kinds = result_shapes(move, stacks(started))
         tracked = [
             old
@@ -209,10 +209,10 @@ def _moved_if_finite(
     basis: jax.Array,
     context: TrackerContext,
 ) -> Moved:
-    """A move of one matrix, or what there was if it or the gradient is not finite."""
+    """Moves one basis; keeps the old one if it or the gradient is not finite."""
     gradient = gradient.astype(basis.dtype)
     moved = move(gradient, basis, context)
-    # The largest entry is needed anyway, and NaN if one is.
+    # The largest entry is computed anyway, and is NaN if any entry is.
     usable = jnp.isfinite(jnp.max(jnp.abs(gradient)))
     usable &= jnp.isfinite(jnp.max(jnp.abs(moved.basis)))
     keep = lambda new, old: jnp.where(usable, new.astype(old.dtype), old)
@@ -226,8 +226,8 @@ def _moved_if_finite(
 def check_schedule(
     update_interval: jax.typing.ArrayLike, seed: jax.typing.ArrayLike
 ) -> None:
-    """Raises a ValueError if moves cannot be scheduled and seeded by these."""
-    # JAX drops all but the last 32 bits of a seed, unless it has 64-bit types.
+    """Raises a ValueError if the update interval or the seed is invalid."""
+    # Without 64-bit types JAX drops all but the last 32 bits of a seed.
     bits = jnp.iinfo(jnp.result_type(int)).bits
     check(
         "seed",
@@ -242,7 +242,7 @@ def check_schedule(
 
 
 def expect_plain(stage: str) -> Callable[[optax.Updates], None]:
-    """Builds the check that nothing has been given a subspace before a first stage."""
+    """Builds the check that no stage before the first one has added records."""
 
     def check_updates(updates):
         if any(map(is_record, jax.tree.leaves(updates, is_leaf=is_record))):

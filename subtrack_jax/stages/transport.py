@@ -1,4 +1,4 @@
-"""Transport of a rule's state to the coordinates of a basis that has moved.
+"""Transport of a rule's state to the coordinates of a new basis.
 
 When a basis moves from S_{t-1} to S_t, coordinates change by the r x r matrix
 C = S_t^T S_{t-1}, a `Rotation`. Adam's moments take two products: C with the first
@@ -63,7 +63,7 @@ class RankOneRotation(NamedTuple):
 
     @classmethod
     def identity(cls, basis: jax.Array) -> Self:
-        """The rotation of a basis that keeps still."""
+        """Rotation of an unchanged basis: the identity."""
         *batch, _, rank = basis.shape
         return cls(
             jnp.zeros((*batch, rank), basis.dtype), jnp.zeros(batch, basis.dtype)
@@ -111,7 +111,7 @@ def transport_adam(
     b1: jax.typing.ArrayLike,
     b2: jax.typing.ArrayLike,
 ) -> optax.ScaleByAdamState:
-    """Writes Adam's moments in new coordinates.
+    """Transports Adam's moments to new coordinates.
 
     The first moment is a vector and turns with C. The second is a variance plus
     a squared mean, of which C∘C mixes the former (LDAdam, arXiv 2410.16103, for
@@ -137,7 +137,7 @@ def transport_adam(
     def rotate(rotation, mu, nu):
         mean = mu.astype(nu.dtype)
         rotated = rotation.rotate(mean)
-        # All of the second line multiplied by nu's weight, which |.| lets through.
+        # The second line is multiplied by nu's (positive) weight inside of |.|.
         ratio = weight(b2, nu.dtype) / weight(b1, nu.dtype) ** 2
         variance = rotation.rotate_squared(nu - ratio * mean * mean)
         return Pair(
@@ -150,7 +150,7 @@ def transport_adam(
 
 
 def transport_momentum(state: optax.OptState, rotations: Any) -> optax.OptState:
-    """Writes the momentum of any optax rule in new coordinates.
+    """Transports the momentum of any optax rule to new coordinates.
 
     What is linear in past gradients or directions turns with C: M <- C M, for every
     `mu` (Adam, Lion, Muon), `trace` (SGD) and `ema` (`optax.ema`) of the state,
@@ -169,7 +169,7 @@ def transport_momentum(state: optax.OptState, rotations: Any) -> optax.OptState:
     """
 
     def momentum(node):
-        # By fields: arrays have a method `trace`, parameters may be named `mu`.
+        # By field names: arrays have a method `trace`, parameters may be named `mu`.
         return [x for x in _MOMENTUM_FIELDS if x in getattr(node, "_fields", ())]
 
     has_momentum = lambda node: bool(momentum(node))
