@@ -55,7 +55,7 @@ class Collective(NamedTuple):
 
 
 def collectives(compiled: Any) -> list[Collective]:
-    """All of a compiled program."""
+    """All collectives of a compiled program."""
     found = []
     for line in compiled.as_text().splitlines():
         match = _COLLECTIVE.search(line)
@@ -109,7 +109,7 @@ def _assert_little_is_sent(name, kind, rank=8, axis_type=AxisType.Auto, **argume
             assert collective.elements <= batch * rank * n, collective
 
 
-# The others are APOLLO and GaLore as far as devices can tell.
+# Other methods communicate like APOLLO or GaLore.
 DISTINCT = [n for n in common.OPTIMIZERS if n not in ("apollo_mini", "golore")]
 
 
@@ -121,7 +121,7 @@ def test_no_gradient_is_sent(name, kind):
 
 @pytest.mark.parametrize("kind", ["wide", "stacked", "attention", "odd"])
 def test_no_gradient_is_sent_at_a_larger_rank(kind):
-    """Where a basis takes a quarter of the gradient's memory."""
+    """A basis with a quarter of the gradient's memory."""
     _assert_little_is_sent("subtrack", kind, rank=64)
 
 

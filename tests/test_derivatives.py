@@ -59,7 +59,7 @@ def test_meta_gradients_equal_differences(name, x64):
 
 
 def test_a_gradient_of_low_rank_has_finite_meta_gradients(x64):
-    """Its residual is zero, and nothing is left to turn the basis towards.
+    """A gradient inside the subspace: its residual is zero and the basis stays.
 
     No entry is exactly zero: there the root in optax' Adam has no derivative either.
     """

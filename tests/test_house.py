@@ -74,7 +74,7 @@ def modules():
 
 
 def imports(path):
-    """Dotted names that a file imports, wherever it does."""
+    """Dotted names of all imports in a file, also inside functions."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):

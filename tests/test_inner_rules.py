@@ -109,7 +109,7 @@ def test_a_parameter_named_like_momentum_is_none():
 
 @pytest.mark.parametrize("rule", [optax.scale_by_rms(), optax.identity()])
 def test_a_rule_without_momentum_is_refused(rule):
-    """Also where the momentum would be looked for: a parameter is no field."""
+    """A parameter may have the name of the momentum's field."""
     state = rule.init({"mu": jnp.zeros((RANK, COLUMNS))})
     with pytest.raises(
         TypeError, match=r"no mu, trace or ema in a .*State: .* transport=None"
@@ -117,7 +117,7 @@ def test_a_rule_without_momentum_is_refused(rule):
         stj.transport_momentum(state, {"mu": _rotations("dense")[0]["matrix"]})
 
 
-# --- Adam, with its momentum alone turned -------------------------------------
+# --- Adam, with a transport of its first moment alone -------------------------
 
 
 def _adam_of(transport):
@@ -233,7 +233,7 @@ def _least_squares():
     + [(name, stj.transport_momentum) for name in WITH_MOMENTUM],
 )
 def test_trains(name, transport, recovery):
-    """Through many moves of the basis, with its momentum kept and turned."""
+    """Trains across many refreshes, with the momentum kept or transported."""
     rule, learning_rate = RULES[name]
     schedule = optax.cosine_decay_schedule(learning_rate, STEPS)
     optimizer = _low_rank(rule, transport, recovery, schedule)
@@ -258,7 +258,7 @@ def test_trains(name, transport, recovery):
 
 
 def test_adafactor_does_factor():
-    """Its statistics are a row and a column of each matrix of coordinates."""
+    """Adafactor's statistics are a row and a column of each matrix of coordinates."""
     state = _low_rank(RULES["adafactor"][0]).init(common.zeros(LEAVES))
     rows, columns, rest = (
         jax.tree.map(jnp.shape, optax.tree.get(state, field))

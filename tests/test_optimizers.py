@@ -30,7 +30,7 @@ def _optimizer(name, learning_rate=1e-2, **arguments):
 
 @functools.cache
 def _plain_run(name):
-    """What the wrapped runs below are compared with."""
+    """Reference run for the wrapped runs below."""
     return common.run(_optimizer(name), common.zeros(LEAVES), _gradients())
 
 
@@ -39,7 +39,7 @@ def _gradients(leaves=LEAVES):
 
 
 def _assert_close(got, want, rtol=1e-5):
-    """Each leaf to a fraction of its largest entry."""
+    """Compares each leaf within a fraction of its largest entry."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for (path, a), b in zip(
         jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True
@@ -109,7 +109,7 @@ def test_a_stacked_leaf_is_its_slices(name):
 @pytest.mark.parametrize("name", ["subtrack", "subtrack_grad"])
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (16, 16)])
 def test_tracking_lowers_the_projection_error(name, shape):
-    """On a drifting signal, against the basis that the run started from."""
+    """Captures more of a drifting signal than the initial basis does."""
     leaf = common.Leaf(shape)
     gradients = common.drifting_gradients(leaf, 60)
     optimizer = _optimizer(name, rank=4, dimension_numbers=MATRIX)
@@ -148,7 +148,7 @@ def test_learns_a_low_rank_matrix(name):
 
 @pytest.mark.parametrize("name", ["grass_walk", "grass_jump"])
 def test_the_seed_decides_the_walk(name):
-    """And nothing else does: a run can be repeated."""
+    """Only the seed decides: a run can be repeated."""
     optimizers = {seed: _optimizer(name, seed=seed) for seed in (0, 1)}
 
     def basis(seed):
@@ -214,7 +214,7 @@ OWN = {
 
 @BY_NAME
 def test_signature(name):
-    """The same names and defaults in the whole family; all but the first by name."""
+    """Methods share names and defaults; only the learning rate is positional."""
     parameters = inspect.signature(common.OPTIMIZERS[name]).parameters
     first, *rest = parameters.values()
     assert first.name == "learning_rate"
@@ -261,7 +261,7 @@ BAD_VALUES = [
     ],
 )
 def test_a_bad_argument_is_quoted_at_once(name, argument, value):
-    """When the optimizer is made, not when the first batch arrives."""
+    """Raised when the optimizer is built, not at the first batch."""
     with pytest.raises(ValueError, match=re.escape(repr(value))) as error:
         common.OPTIMIZERS[name](**{"learning_rate": 1e-3, argument: value})
     assert argument in str(error.value)
@@ -269,7 +269,7 @@ def test_a_bad_argument_is_quoted_at_once(name, argument, value):
 
 @BY_NAME
 def test_compiles_once(name):
-    """Over the start, refreshes and what lies between: no type ever changes."""
+    """No type changes at the start, at a refresh, or between."""
     traces = []
     target = jax.tree.map(lambda p: p + 1.0, common.zeros(LEAVES))
 
@@ -291,7 +291,7 @@ def test_compiles_once(name):
 
 @BY_NAME
 def test_inject_hyperparams(name):
-    """Every number but the rank can be a traced value, or a schedule."""
+    """Every number except the rank can be a traced value or a schedule."""
     factory = optax.inject_hyperparams(common.OPTIMIZERS[name], static_args=("rank",))
     plain = common.run(
         _optimizer(name, optax.linear_schedule(1e-2, 0.0, 10), scale=0.5),
@@ -315,7 +315,7 @@ def test_inject_hyperparams(name):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @BY_NAME
 def test_injected_decays_are_not_rounded_to_sixteen_bits(name, dtype, jit):
-    """In bfloat16 b2 is 1, and every update NaN."""
+    """bfloat16 rounds b2 to 1, which makes every update NaN."""
     factory = common.OPTIMIZERS[name]
     params = common.zeros(LEAVES, dtype)
     rounded = optax.inject_hyperparams(factory, static_args=("rank",))(1e-2, rank=RANK)
@@ -335,7 +335,7 @@ def test_each_number_that_sixteen_bits_spoil_is_named(argument):
 
 @pytest.mark.parametrize("name", ["ldadam", "golore", "apollo_mini"])
 def test_a_parameter_of_any_name(name):
-    """Those that are looked up in the state among them."""
+    """Parameters may have the names of fields that are looked up in the state."""
     params = {"mu": jnp.ones((6, 10)), "basis": {"count": jnp.ones(4)}}
     optimizer = _optimizer(name)
     updates, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)
@@ -343,7 +343,7 @@ def test_a_parameter_of_any_name(name):
 
 
 def test_injected_values_are_used():
-    """Set in the state from outside, as a training loop does."""
+    """Hyper-parameters are set in the state, as by a training loop."""
     factory = optax.inject_hyperparams(stj.subtrack, static_args=("rank",))
     injected = factory(1e-2, rank=RANK, update_interval=INTERVAL)
     params, gradients = common.zeros(LEAVES), _gradients()
@@ -376,7 +376,7 @@ def test_multi_steps(name):
 
 @BY_NAME
 def test_masked(name):
-    """Leaves outside of the mask pass; those inside train as if alone."""
+    """Leaves outside the mask are unchanged; those inside train as if alone."""
     mask = {"wide": True, "vector": True, "another": False}
     masked = optax.masked(_optimizer(name), mask)
     gradients = _gradients(WITH_ANOTHER)
@@ -391,7 +391,7 @@ def test_masked(name):
     ids=["none", "by_path", "tree"],
 )
 def test_partition(numbers):
-    """Beside another optimizer, whichever way the dimension numbers are given."""
+    """Partition with another optimizer, for all forms of dimension numbers."""
     labels = {"wide": "low_rank", "vector": "low_rank", "another": "sgd"}
     optimizer = optax.partition(
         {
@@ -408,7 +408,7 @@ def test_partition(numbers):
 
 @BY_NAME
 def test_unknown_extra_arguments(name):
-    """Meant for a neighbour in somebody's chain; also through a chain and a mask."""
+    """Extra arguments for another transformation, also through a chain and a mask."""
     params = common.zeros(LEAVES)
     gradients = common.at(_gradients(), 0)
     for optimizer in (

@@ -153,7 +153,7 @@ def _check(
 
 
 def _projections(leaf: common.Leaf, rank: float, side: str, dtype: Any) -> np.ndarray:
-    """What `draw_projection` draws for a leaf, on every step."""
+    """Projections of `draw_projection` for a leaf, one per step."""
     slices, m, _ = leaf.view(side).to_matrices(np.empty(leaf.shape)).shape
     own, dtype = leaf.rank(rank), jnp.promote_types(dtype, jnp.float32)
     drawn = []
@@ -198,7 +198,7 @@ def test_basis_on_the_long_side(name):
 
 @pytest.mark.usefixtures("x64")
 def test_a_fraction_as_rank():
-    """Half of each leaf's smaller side, and the less usual axes."""
+    """Rank of half of each leaf's smaller side, and unusual axes."""
     leaves = _high_precision("attention_output", "batch_axis_last")
     _check(VARIANTS["subtrack"], 0.5, "short", leaves)
 
@@ -209,7 +209,7 @@ def test_low_precision_on_the_long_side():
 
 @pytest.mark.usefixtures("x64")
 def test_a_variance_that_comes_out_negative():
-    """A gradient that jumps: its mean is ahead of its second moment."""
+    """A gradient that jumps: its first moment reacts before the second."""
     method = oracle.Method(b1=0.3, update_interval=INTERVAL)
     leaf = common.LEAVES["wide"]
     size = np.where(np.arange(STEPS) < 4, 1e-3, 1.0)[:, None, None]

@@ -24,7 +24,7 @@ def fira(
     residual: Residual = "exact",
     **shared: Unpack[SharedRecovering],
 ) -> optax.GradientTransformationExtraArgs:
-    """Fira: GaLore, and what it misses, scaled column by column and limited.
+    """Fira: GaLore plus the scaled residual, with limited growth.
 
     Args:
       learning_rate: a number or a schedule.

@@ -1,4 +1,4 @@
-"""GaLore: leading singular vectors of the gradient, taken anew at every refresh.
+"""GaLore: leading singular vectors of the gradient, recomputed at every refresh.
 
 Zhao et al. 2024, arXiv 2403.03507, algorithm 2.
 """
@@ -17,7 +17,7 @@ Align = Literal["none", "sign", "procrustes"]
 
 
 def svd(init: Init = "svd", align: Align = "none") -> Tracker:
-    """Takes the leading left singular vectors anew at every refresh (GaLore).
+    """Recomputes the leading left singular vectors at every refresh (GaLore).
 
     Signs of singular vectors are arbitrary, and so is their order where singular
     values are close. Moments that are kept across a refresh then belong to other
@@ -60,7 +60,7 @@ def galore(
     align: Align = "none",
     **shared: Unpack[SharedTracking],
 ) -> optax.GradientTransformationExtraArgs:
-    """GaLore: the leading singular subspace of the gradient, taken anew.
+    """GaLore: the leading singular subspace of the gradient, recomputed at a refresh.
 
     Moments are kept when the basis changes and nothing is recovered.
     `optax.contrib.galore` is this with `scale=1.0`, `init="svd"` and `side="long"`,

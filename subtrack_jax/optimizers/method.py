@@ -163,7 +163,7 @@ def _whole_signature(
 
 
 def _whole_documentation(function: Optimizer, signature: inspect.Signature) -> str:
-    """The function's documentation, with what it leaves to `adam_in_subspace`."""
+    """Documentation of a method, completed by that of `adam_in_subspace`."""
     entry = re.compile(r"^  (\w+): .*(?:\n    .*)*", re.MULTILINE)
     shared = {
         match[1]: match[0]

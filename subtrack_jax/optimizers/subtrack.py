@@ -119,7 +119,7 @@ def geodesic(
         else:
             angle = 2 * sharding.local(step_size) * scale * scale * sigma
         angle = jnp.asarray(angle, basis.dtype)
-        # Nothing to turn towards: u is zero, and a turn would shrink S v.
+        # u is zero: no direction to rotate to, and a rotation would shrink S v.
         angle = jnp.where(sigma > 0, angle, 0)
         turned = grassmann.geodesic(basis, u, v, angle)
         rotation = RankOneRotation(v, jnp.cos(angle))

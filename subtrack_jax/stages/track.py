@@ -150,7 +150,7 @@ def track_subspace(
         begin, move = (functools.partial(refresh, how) for how in (start, tracker.move))
         is_start = state.count == 0
         moved = ~is_start & (state.count % update_interval == 0)
-        # Decided for the whole tree, and outside of any vmap, which would make a
+        # One predicate for the full tree, outside of any vmap, which would make a
         # select of it and pay for a refresh on every step.
         started = apply_if(
             is_start,

@@ -1,4 +1,4 @@
-"""As in the tests of the models; and a run that has finished."""
+"""Fixtures of program tests: quick compilation, a finished run."""
 
 import logging
 import sys
@@ -24,7 +24,7 @@ def own_cache():
 
 @pytest.fixture(autouse=True)
 def loud_orbax(monkeypatch):
-    """Undoes what `quiet_orbax` does to the whole process."""
+    """Restores the logging that `quiet_orbax` changes."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]

@@ -1,4 +1,4 @@
-"""The benchmark: what it measures is what a user's program would do."""
+"""Benchmark: timed programs equal those of a user; table and files."""
 
 import json
 
@@ -126,7 +126,7 @@ def test_a_compiler_that_estimates_cycles_has_a_column():
     title, _, _, middle, last = table(costs, interval=200).splitlines()
     assert "| estimated steady step | / first |" in title
     assert "| subtrack | 30.0 M cycles | 1.50 |" in middle
-    assert "| ldadam | - | - |" in last  # whose loops turn on every step
+    assert "| ldadam | - | - |" in last  # its loops run in every step
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def arguments(directory, *more):
 
 
 def run(capsys, *argv):
-    """The program's exit code and what it printed."""
+    """Exit code and output of the program."""
     with pytest.raises(SystemExit) as stop:
         compare.main([str(arg) for arg in argv])
     return stop.value.code, capsys.readouterr().out
@@ -55,7 +55,7 @@ def run(capsys, *argv):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The directory of a comparison, what it printed, and the seeds of its batches."""
+    """Directory of a comparison, its output, and the seeds of its batches."""
     directory = tmp_path_factory.mktemp("compare") / "finished"
     done = program.run(*arguments(directory), program="train.compare")
     assert done.returncode == 0, done.stderr
@@ -68,7 +68,7 @@ def read_records(directory):
 
 
 def numbers(record):
-    """What does not depend on how fast the machine is, or what was typed."""
+    """Parts of a record that do not depend on the machine or the command line."""
     timings = {"step_seconds", "measured_seconds", "compile_seconds", "command"}
     return {name: value for name, value in record.items() if name not in timings}
 
@@ -95,7 +95,7 @@ def test_model_and_batches_are_those_of_the_seed_alone(finished):
         step, metrics = record["curve"][0]
         assert step == 1
         first_losses[record["trial"]["seed"]].add(round(metrics["loss"], 6))
-    # Of the first batch, before any optimizer had its way.
+    # Loss of the first batch, before any update.
     assert len(first_losses[0]) == len(first_losses[1]) == 1
     assert first_losses[0] != first_losses[1]
 

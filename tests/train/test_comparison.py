@@ -1,4 +1,4 @@
-"""Which trials a comparison runs, and when; the trials themselves are made up."""
+"""Search of a comparison: its trials and their order, with made-up losses."""
 
 import json
 import math
@@ -19,7 +19,7 @@ ASKED = [
     *["--learning-rates", "0.1", "0.2", "0.3", "--matrix-scales", "1"],
     *["--seeds", "0", "1", "2"],
 ]
-# On the first seed the best rates are others than on the rest.
+# The best rates of the first seed differ from those of the others.
 BEST = {("adamw", 0): 0.2, ("subtrack", 0): 0.3}
 
 
@@ -91,7 +91,7 @@ def test_the_other_seeds_are_run_at_the_best_rates_of_the_first(program, tmp_pat
         "best rates\n"
     ) in out
     assert "\n4 trials at the best rates, 0 of them finished before\n" in out
-    # Each bar ends where it said that it would.
+    # Each progress bar ends at its announced total.
     assert f"{6 * STEPS}/{6 * STEPS}" in err
     assert f"{4 * STEPS}/{4 * STEPS}" in err
 
@@ -99,7 +99,7 @@ def test_the_other_seeds_are_run_at_the_best_rates_of_the_first(program, tmp_pat
 def test_the_first_seed_chooses_and_all_count(program, tmp_path):
     program("--tuning-seeds", "1")
     found = results(tmp_path)
-    # On seeds 1 and 2 the best rate is another.
+    # Seeds 1 and 2 have another best rate.
     assert found["adamw"]["best"]["learning_rate"] == 0.2
     assert found["adamw"]["best"]["losses"] == pytest.approx([2.5, 2.61, 2.62])
     assert found["subtrack"]["best"]["losses"] == pytest.approx([2.0, 2.21, 2.22])
@@ -145,7 +145,7 @@ def test_the_same_command_goes_on_where_it_stopped(program, tmp_path, stop_after
         8: "2 of 4 trials at the best rates are finished. To go on: ",
     }
     assert "Stopped by SIGTERM: " + told[stop_after] in out
-    # Of the second phase, what one seed has whole.
+    # The second phase, for seeds that are complete.
     seeds = {len(each["best"]["losses"]) for each in results(tmp_path).values()}
     assert seeds == {1 if stop_after == 4 else 2}
     _, out, _, after = program("--tuning-seeds", "1")
@@ -192,7 +192,7 @@ def test_finished_trials_of_a_whole_search_are_used(program, tmp_path):
     assert ran == LATER[2:]
     assert "6 trials to search rates, 6 of them finished before" in out
     assert "4 trials at the best rates, 2 of them finished before" in out
-    # What else is there of seed 1 has no say.
+    # Other trials of seed 1 are ignored.
     found = results(tmp_path)
     assert found["adamw"]["best"]["losses"] == pytest.approx([2.5, 2.61, 2.62])
     assert [len(tried["losses"]) for tried in found["adamw"]["tries"]] == [1, 1, 1]

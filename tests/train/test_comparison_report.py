@@ -51,7 +51,7 @@ def tries(text, losses, scales=(1.0,), seconds=1.0):
 
 
 def entry(text, *args, **settings):
-    """Results of such a variant."""
+    """Results of a variant with these losses."""
     found = tries(text, *args, **settings)
     return Entry.of(text, found, found[choose(found)], STEPS)
 

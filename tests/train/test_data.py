@@ -60,7 +60,7 @@ def lines(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """As the hub has them: two splits, the first of them in three files."""
+    """Dataset as on the hub: two splits, the first in three files."""
     directory = tmp_path_factory.mktemp("dataset")
     for i, size in enumerate([40, 30, 50]):
         rows = {"text": random_documents(size, 10)}
@@ -224,7 +224,7 @@ def test_a_document_that_is_cut_off_has_no_end(tmp_path, tokenizer_directory):
 
 
 def test_documents_without_tokens_make_no_rows(tmp_path):
-    """As control characters in the eyes of BERT's tokenizer."""
+    """Text that BERT's tokenizer drops as control characters."""
     (tmp_path / "tokenizer.json").write_text(json.dumps({
         "version": "1.0",
         "model": {"type": "WordLevel", "vocab": {"[SEP]": 0, "me": 1}, "unk_token": ""},
@@ -306,14 +306,14 @@ def test_same_seed_same_batches(config, tokenizer_directory):
     for batch, again in zip(one, two, strict=True):
         np.testing.assert_equal(batch, again)
     assert rows_of(one) != rows_of(other)
-    # Of a text that is opened once, too.
+    # Also for a text that is opened once.
     again = take(open_text(config, 4, **options).train_batches(3), 5)
     for batch, same in zip(one, again, strict=True):
         np.testing.assert_equal(batch, same)
 
 
 def test_batches_go_on_exactly(config, tokenizer_directory):
-    """From everywhere in the first epochs, also in other iterators of other texts."""
+    """Resumes from any position in the first epochs, also in new iterators."""
     options = {"tokenizer_directory": tokenizer_directory}
     batches = open_text(config, **options).train_batches()
     states, expected = [], []
@@ -332,7 +332,7 @@ def test_batches_go_on_exactly(config, tokenizer_directory):
 
 @pytest.mark.parametrize("packing", ["packed", "padded"])
 def test_epochs_count_passes_over_the_text(source, tokenizer_directory, packing):
-    """Of a dataset, which is read ahead, only whole ones are known."""
+    """A streamed dataset is read ahead, so only complete epochs are known."""
     text = open_text(
         describe(packing, **source), tokenizer_directory=tokenizer_directory
     )
@@ -373,7 +373,7 @@ def test_processes_share_the_rows_of_files(lines, tokenizer_directory, count):
 
 
 def test_processes_share_the_documents_of_a_dataset(dataset, tokenizer_directory):
-    """With 3 files for 2 processes, every other document."""
+    """With 3 files for 2 processes, each reads every other document."""
     config = describe("padded", dataset=str(dataset), shuffle_buffer_documents=16)
     read = []
     for index in range(2):
@@ -458,7 +458,7 @@ def assert_same(text, other):
 
 
 def test_evaluation_has_text_of_its_own(tmp_path, source, tokenizer_directory):
-    """All of the files are then trained on, and no split is needed."""
+    """With evaluation files, all training files are used and no split is needed."""
     evaluated = write_rows(tmp_path / "valid.jsonl", random_documents(21, 9))
     config = describe(eval_glob=str(evaluated), **source)
     reports = []
@@ -526,7 +526,7 @@ def test_files_that_are_evaluated_on_are_not_trained_on(tmp_path, tokenizer_dire
 
 
 def test_a_text_is_tokenized_once(tmp_path, monkeypatch):
-    """As long as neither the files nor what reads them change."""
+    """Cached tokens are used until the files or the settings change."""
     path = write_rows(tmp_path / "a.jsonl", random_documents(200, 10))
     evaluated = write_rows(tmp_path / "b.jsonl", random_documents(90, 10))
     for name, words in (("one", WORDS), ("two", WORDS[:3])):
@@ -580,7 +580,7 @@ def test_a_text_is_tokenized_once(tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_continued_reads_no_text(tmp_path, monkeypatch):
-    """Nor one that begins anew, though a tokenizer is trained on the text."""
+    """A new run, which trains a tokenizer, is also unaffected."""
     path = write_rows(tmp_path / "a.jsonl", random_documents(200, 10))
     config = describe(data_glob=str(path), token_cache_dir=str(tmp_path / "cache"))
     text = open_text(config)
@@ -619,7 +619,7 @@ def test_what_is_skipped_is_told(tmp_path, tokenizer_directory):
         with pytest.raises(ValueError, match=r"train.jsonl:6: f|bad.txt is not UTF"):
             open_text(config, **options)
     config = describe(data_glob=f"{tmp_path}/*", skip_bad_documents=True)
-    for _ in range(2):  # those of the cache are told again
+    for _ in range(2):  # the cache's notes are reported again
         reports = []
         open_text(config, report=reports.append, **options)
         assert reports[0].startswith("documents skipped (14): ")

@@ -80,7 +80,7 @@ def test_each_name_is_a_method_of_its_own(params):
         optimizer = make(name, learning_rate=1.0)
         update = jax.jit(optimizer.update)
         state, total = optimizer.init(params), 0.0
-        # Over two refreshes: galore and subtrack-grad begin alike.
+        # Two refreshes: galore and subtrack-grad are equal until the first.
         for scale in (1.0, -0.5, 2.0):
             scaled = jax.tree.map(lambda x, s=scale: s * jnp.sin(s * x), gradients)
             updates, state = update(scaled, state, params)
@@ -108,7 +108,7 @@ def test_settings_reach_the_optimizer(params, name):
 
 
 def run(optimizer, params, turns=4):
-    """Updates and state of each of a few turns, with gradients unlike each other."""
+    """Updates and states of a few steps with different gradients."""
     gradients = jax.tree.map(
         lambda x: 1e-3 * jax.random.normal(jax.random.key(1), x.shape), params
     )
@@ -280,7 +280,7 @@ def test_other_rules_descend_in_steps_of_adam_s_size(params, name):
     kernel = updates["layers"]["mlp"]["up"]["kernel"]
     assert jnp.vdot(kernel, gradients["layers"]["mlp"]["up"]["kernel"]) < 0
     assert 0.1 < jnp.sqrt(jnp.mean(kernel**2)) < 1.1
-    # All else is Adam's.
+    # Other parameters get Adam.
     adam = one_update(make("adamw", learning_rate=1.0), params, gradients)
     for name in ("head", "norm"):
         jax.tree.map(np.testing.assert_array_equal, updates[name], adam[name])
@@ -373,7 +373,7 @@ def test_cosine_is_optax_s():
 @pytest.mark.parametrize(
     ("settings", "knots"),
     [
-        # step: rate, linear in between; the last step is the one before the end.
+        # step: rate, linear in between; the last step is number steps - 1.
         ({"schedule": "linear"}, {100: 2.0, 1000: 0.2}),
         ({"schedule": "constant"}, {100: 2.0, 1000: 2.0}),
         ({"schedule": "wsd"}, {100: 2.0, 800: 2.0, 1000: 0.2}),
@@ -429,7 +429,7 @@ MODEL = llama.LlamaConfig(64, 16, 48, num_layers=2, num_heads=2)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_rank_too_large_for_every_matrix_is_refused(name):
-    """A key may be too small, but not all: nobody gets plain Adam by another name."""
+    """Some matrices may be too small for the rank, but not all."""
     has_rank = name not in (*FULL_RANK, "apollo-mini")
     optimizers.check_rank(OptimizerConfig(name=name, rank=15), MODEL)
     config = OptimizerConfig(name=name, rank=16)

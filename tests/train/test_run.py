@@ -434,7 +434,7 @@ def test_changed_values_come_back_with_their_types(tmp_path):
 
 @pytest.mark.parametrize("name", ["subtrack", "apollo", "ldadam"])
 def test_a_run_saved_before_there_were_schedules_goes_on(tmp_path, name):
-    """All its settings were saved, and apollo's scale was a plain factor."""
+    """Settings of earlier versions: all saved, and apollo's scale is a plain factor."""
     own = {"ldadam": {"b1": 0.908, "b2": 0.99, "scale": 1.0}, "apollo": {"scale": 1.0}}
     values = {"scale": 0.25, "b1": 0.9, "b2": 0.999, "damping": 1.0, "angle": 0.1}
     values |= {"warmup_fraction": 0.1, "rho": 0.908, "projection_learning_rate": 0.005}

@@ -80,7 +80,7 @@ def run(config: CompareConfig, command: str) -> int:
 def _phases(
     search: Search, finished: Finished
 ) -> Iterator[tuple[list[Trial], str, str]]:
-    """Trials to run at a time, what they are called, and what is said to follow.
+    """Yields groups of trials to run: trials, name, note on what follows.
 
     First the search of rates, then the best rates by what is then in `finished`.
     """

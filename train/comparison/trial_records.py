@@ -189,7 +189,7 @@ def load_finished(
 def thinned(
     rows: Sequence[dict[str, float]], total: int
 ) -> list[tuple[int, dict[str, float | None]]]:
-    """Averages stretches of steps' metrics: at most MAX_CURVE_POINTS in a whole run."""
+    """Averages metrics over chunks of steps: at most MAX_CURVE_POINTS per run."""
     size = math.ceil(total / MAX_CURVE_POINTS)
     left_out = {"count", "learning_rate", "skipped_steps"}
     names = [name for name in rows[0] if name not in left_out]

@@ -56,7 +56,7 @@ class Runner:
         program = self._program(_shared(trial.optimizer))
         setup, train_step, compile_seconds = program
         state = _start(setup, trial)
-        # Without the numbers, which are no part of the optimizer's own state.
+        # Without the injected numbers, which do not belong to the optimizer's state.
         own_state = jax.tree.leaves(state.opt_state.inner_state)
         state_bytes = sum(leaf.nbytes for leaf in own_state)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))

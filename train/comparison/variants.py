@@ -158,7 +158,7 @@ def _with_settings(
         if first["loc"]:
             name = first["loc"][0]
             what = f"{name}={settings[name]}: {first['msg']}"
-        else:  # of the whole config, which names the flag itself
+        else:  # of the full config, which names the flag itself
             what = first["ctx"]["error"]
         raise ValueError(f"{where}: {what}") from error
 

@@ -1,1 +1,1 @@
-"""From text files and datasets to batches of tokens."""
+"""Data pipeline: text files and datasets to batches of tokens."""

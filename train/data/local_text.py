@@ -55,7 +55,7 @@ class Corpus:
     def tokens(
         self, tokenizer: Tokenizer, cache: TokenCache, *, progress: bool = True
     ) -> Tokens:
-        """All tokens, from the cache if they are there.
+        """Returns all tokens, from the cache if possible.
 
         Args:
           tokenizer: makes them.

@@ -1,4 +1,4 @@
-"""From documents of tokens to batches, on grain: cut, shuffle, batch.
+"""Packing of tokenized documents into batches, with grain.
 
 Packed, the documents are joined, each with its end-of-text token, and cut into rows
 that overlap by one token: the target of a row's last input is the first input of the
@@ -124,7 +124,7 @@ def make_batch(rows: Sequence[np.ndarray], part: slice, length: int) -> Batch:
 def shuffled_batches(
     rows: Rows, config: DataConfig, seed: int, part: slice
 ) -> grain.IterDataset[Batch]:
-    """Endless batches of all rows, shuffled anew in each epoch."""
+    """Endless batches of all rows, reshuffled in each epoch."""
     dataset = grain.MapDataset.source(rows).seed(seed).shuffle()
     # Many epochs and not infinitely many: grain overflows with batches of 1.
     dataset = dataset.repeat(_MOST_ROWS // max(len(rows), 1))

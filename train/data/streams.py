@@ -129,7 +129,7 @@ def _go_to_next_file(stream: "datasets.IterableDataset") -> bool:
 
 
 class ShuffledStream(grain.IterDataset[str]):
-    """Endless documents of a stream, shuffled anew in each epoch.
+    """Endless documents of a stream, reshuffled in each epoch.
 
     The files of the dataset are shuffled, then the documents within windows. Of n
     processes each reads its own files where their number can be divided by n, else

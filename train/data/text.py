@@ -44,7 +44,7 @@ class Text:
         return iter(self._train(self._seed if seed is None else seed))
 
     def epoch(self, batches: grain.DatasetIterator[Batch]) -> float:
-        """Passes over the training text so far; whole ones of a streamed dataset."""
+        """Passes over the training text so far; complete ones of a streamed dataset."""
         return self._epoch(batches.get_state())
 
     def held_out_batches(self) -> Iterator[Batch]:
