@@ -33,7 +33,7 @@ def test_codes_are_those_of_the_dynamic_map(dtype, x64):
 
 @pytest.mark.parametrize("dtype", BITS)
 def test_a_number_is_coded_as_one_of_its_neighbours(dtype, x64):
-    """Within a decade the nearest, in the coarse ones the neighbour on the safe side.
+    """Nearest code within a decade; in coarse decades the neighbour that is safe.
 
     The sign and a block's largest are kept.
     """

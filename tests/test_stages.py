@@ -291,7 +291,7 @@ class TestState:
                 assert leaf.dtype == jnp.promote_types(of_params, "float32")
 
     def test_parameters_in_boxes_and_of_another_structure(self):
-        """Parameters of another structure, as if not filtered like the gradients."""
+        """Parameters in boxes, or with leaves that have no gradient."""
         optimizer = stj.subtrack(1e-3, rank=RANK)
         params = {"wide": jnp.zeros((6, 10)), "rule": None}
         gradients = jax.tree.map(lambda x: x.astype("bfloat16"), params)

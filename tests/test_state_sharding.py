@@ -143,7 +143,7 @@ def test_arrays_shapes_and_shardings_tell_the_same(axis_type):
 
 @BY_AXIS_TYPE
 def test_init_needs_no_telling(axis_type):
-    """Without jit `init` reads the params' placement; under `jit`, explicit axes."""
+    """`init` places state like the params; under `jit` this needs explicit axes."""
     mesh = sharded.mesh(axis_type)
     optimizer = sharded.optimizer("subtrack", sharded.LEAVES, monitor=True)
     with jax.set_mesh(mesh):

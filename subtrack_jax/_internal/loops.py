@@ -264,7 +264,7 @@ def _varying_axes(value: Any) -> frozenset[str]:
     # Abstract values have no mesh, without which `typeof` refuses manual axes.
     is_shape = isinstance(value, jax.ShapeDtypeStruct)
     kind = value if is_shape else jax.typeof(value)
-    manual = getattr(kind, "manual_axis_type", None)  # jax 0.10.2; `vma` before
+    manual = getattr(kind, "manual_axis_type", None)  # named `vma` before jax 0.10.2
     if manual is None:
         return getattr(kind, "vma", None) or frozenset()
     return manual.varying

@@ -55,7 +55,7 @@ def open_stream(
                 first = next(rows, None)
     except StopIteration:  # raised by datasets for files without rows
         first = None
-    except Exception as error:  # any library that reads the format
+    except Exception as error:  # whatever the reading library raises
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"cannot open {named}: {' '.join(str(error).split())}") from error
     if first is None:
@@ -85,7 +85,7 @@ def read_stream(
             where = f"row {number} of the dataset"
             try:
                 row = next(rows, None)
-            except Exception as error:  # any library that reads the format
+            except Exception as error:  # whatever the reading library raises
                 message = f"cannot read {where}: {' '.join(str(error).split())}"
                 # Network errors are OSErrors, and may be gone the next time.
                 is_bad = skip is not None and not isinstance(error, OSError)
