@@ -76,7 +76,7 @@ def run(*argv, program="train.pretrain", devices=1, **options):
 
 
 def start(*argv, program="train.pretrain"):
-    """Starts the program and goes on."""
+    """Starts the program without waiting for it."""
     return subprocess.Popen(
         command(*argv, program=program),
         cwd=ROOT,

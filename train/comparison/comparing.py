@@ -1,4 +1,4 @@
-"""Runs the trials of a comparison, or goes on with them, and writes its report."""
+"""Runs or resumes the trials of a comparison, and writes its report."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

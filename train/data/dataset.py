@@ -45,7 +45,7 @@ def open_text(
       weights: directory of given weights, see `Tokenizer.open`.
       process_index: which part of the batches to give.
       process_count: number of parts.
-      report: told what a user should know, by the first process.
+      report: called by the first process with messages for the user.
 
     Raises:
       ValueError: the text is unusable or too short, the tokenizer does not fit it,

@@ -34,7 +34,7 @@ def find_files(
     Args:
       pattern: as in a shell, ** for directories at any depth.
       flag: the command line's name for it, for messages.
-      notes: told what matches and is left out.
+      notes: called with matches that are skipped.
 
     Raises:
       ValueError: no file matches.
@@ -185,7 +185,7 @@ class LocalText:
         """The text in pieces, see `split_documents`; blank documents are left out.
 
         Args:
-          notes: told what a user should know.
+          notes: called with messages for the user.
 
         Raises:
           ValueError: a document is not UTF-8, no JSON object, or without the field.

@@ -73,8 +73,8 @@ def read_stream(
     Args:
       stream: the rows.
       text_field: field that holds the text.
-      skip: told why a row is left out, or the rest of a file in which one cannot be
-        parsed. None: that is an error.
+      skip: called with the reason for skipping a row, or the rest of a file that
+        cannot be parsed. None: a bad row is an error.
 
     Raises:
       OSError: a row cannot be read.

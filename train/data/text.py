@@ -9,15 +9,15 @@ import grain
 from train.data.packing import Batch, Rows
 from train.tokenization.tokenizer import Tokenizer
 
-# Given what trains one of a vocabulary, should there be none yet.
+# Opens the tokenizer; its argument trains one, given a vocabulary size.
 OpenTokenizer = Callable[[Callable[[int], Tokenizer]], Tokenizer]
-# Told what a user should know, in a line.
+# Receives one-line messages for the user.
 Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Text to train on and text held out, opened.
+    """Opened text: training part and held-out part.
 
     Attributes:
       tokenizer: the tokenizer of both.
@@ -32,14 +32,14 @@ class Text:
     _epoch: Callable[[dict[str, Any]], float]  # given the state of train batches
 
     def train_batches(self, seed: int | None = None) -> grain.DatasetIterator[Batch]:
-        """Batches without end, each epoch in an order of its own.
+        """Endless batches, in a new order for each epoch.
 
         The order is that of `seed`, or of the seed that the text was opened with.
 
         Each batch holds `inputs` and `targets`, int32, and `mask`, bool, of shape
         (rows of this process, length). The mask is False where there is nothing to
-        predict. `get_state` gives what JSON can hold; after `set_state` the batches go
-        on exactly as they would have. `close` the iterator before the program ends.
+        predict. `get_state` returns a JSON value; `set_state` continues exactly from
+        there. Call `close` before the program ends.
         """
         return iter(self._train(self._seed if seed is None else seed))
 
@@ -48,7 +48,7 @@ class Text:
         return self._epoch(batches.get_state())
 
     def held_out_batches(self) -> Iterator[Batch]:
-        """The held-out text, once and in order; see `train_batches`.
+        """Batches of the held-out text, once and in order; see `train_batches`.
 
         The last batch is padded to the shape of the others.
         """

@@ -37,7 +37,7 @@ class TokenCache:
 
     Args:
       directory: "auto" is one in the user's cache, "none" holds tokens in memory.
-      report: told what a user should know, in a line.
+      report: called with one-line messages for the user.
     """
 
     def __init__(self, directory: str, report: Callable[[str], None]):
