@@ -51,7 +51,7 @@ def test_a_line_is_on_disk_when_write_returns(config, tmp_path):
 
 
 def test_rows_of_steps_that_are_taken_again_are_moved(config, tmp_path, capsys):
-    """Each time they are appended to the file of dropped rows."""
+    """Dropped rows are appended to one file, also by later resumes."""
     path, dropped = tmp_path / METRICS_FILE, tmp_path / "metrics.dropped.jsonl"
     write_steps(config, 0, range(1, 9))
     before = path.read_bytes().splitlines(keepends=True)
