@@ -7,11 +7,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from subtrack_jax._internal.boxes import content, is_box
-from subtrack_jax._internal.mesh import as_explicit, local
+from subtrack_jax._internal.mesh import as_explicit
 from subtrack_jax._internal.named_leaves import path_name
 from subtrack_jax._internal.trees import as_arrays
-
-__all__ = ["local", "state_sharding"]
 
 
 def state_sharding(

@@ -7,8 +7,9 @@ from typing import Unpack
 
 import jax
 import optax
+from jax.tree_util import Partial
 
-from subtrack_jax import grassmann, sharding
+from subtrack_jax import grassmann
 from subtrack_jax._internal.validation import check
 from subtrack_jax.optimizers.adam_in_subspace import adam_in_subspace
 from subtrack_jax.optimizers.method import SharedRecovering, low_rank_method
@@ -33,14 +34,13 @@ def random_walk(
     """
     check("angle", angle, lambda x: 0 < x <= 1.5708, "in (0, pi/2] radians")
 
-    def move(gradient, basis, context):
+    def move(gradient, basis, context, *, angle):
         del gradient
-        tangent = grassmann.random_tangent(context.key, basis)
-        tangent = sharding.local(angle) * tangent
+        tangent = angle * grassmann.random_tangent(context.key, basis)
         new_basis = grassmann.exponential_map(basis, tangent.astype(basis.dtype))
         return Moved(grassmann.orthonormalize(new_basis))
 
-    return Tracker(leading_directions(init), move)
+    return Tracker(leading_directions(init), Partial(move, angle=angle))
 
 
 def random_jump() -> Tracker:

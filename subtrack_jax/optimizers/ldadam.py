@@ -8,8 +8,8 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
-from subtrack_jax import sharding
 from subtrack_jax._internal.orthonormal import orthonormal_columns
 from subtrack_jax._internal.products import dot, power_of_two
 from subtrack_jax._internal.validation import check_decay
@@ -41,9 +41,9 @@ def power_iteration(
     """
     check_decay("rho", rho, 0.908)
 
-    def move(gradient, basis, context):
+    def move(gradient, basis, context, *, rho):
         momentum = context.momentum
-        weight = jnp.asarray(sharding.local(rho), basis.dtype)
+        weight = jnp.asarray(rho, basis.dtype)
         # Ignore a momentum that is not finite.
         is_usable = jnp.all(jnp.isfinite(momentum))
         momentum = jnp.where(is_usable, momentum, 0).astype(basis.dtype)
@@ -57,6 +57,7 @@ def power_iteration(
         # QR of zeros is arbitrary: keep the old basis.
         return Moved(jnp.where(jnp.any(product != 0), new_basis, basis))
 
+    move = Partial(move, rho=rho)
     return Tracker(leading_directions(init), move, needs_momentum=True)
 
 

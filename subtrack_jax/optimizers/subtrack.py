@@ -62,8 +62,9 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
-from subtrack_jax import grassmann, sharding
+from subtrack_jax import grassmann
 from subtrack_jax._internal.products import power_of_two
 from subtrack_jax._internal.validation import check
 from subtrack_jax.optimizers.adam_in_subspace import adam_in_subspace
@@ -107,17 +108,15 @@ def geodesic(
         )
     check("damping", damping, lambda x: 0 < x <= 1, "in (0, 1]")
 
-    def move(gradient, basis, context):
+    def move(gradient, basis, context, *, step_size, damping):
         del context
         scale = power_of_two(gradient)
         tangent = grassmann.tangent(basis, gradient, scale)
         sigma, u, v = grassmann.leading_triple(tangent, basis)
         if step_size is None:
-            angle = sharding.local(damping) * grassmann.line_search(
-                basis, gradient, u, v
-            )
+            angle = damping * grassmann.line_search(basis, gradient, u, v)
         else:
-            angle = 2 * sharding.local(step_size) * scale * scale * sigma
+            angle = 2 * step_size * scale * scale * sigma
         angle = jnp.asarray(angle, basis.dtype)
         # u is zero: no direction to rotate to, and a rotation would shrink S v.
         angle = jnp.where(sigma > 0, angle, 0)
@@ -125,6 +124,7 @@ def geodesic(
         rotation = RankOneRotation(v, jnp.cos(angle))
         return Moved(grassmann.orthonormalize(turned), rotation)
 
+    move = Partial(move, step_size=step_size, damping=damping)
     return Tracker(leading_directions(init), move)
 
 

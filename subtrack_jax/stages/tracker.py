@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
-from subtrack_jax import grassmann, sharding
+from subtrack_jax import grassmann
 from subtrack_jax._internal.loops import cond
 from subtrack_jax._internal.validation import check_steps
 from subtrack_jax.stages.transport import RankOneRotation
@@ -65,7 +66,9 @@ class Tracker(NamedTuple):
     Attributes:
       start: (key, gradient, rank) -> basis, for the first step.
       move: (gradient, basis, context) -> `Moved`, for every later refresh; the
-        context is a `TrackerContext`.
+        context is a `TrackerContext`. Bind hyper-parameters that
+        `optax.inject_hyperparams` may make arrays with `jax.tree_util.Partial`:
+        the stage then finds them and reshards them to its mesh.
       memory: basis -> a tree of arrays, for a tracker with a state of its own, which
         `move` finds in the context and returns anew.
       needs_momentum: whether `move` looks at `context.momentum`, for which the chain
@@ -113,13 +116,13 @@ def switch(first: Tracker, then: Tracker, after_steps: jax.typing.ArrayLike) -> 
         both = first.memory(basis), then.memory(basis)
         return both if jax.tree.leaves(both) else ()
 
-    def move(gradient, basis, context):
+    def move(gradient, basis, context, *, trackers, after_steps):
         def by(which):
             def branch(gradient, basis, context):
                 memories = list(context.memory or ((), ()))
                 own = context._replace(memory=memories[which])
                 # Without a rotation: both branches have to return one kind.
-                new_basis, _, memories[which] = (first, then)[which].move(
+                new_basis, _, memories[which] = trackers[which].move(
                     gradient, basis, own
                 )
                 new_memory = tuple(memories) if context.memory else ()
@@ -127,11 +130,12 @@ def switch(first: Tracker, then: Tracker, after_steps: jax.typing.ArrayLike) -> 
 
             return branch
 
-        is_first = context.count < sharding.local(after_steps)
+        is_first = context.count < after_steps
         new_basis, new_memory = cond(is_first, by(0), by(1), gradient, basis, context)
         return Moved(new_basis, memory=new_memory)
 
     needs_momentum = first.needs_momentum or then.needs_momentum
+    move = Partial(move, trackers=(first, then), after_steps=after_steps)
     return Tracker(first.start, move, memory, needs_momentum)
 
 
