@@ -1,0 +1,487 @@
+"""Seeded faults: applies each to a copy of the tree and sees whether tests fail.
+
+Run by hand, before tests are taken away and after: `python -m tests.mutations`. A
+name or a part of one chooses faults: `python -m tests.mutations limiter geodesic`.
+A fault is found by its text, which stands exactly once in library, models and
+programs; where the text has changed, the fault has to be written anew.
+"""
+
+import argparse
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+COPIED = ("subtrack_jax", "models", "train", "tests", "pyproject.toml", "README.md")
+SEARCHED = ("subtrack_jax", "models", "train")
+
+
+class Fault(NamedTuple):
+    """A fault and the tests of which at least one has to fail."""
+
+    name: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _fault(name: str, old: str, new: str, *tests: str) -> Fault:
+    return Fault(name, old, new, tests)
+
+
+ORACLE = "tests/test_oracle_parity.py"
+GRASSMANN = "tests/test_grassmann.py"
+EDGES = "tests/test_edge_cases.py"
+EIGHT_BIT = "tests/test_eight_bit.py"
+MESHES = "tests/test_sharding.py"
+COMMUNICATION = "tests/test_communication.py"
+LLAMA = "tests/models/test_llama.py"
+
+GEOMETRY = [
+    _fault(
+        "tangent keeps what lies in the basis",
+        "return product - basis @ (basis.T @ product)",
+        "return product",
+        f"{GRASSMANN}::test_tangent",
+    ),
+    _fault(
+        "line search takes the whole angle",
+        "jnp.where((sine == 0) & (cosine == 0), 1, cosine)) / 2",
+        "jnp.where((sine == 0) & (cosine == 0), 1, cosine))",
+        f"{GRASSMANN}::test_line_search_captures_the_most",
+    ),
+    _fault(
+        "geodesic turns away from u",
+        "* (jnp.cos(angle) - 1) + u * jnp.sin(angle)",
+        "* (jnp.cos(angle) - 1) - u * jnp.sin(angle)",
+        f"{GRASSMANN}::test_geodesic",
+    ),
+    _fault(
+        "exponential map sums one term wrongly",
+        "((2 * k) * (2 * k + 1))",
+        "((2 * k) * (2 * k + 2))",
+        f"{GRASSMANN}::test_exponential_map",
+    ),
+    _fault(
+        "captured energy is a root",
+        "jnp.where(total > 0, captured / jnp.where(total > 0, total, 1), 1)",
+        "jnp.where(total > 0, (captured / jnp.where(total > 0, total, 1)) ** 0.5, 1)",
+        f"{GRASSMANN}::test_captured_energy",
+    ),
+    _fault(
+        "range finder stops after one power iteration",
+        "        power_iterations + 1,\n",
+        "        1,\n",
+        f"{GRASSMANN}::test_range_finder_captures_what_the_svd_captures",
+        ORACLE,
+    ),
+    _fault(
+        "panels of the blocked factorisation are not freed of those before",
+        "panel = _unit_columns(panel - dot(before, overlap))",
+        "panel = _unit_columns(panel)",
+        "tests/test_orthonormal.py",
+    ),
+    _fault(
+        "the basis never gets its rounding removed",
+        "    return basis + basis @ error\n",
+        "    return basis\n",
+        f"{GRASSMANN}::test_orthonormalize",
+        f"{EDGES}::test_orthonormal_after_ten_thousand_updates",
+    ),
+]
+STAGES = [
+    _fault(
+        "the second moment forgets the turned mean",
+        "jnp.abs(variance + ratio * rotated * rotated)",
+        "jnp.abs(variance)",
+        ORACLE,
+    ),
+    _fault(
+        "the second moment is not made positive",
+        "jnp.abs(variance + ratio * rotated * rotated)",
+        "variance + ratio * rotated * rotated",
+        f"{ORACLE}::test_a_variance_that_comes_out_negative",
+    ),
+    _fault(
+        "a rank-one rotation bends twice",
+        "return self.cosine - 1",
+        "return 2 * (self.cosine - 1)",
+        ORACLE,
+    ),
+    _fault(
+        "a dense rotation is transposed",
+        "return dot(self.basis.mT, self.previous_basis)",
+        "return dot(self.previous_basis.mT, self.basis)",
+        ORACLE,
+    ),
+    _fault(
+        "the limiter lets everything through",
+        "is_limited = has_last & (norm > limit)",
+        "is_limited = has_last & (norm > limit) & False",
+        ORACLE,
+        "tests/test_golden.py",
+    ),
+    _fault(
+        "the limiter remembers the norm before it",
+        "limited = jnp.where(is_limited, limit, norm)",
+        "limited = norm",
+        ORACLE,
+    ),
+    _fault(
+        "the recovered part keeps what is inside",
+        "inside_energy = removed * (2 - removed) * energy",
+        "inside_energy = 0 * energy",
+        ORACLE,
+    ),
+    _fault(
+        "the published residual removes all",
+        'removed = alpha if residual == "published" else 1',
+        "removed = 1",
+        f"{ORACLE}::test_float64",
+    ),
+    _fault(
+        "error feedback forgets the moments' loss",
+        "after = record.coordinates + record.rotation.rotate(before)",
+        "after = record.coordinates + before",
+        ORACLE,
+    ),
+    _fault(
+        "the momentum for trackers is not corrected",
+        "return mean.astype(dtype) / jnp.where(weight > 0, weight, 1)",
+        "return mean.astype(dtype)",
+        ORACLE,
+    ),
+    _fault(
+        "a walk ignores its angle",
+        "tangent = sharding.local(angle) * grassmann.random_tangent(key, basis)",
+        "tangent = 0.1 * grassmann.random_tangent(key, basis)",
+        "tests/test_trackers.py",
+    ),
+    _fault(
+        "a switch goes over one step late",
+        "is_first = count < sharding.local(after_steps)",
+        "is_first = count <= sharding.local(after_steps)",
+        "tests/test_trackers.py",
+    ),
+    _fault(
+        "a projection is drawn on every step",
+        "drawn_at = state.count - state.count % sharding.local(update_interval)",
+        "drawn_at = state.count",
+        ORACLE,
+    ),
+    _fault(
+        "a bad gradient moves the error",
+        "return jnp.where(usable, new, old)",
+        "return new",
+        f"{EDGES}::test_a_bad_gradient_leaves_the_error_as_it_was",
+    ),
+    _fault(
+        "the monitor measures a zero gradient as lost",
+        "captured = jnp.where(total > 0, inside / jnp.where(total > 0, total, 1), 1)",
+        "captured = inside / jnp.where(total > 0, total, 1)",
+        "tests/test_monitoring.py",
+    ),
+    _fault(
+        "gradients stay narrower than their parameters",
+        "    if dtype.itemsize != other.itemsize:\n",
+        "    if dtype.itemsize == other.itemsize:\n",
+        "tests/test_stages.py::"
+        "test_small_steps_of_float32_parameters_keep_their_digits",
+    ),
+    _fault(
+        "dither is the same on every step",
+        "dither = count.astype(jnp.uint32) * jnp.uint32(2654435769)",
+        "dither = count.astype(jnp.uint32) * jnp.uint32(0)",
+        f"{EIGHT_BIT}",
+        "tests/test_dynamic_map.py",
+    ),
+    _fault(
+        "the second moment is coded as it is",
+        "nu, nu_scale = coded(jnp.sqrt, jnp.uint8, state.nu)",
+        "nu, nu_scale = coded(lambda nu: nu, jnp.uint8, state.nu)",
+        f"{EIGHT_BIT}",
+    ),
+    _fault(
+        "a conditional update runs always",
+        "(jnp.asarray(predicate, bool), operand),",
+        "(jnp.asarray(True), operand),",
+        "tests/test_step_cost.py",
+    ),
+]
+MESH_FAULTS = [
+    _fault(
+        "bases are not replicated for products",
+        "return replicated(basis) if is_less else basis",
+        "return basis",
+        COMMUNICATION,
+    ),
+    _fault(
+        "coordinates stay split along their rank",
+        "return replicated(coordinates, axes=(-2,))",
+        "return coordinates",
+        COMMUNICATION,
+    ),
+    _fault(
+        "a basis is split as its gradient",
+        "long, short = _split(view.basis_shape[-2:], spec, mesh, own + other)",
+        "long, short = _split(view.basis_shape[-2:], spec, mesh, own)",
+        "tests/test_state_sharding.py",
+    ),
+    _fault(
+        "one large matrix after another is never taken",
+        "if not (on_mesh and self.view.is_large):",
+        "if True:",
+        f"{MESHES}::test_large_matrices_take_the_room_of_one",
+        "tests/test_matrix_view.py",
+    ),
+]
+MODELS = [
+    _fault(
+        "rotary pairs turn the other way",
+        "(first * cos - second * sin, second * cos + first * sin)",
+        "(first * cos + second * sin, second * cos - first * sin)",
+        f"{LLAMA}::test_logits_equal_the_equations_in_numpy",
+        "tests/models/test_hugging_face_parity.py",
+    ),
+    _fault(
+        "a cache reads one position too many",
+        "seen = jnp.arange(cache.keys.shape[1]) <= positions[:, None]",
+        "seen = jnp.arange(cache.keys.shape[1]) <= positions[:, None] + 1",
+        f"{LLAMA}::test_decoding_step_by_step_equals_reading_at_once",
+    ),
+    _fault(
+        "padding counts in the loss",
+        "return jnp.sum(losses, where=mask), jnp.sum(log_z**2, where=mask)",
+        "return jnp.sum(losses), jnp.sum(log_z**2, where=mask)",
+        "tests/models/test_loss.py",
+    ),
+    _fault(
+        "the nucleus leaves out its last token",
+        "above = jnp.cumsum(probabilities, axis=-1) - probabilities",
+        "above = jnp.cumsum(probabilities, axis=-1)",
+        "tests/models/test_generation.py::"
+        "test_probabilities_are_those_of_the_definition",
+    ),
+]
+TRAINING = [
+    _fault(
+        "parts of a batch have weights of their own",
+        "gradients, loss = gradient_of(params, part, weight)",
+        'gradients, loss = gradient_of(params, part, 1 / jnp.sum(part["mask"]))',
+        "tests/train/test_step.py",
+    ),
+    _fault(
+        "a step that is not finite is taken",
+        "is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)",
+        "is_finite = jnp.bool_(True)",
+        "tests/train/test_step.py",
+    ),
+    _fault(
+        "skipped steps count for the schedule",
+        '"learning_rate": schedule(state.step - state.skipped_steps)',
+        '"learning_rate": schedule(state.step)',
+        "tests/train/test_step.py",
+    ),
+    _fault(
+        "gradients are never clipped",
+        "factor = jnp.minimum(max_gradient_norm / norm, 1)",
+        "factor = jnp.float32(1)",
+        "tests/train/test_step.py",
+    ),
+    _fault(
+        "an evaluation is the mean of batches",
+        "return float(sum(totals) / sum(counts))",
+        "return float(sum(t / c for t, c in zip(totals, counts)) / len(counts))",
+        "tests/train/test_step.py",
+    ),
+    _fault(
+        "norms decay like kernels",
+        "optax.add_decayed_weights(config.weight_decay, _not_a_norm),",
+        "optax.add_decayed_weights(config.weight_decay),",
+        "tests/train/test_optimizers.py",
+    ),
+    _fault(
+        "the seed of a run does not reach random subspaces",
+        "stj.track_subspace(low_rank, tracker, config.update_interval, seed),",
+        "stj.track_subspace(low_rank, tracker, config.update_interval),",
+        "tests/train/test_optimizers.py",
+    ),
+    _fault(
+        "rows overlap by nothing",
+        "stops = np.minimum(starts + length + 1, ends)",
+        "stops = np.minimum(starts + length, ends)",
+        "tests/train/test_data.py",
+    ),
+    _fault(
+        "a stream begins a document again when it continues",
+        '        self._used = state["used_tokens"]\n',
+        "        self._used = 0\n",
+        "tests/train/test_data.py",
+        "tests/train/test_streams.py",
+        "tests/train/test_continuation.py",
+    ),
+    _fault(
+        "the tokenizer reads the held-out text",
+        "pieces = itertools.takewhile(lambda part: not part[0], self._divided())",
+        "pieces = self._divided()",
+        "tests/train/test_data.py::test_tokenizer_never_saw_the_held_out_text",
+    ),
+    _fault(
+        "a checkpoint is not compared with its checksums",
+        "if unlike and _unlike(tree, check[name], whole=False):",
+        "if False:",
+        "tests/train/test_checkpoint.py",
+    ),
+    _fault(
+        "checksums do not know positions",
+        "mixed = _mix(mixed + index * np.uint32(2_654_435_761) + np.uint32(size))",
+        "mixed = _mix(mixed + np.uint32(size))",
+        "tests/train/test_checkpoint.py",
+    ),
+    _fault(
+        "the position in the data is not restored",
+        "batches.set_state(_own_position(positions))",
+        "_own_position(positions)",
+        "tests/train/test_checkpoint.py",
+        "tests/train/test_resume.py",
+    ),
+    _fault(
+        "a damaged checkpoint stays where it is",
+        "(self._directory / str(step)).rename(target)",
+        "target.mkdir()",
+        "tests/train/test_checkpoint.py",
+    ),
+    _fault(
+        "rows follow their checkpoint",
+        "                    journal.sync()\n",
+        "",
+        "tests/train/test_resume.py",
+        "tests/train/test_pretrain.py",
+        "tests/train/test_journal.py",
+    ),
+    _fault(
+        "the wrong exit code after Ctrl-C",
+        "return 130 if self.received == signal.SIGINT else 0",
+        "return 0",
+        "tests/train/test_interruption.py",
+    ),
+    _fault(
+        "a file is written in place",
+        "            sync(partial)\n            os.replace(partial, path)\n",
+        "            path.write_bytes(partial.read_bytes())\n",
+        "tests/train/test_files.py",
+    ),
+    _fault(
+        "a line that did not fit stays",
+        "            file.truncate(before)\n",
+        "            pass\n",
+        "tests/train/test_files.py",
+    ),
+    _fault(
+        "a shorter run may be continued",
+        "    if newest > config.steps:\n",
+        "    if False:\n",
+        "tests/train/test_run.py",
+    ),
+    _fault(
+        "skipped steps in a row are counted from the start",
+        "self._skipped = [skipped, in_a_row + 1 if skipped > before else 0]",
+        "self._skipped = [skipped, in_a_row + (skipped > before)]",
+        "tests/train/test_journal.py",
+    ),
+    _fault(
+        "a model's later seeds choose its rate",
+        "later = (each for each in self.later if each.trial.optimizer == chosen)",
+        "later = self.later",
+        "tests/train/test_entries.py",
+    ),
+    _fault(
+        "planned bytes are those of all devices",
+        "math.prod(leaf.sharding.shard_shape(leaf.shape))\n",
+        "math.prod(leaf.shape)\n",
+        "tests/train/test_plan.py",
+    ),
+    _fault(
+        "a batch that does not divide is let through",
+        "    if batch_size_sequences % (parts * pieces):\n",
+        "    if False:\n",
+        "tests/train/test_mesh.py::test_a_batch_that_does_not_divide",
+    ),
+    _fault(
+        "attention is counted half",
+        "scores = 12 * config.num_layers",
+        "scores = 6 * config.num_layers",
+        "tests/train/test_throughput.py",
+    ),
+]
+FAULTS = GEOMETRY + STAGES + MESH_FAULTS + MODELS + TRAINING
+
+
+def _place(tree: pathlib.Path, fault: Fault) -> pathlib.Path | None:
+    """The one file that has a fault's old text; None if it is not just one."""
+    files = [path for top in SEARCHED for path in (tree / top).rglob("*.py")]
+    counts = {path: path.read_text().count(fault.old) for path in files}
+    found = [path for path, count in counts.items() if count]
+    return found[0] if sum(counts.values()) == 1 else None
+
+
+def _run(tree: pathlib.Path, tests: tuple[str, ...], seconds: float) -> str:
+    """Runs tests of a tree; returns "passed", "caught" or what else has happened."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow"]
+    command += ["-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=tree, capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return "timed out"
+    outcomes = {0: "passed", 1: "caught"}
+    if done.returncode in outcomes:
+        return outcomes[done.returncode]
+    return f"pytest ended with {done.returncode}: {done.stdout[-300:]}"
+
+
+def main() -> int:
+    """Prints what becomes of each fault; returns 1 if one is missed or lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="parts of the names of faults")
+    parser.add_argument("--seconds", type=float, default=600, help="limit for each")
+    parser.add_argument("--list", action="store_true", help="look for their texts only")
+    asked = parser.parse_args()
+    chosen = [
+        fault
+        for fault in FAULTS
+        if not asked.names or any(name in fault.name for name in asked.names)
+    ]
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        tree = pathlib.Path(directory, "tree")
+        tree.mkdir()
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, tree / name)
+        for fault in chosen:
+            path, began = _place(tree, fault), time.monotonic()
+            if path is None:
+                outcome = "text is not there just once"
+            elif asked.list:
+                outcome = str(path.relative_to(tree))
+            else:
+                sound = path.read_text()
+                path.write_text(sound.replace(fault.old, fault.new))
+                outcome = _run(tree, fault.tests, asked.seconds)
+                path.write_text(sound)
+                outcome = "missed" if outcome == "passed" else outcome
+            counts[outcome] = counts.get(outcome, 0) + 1
+            print(f"{time.monotonic() - began:5.0f} s  {fault.name}: {outcome}")
+    if not asked.list:
+        print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+    return 0 if asked.list or set(counts) == {"caught"} else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
