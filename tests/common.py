@@ -118,25 +118,7 @@ class Run(NamedTuple):
     state: Any
 
 
-def _quick_compilation() -> dict[str, Any]:
-    """Compiler options for tests that compile for seconds and run for milliseconds.
-
-    XLA's older CPU emitters take a third of the time; where they no longer exist,
-    the newer ones will do.
-    """
-    options = {"xla_backend_optimization_level": 0}
-    quicker = options | {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda: jnp.zeros(()), compiler_options=quicker)()
-    except jax.errors.JaxRuntimeError:
-        return options
-    return quicker
-
-
-quick_jit = functools.partial(jax.jit, compiler_options=_quick_compilation())
-
-
-@functools.partial(quick_jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _scan(update, state, params, gradients):
     def step(state, gradient):
         updates, state = update(gradient, state, params)

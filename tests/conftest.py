@@ -6,8 +6,12 @@ import pathlib
 import jax
 import pytest
 
+from tests import compilation
+
 # Before JAX starts its backend: eight CPU devices for the sharding tests.
 jax.config.update("jax_num_cpu_devices", 8)
+
+compilation.make_quick()
 
 MOST_MAPS = 30_000
 _LIBRARY_TESTS = pathlib.Path(__file__).parent
@@ -33,6 +37,13 @@ def _no_rank_promotion(request):
         yield
         return
     with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def optimized():
+    """Programs compiled as for users, for tests that read them or their memory."""
+    with compilation.optimized():
         yield
 
 

@@ -87,9 +87,7 @@ def _compiled(optimizer, splits, axis_type):
             updates, state = optimizer.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
-        step = common.quick_jit(
-            step, out_shardings=(shardings, placed), donate_argnums=(1, 2)
-        )
+        step = jax.jit(step, out_shardings=(shardings, placed), donate_argnums=(1, 2))
         return step.lower(params, state, params).compile()
 
 

@@ -44,7 +44,7 @@ def steps(optimizer, leaves, dtype="float32"):
     state, out = optimizer.init(params), []
     for step in range(STEPS):
         gradient = common.at(gradients, step)
-        update, state = common.quick_jit(optimizer.update)(gradient, state, params)
+        update, state = jax.jit(optimizer.update)(gradient, state, params)
         out.append((gradient, update, state))
     return out
 
@@ -87,7 +87,7 @@ def test_how_subspaces_fit_their_gradients(side, precision):
     optimizer = make(leaves, side=side)
     gradient, update, state = steps(optimizer, leaves, precision)[-1]
     measured = {
-        function: common.quick_jit(functools.partial(function, low_rank(leaves, side)))(
+        function: jax.jit(functools.partial(function, low_rank(leaves, side)))(
             gradient, state
         )
         for function in (
@@ -137,7 +137,7 @@ def test_gradients_in_bfloat16():
 def test_gradients_of_any_size():
     gradient, _, state = steps(make(FEW), FEW)[-1]
 
-    @common.quick_jit
+    @jax.jit
     def fit(gradient):
         return [
             function(low_rank(FEW), gradient, state)
@@ -163,8 +163,8 @@ def test_how_subspaces_move(name):
     leaves = common.LEAVES if name == "subtrack" else FEW
     optimizer = make(leaves, common.OPTIMIZERS[name])
     (_, _, first), (_, _, before), (_, _, after) = steps(optimizer, leaves)
-    angles = common.quick_jit(diagnostics.principal_angles)(after, before)
-    distance = common.quick_jit(diagnostics.grassmann_distance)(after, before)
+    angles = jax.jit(diagnostics.principal_angles)(after, before)
+    distance = jax.jit(diagnostics.grassmann_distance)(after, before)
     still = diagnostics.grassmann_distance(before, first)
     assert_like_state(angles, after)
     assert_like_state(distance, after)
@@ -221,7 +221,7 @@ def everything(low_rank, gradient, before, after):
 def measured(optimizer):
     (_, _, before), (gradient, _, after) = steps(optimizer, FEW)[1:]
     measure = functools.partial(everything, low_rank(FEW))
-    return common.quick_jit(measure)(gradient, before, after)
+    return jax.jit(measure)(gradient, before, after)
 
 
 @pytest.fixture(scope="module")
@@ -299,10 +299,10 @@ def test_sharded_like_on_one_device(axis_type):
         state, states = jax.jit(optimizer.init)(params), []
         for step in range(2):
             gradient = place(common.at(gradients, step))
-            _, state = common.quick_jit(optimizer.update)(gradient, state, params)
+            _, state = jax.jit(optimizer.update)(gradient, state, params)
             states.append(state)
         measure = functools.partial(everything, stj.LowRank(8, axes))
-        return common.quick_jit(measure)(gradient, *states)
+        return jax.jit(measure)(gradient, *states)
 
     want = run(lambda tree: tree)
     mesh = sharded.mesh(axis_type)

@@ -258,7 +258,7 @@ def test_orthonormal_after_ten_thousand_updates(name):
             for leaf, zero in params.items()
         }
 
-    @common.quick_jit
+    @jax.jit
     def train(state):
         def step(state, key):
             return optimizer.update(gradient(key), state)[1], None

@@ -146,7 +146,7 @@ def test_an_average_follows_a_slow_change():
     adam = optax.scale_by_adam(eps=0.0)
     states = {}
     for name, rule in {"full": adam, "coded": eight_bit.in_eight_bits(adam)}.items():
-        update = common.quick_jit(
+        update = jax.jit(
             lambda state, gradients, rule=rule: jax.lax.scan(
                 lambda state, g: (rule.update(g, state)[1], None), state, gradients
             )[0]
@@ -246,7 +246,7 @@ def test_trains_as_float32_does():
             updates, state = optimizer.update(gradient, state, params)
             return (optax.apply_updates(params, updates), state), value
 
-        train = common.quick_jit(
+        train = jax.jit(
             lambda carry, step=step: jax.lax.scan(step, carry, length=200)[1]
         )
         losses[mu_dtype] = train((params, optimizer.init(params)))
@@ -269,7 +269,7 @@ def test_one_compilation_and_donated_buffers():
     )
     gradients = common.at(common.drifting_tree(LEAVES, 1), 0)
     state = optimizer.init(gradients)
-    update = common.quick_jit(optimizer.update, donate_argnums=1)
+    update = jax.jit(optimizer.update, donate_argnums=1)
     for _ in range(3):
         updates, state = update(gradients, state, gradients)
     assert update._cache_size() == 1
@@ -280,7 +280,7 @@ def test_checkpoint(tmp_path):
     gradients = common.drifting_tree(LEAVES, 2)
     optimizer = _subtrack()
     params = common.zeros(LEAVES, "bfloat16")
-    update = common.quick_jit(optimizer.update)
+    update = jax.jit(optimizer.update)
     _, state = update(common.at(gradients, 0), optimizer.init(params), params)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)
@@ -307,7 +307,7 @@ def test_parameters_with_metadata():
     for params in (boxed, nnx.to_pure_dict(boxed)):
         optimizer = _subtrack(dimension_numbers=stj.by_path("kernel$"))
         state = optimizer.init(params)
-        update = common.quick_jit(optimizer.update)
+        update = jax.jit(optimizer.update)
         for _ in range(2):
             updates, state = update(params, state, params)
         assert jax.tree.structure(updates) == jax.tree.structure(params)
@@ -338,7 +338,7 @@ def test_moments_that_turn_a_little_on_every_step_do_not_stand_still():
         def step(state, gradient):
             return rule.update(gradient, turned(state, rotation))[1], None
 
-        scan = common.quick_jit(functools.partial(jax.lax.scan, step))
+        scan = jax.jit(functools.partial(jax.lax.scan, step))
         return scan(rule.init(gradients[0]), gradients)[0]
 
     want = run(adam, turned)

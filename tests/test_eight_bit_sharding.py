@@ -51,7 +51,7 @@ def test_on_a_mesh(axis_type, name):
             assert sharded.types(optimizer.init(params)) == before
         else:
             out = (sharded.shardings(splits, mesh), placed)
-        update = common.quick_jit(optimizer.update, out_shardings=out)
+        update = jax.jit(optimizer.update, out_shardings=out)
         for gradient in gradients:
             updates, state = update(gradient, state, params)
             assert sharded.types(state) == before
@@ -75,7 +75,7 @@ def test_codes_stay_on_their_devices():
             jax.eval_shape(optimizer.init, params),
             placed,
         )
-        update = common.quick_jit(
+        update = jax.jit(
             optimizer.update, out_shardings=(sharded.shardings(SPLITS, mesh), placed)
         )
         compiled = update.lower(params, state, params).compile()

@@ -129,7 +129,7 @@ def test_trains_like_a_dictionary_of_the_same_arrays(name):
         1e-2, rank=RANK, update_interval=2, dimension_numbers=specs(by_name(PARAMS))
     )
 
-    @common.quick_jit
+    @jax.jit
     def step(params, state, named, named_state):
         gradients = gradient_of(eqx.combine(params, STATIC))
         updates, state = optimizer.update(gradients, state, params)

@@ -134,7 +134,7 @@ def test_golore_turns_the_first_moment_and_keeps_the_second():
     optimizer = _adam_of("momentum")
     gradients = np.random.default_rng(0).normal(size=(2, 5, COLUMNS)).astype("f4")
     params = {"kernel": jnp.zeros((5, COLUMNS)), "bias": jnp.zeros(COLUMNS)}
-    update = common.quick_jit(optimizer.update)
+    update = jax.jit(optimizer.update)
     states, state = [], optimizer.init(params)
     for gradient in gradients:
         tree = {"kernel": jnp.array(gradient), "bias": jnp.array(gradient[0])}
@@ -239,7 +239,7 @@ def test_trains(name, transport, recovery):
     optimizer = _low_rank(rule, transport, recovery, schedule)
     loss = _least_squares()
 
-    @common.quick_jit
+    @jax.jit
     def train(params):
         def step(carry, _):
             params, state = carry

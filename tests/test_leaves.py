@@ -68,7 +68,7 @@ def test_every_method_takes_them(name, mu_dtype):
 def test_they_train_as_float32_does(name):
     """Everything is computed in float32; only the update is rounded."""
     optimizer = optimizer_of(name)
-    step = common.quick_jit(optimizer.update)
+    step = jax.jit(optimizer.update)
     wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), ODD)
     found = []
     for tree in (ODD, wide):
@@ -181,7 +181,7 @@ def test_complex_matrices_in_two_parts(name):
         error = params["kernel"] - COMPLEX
         return jnp.sum(jnp.abs(error) ** 2) + jnp.sum((params["bias"] - 1) ** 2)
 
-    @common.quick_jit
+    @jax.jit
     def train(params, state):
         def step(carry, _):
             params, state = carry

@@ -132,7 +132,7 @@ def test_learns_a_low_rank_matrix(name):
     schedule = optax.linear_schedule(0.1, 0.0, 600)
     optimizer = _optimizer(name, schedule, update_interval=20, scale=1.0)
 
-    @common.quick_jit
+    @jax.jit
     def train(params):
         def step(carry, _):
             params, state = carry
@@ -275,7 +275,7 @@ def test_compiles_once(name):
 
     optimizer = _optimizer(name, optax.cosine_decay_schedule(1e-2, 10))
 
-    @common.quick_jit
+    @jax.jit
     def step(params, state):
         traces.append(1)
         gradient = optax.tree.sub(params, target)

@@ -138,7 +138,7 @@ def test_some_axes_of_the_mesh_are_manual(kind):
     in_groups = jax.shard_map(
         train, mesh=mesh, in_specs=own, out_specs=own, axis_names={"group"}
     )
-    updates, alone = common.quick_jit(in_groups)(grads), common.quick_jit(train)
+    updates, alone = jax.jit(in_groups)(grads), jax.jit(train)
     for group in range(2):
         wanted = alone(jax.tree.map(lambda x: x[group : group + 1], grads))  # noqa: B023
         for leaf, update_of in wanted.items():

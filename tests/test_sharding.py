@@ -49,7 +49,7 @@ def _trained(optimizer, params, gradients, state_shardings=None):
     """Parameters and state after each step."""
 
     @functools.partial(
-        common.quick_jit,
+        jax.jit,
         out_shardings=(
             jax.tree.map(lambda leaf: leaf.sharding, params),
             state_shardings,
@@ -63,7 +63,7 @@ def _trained(optimizer, params, gradients, state_shardings=None):
 
         return jax.lax.scan(step, (params, state), gradients)[0]
 
-    init = common.quick_jit(optimizer.init, out_shardings=state_shardings)
+    init = jax.jit(optimizer.init, out_shardings=state_shardings)
     return train(params, init(params), gradients)
 
 

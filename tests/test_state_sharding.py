@@ -110,7 +110,7 @@ def test_memory_of_devices():
     params = _params(splits, mesh)
     placed = stj.state_sharding(optimizer, params)
     state = jax.jit(optimizer.init, out_shardings=placed)(params)
-    update = common.quick_jit(optimizer.update, out_shardings=(None, placed))
+    update = jax.jit(optimizer.update, out_shardings=(None, placed))
     _, state = update(params, state, params)
     held = dict.fromkeys(jax.devices(), 0)
     for leaf in jax.tree.leaves(state):
@@ -251,7 +251,7 @@ def test_state_stays_where_it_is_placed(name, axis_type):
             assert sharded.types(jax.jit(optimizer.init)(params)) == before
             assert sharded.types(optimizer.init(params)) == before
         out = None if is_explicit else (sharded.shardings(SPLITS, mesh), placed)
-        update = common.quick_jit(optimizer.update, out_shardings=out)
+        update = jax.jit(optimizer.update, out_shardings=out)
         for _ in range(3):
             updates, state = update(params, state, params)
             _assert_placed(state, placed)
@@ -341,7 +341,7 @@ def test_metadata_does_not_reach_low_rank_state(kind, axis_type):
             placed = stj.state_sharding(optimizer, params)
             state = jax.jit(optimizer.init, out_shardings=placed)(params)
             own = jax.tree.map(lambda leaf: leaf.sharding, params)
-            update = common.quick_jit(optimizer.update, out_shardings=(own, placed))
+            update = jax.jit(optimizer.update, out_shardings=(own, placed))
             for _ in range(3):
                 updates, state = update(params, state, params)
                 _assert_placed(state, placed)

@@ -1,17 +1,14 @@
-"""Fixtures of program tests: quick compilation, a finished run."""
+"""Fixtures of program tests: own caches, a finished run."""
 
 import logging
 import sys
 
 import pytest
 
-from tests.models.conftest import quick_compilation
 from tests.train.finished import make_run
 from tests.train.program import CACHE
 from tests.train.test_tokenizer import TEXT
 from train.tokenization.tokenizer import Tokenizer
-
-__all__ = ["quick_compilation"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -79,7 +79,7 @@ def states_of(config, skipped=()):
     """[(gradients, state)] after each step, preceded by the initial one."""
     optimizer = optimizers.make_optimizer(config.optimizer, 1e-3, seed=0)
     params = nested(common.zeros(MATRICES))
-    update = common.quick_jit(optimizer.update)
+    update = jax.jit(optimizer.update)
     opt_state = optimizer.init(params)
     out = [(None, TrainState(jnp.int32(0), jnp.int32(0), params, opt_state))]
     for step in range(1, STEPS + 1):
