@@ -18,6 +18,8 @@ from tests import oracle
 OPTIMIZERS = {name: method.optimizer for name, method in FAMILY.items()}
 # Methods with a basis in their state; the others draw a projection each time.
 TRACKING = [name for name, method in FAMILY.items() if method.recovery is not None]
+# Between them every kind of stage: tracked, fed back, drawn; recovered and scaled.
+REPRESENTATIVES = ["subtrack", "ldadam", "apollo_mini"]
 # Online Subspace Descent learns a projection that is only nearly orthonormal.
 ORTHONORMAL = [name for name in TRACKING if name != "online_subspace_descent"]
 TRACKERS = {

@@ -81,7 +81,11 @@ def assert_same(got, want):
         )
 
 
-@pytest.mark.parametrize("side", ["short", "long"])
+@pytest.mark.parametrize(
+    "side, precision",
+    [("short", "float64"), ("long", "float32")],
+    indirect=["precision"],
+)
 def test_how_subspaces_fit_their_gradients(side, precision):
     leaves = common.LEAVES
     optimizer = make(leaves, side=side)
@@ -158,7 +162,7 @@ def test_gradients_of_any_size():
     assert_same(fit(zero(gradient)), [ones, zero(ratio), zero(slopes)])
 
 
-@pytest.mark.parametrize("name", common.ORTHONORMAL)
+@pytest.mark.parametrize("name", ["subtrack", "golore", "ldadam"])
 def test_how_subspaces_move(name):
     leaves = common.LEAVES if name == "subtrack" else FEW
     optimizer = make(leaves, common.OPTIMIZERS[name])
@@ -182,7 +186,7 @@ def test_how_subspaces_move(name):
         np.testing.assert_allclose(still[leaf], 0, atol=1e-6)
 
 
-@pytest.mark.parametrize("angle", [1e-3, 0.5, np.pi / 2])
+@pytest.mark.parametrize("angle", [1e-3, np.pi / 2])
 def test_a_geodesic_by_an_angle_is_as_long_as_the_angle(angle):
     _, _, state = steps(make(FEW), FEW)[0]
 

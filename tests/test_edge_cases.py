@@ -105,8 +105,10 @@ def test_zero_columns_and_rows(name):
     np.testing.assert_allclose(run.updates["tall"][:, 2, :], 0.0, atol=1e-7)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["nan", "inf"])
-@pytest.mark.parametrize("name", common.TRACKING)
+@pytest.mark.parametrize(
+    "name, bad",
+    [*((name, np.nan) for name in common.TRACKING), ("subtrack", np.inf)],
+)
 def test_a_bad_gradient_leaves_its_basis_alone(name, bad):
     """On a refresh: the matrix or slice keeps its basis, the others move."""
     gradients = _gradients()
@@ -155,8 +157,10 @@ def test_a_bad_first_gradient(name):
         assert common.orthonormality_error(run.bases[leaf]) < 1e-5
 
 
-@pytest.mark.parametrize("bad_step", [0, INTERVAL])
-@BY_NAME
+@pytest.mark.parametrize(
+    "name, bad_step",
+    [*((name, INTERVAL) for name in common.OPTIMIZERS), ("subtrack", 0), ("apollo", 0)],
+)
 def test_apply_if_finite_recovers(name, bad_step):
     """The bad step has no effect: the rest is the run without it."""
     gradients = _gradients()
@@ -170,7 +174,7 @@ def test_apply_if_finite_recovers(name, bad_step):
         np.testing.assert_allclose(updates, want.updates[leaf], rtol=1e-5, atol=1e-7)
 
 
-@BY_NAME
+@pytest.mark.parametrize("name", common.REPRESENTATIVES)
 def test_full_rank_is_adam(name):
     """Leaves too small for the rank equal `optax.adam`, beside low-rank leaves."""
     full = {
@@ -290,6 +294,7 @@ for tracker in (stj.geodesic(), stj.random_jump(), stj.svd()):
 """
 
 
+@pytest.mark.slow
 def test_many_stacked_leaves_do_not_wait_for_each_other():
     """Batched decompositions of several leaves can deadlock in a pool of two threads.
 

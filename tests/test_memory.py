@@ -13,9 +13,14 @@ def _real_bytes(optimizer, params):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer.init(params)))
 
 
-@pytest.mark.parametrize("side", ["short", "long"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("name", common.OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name, dtype, side",
+    [
+        ("subtrack", "bfloat16", "long"),
+        ("ldadam", "float32", "short"),
+        ("apollo_mini", "bfloat16", "short"),
+    ],
+)
 def test_equals_the_real_arrays(name, dtype, side):
     params = common.zeros(common.LEAVES, dtype)
     optimizer = common.OPTIMIZERS[name](

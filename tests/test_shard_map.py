@@ -13,12 +13,13 @@ import subtrack_jax as stj
 from tests import common
 
 DEVICES, STEPS = 8, 4
+# Methods with trackers of another kind, or without one.
+OTHER_KINDS = ("ldadam", "online_subspace_descent", "apollo")
 CASES = {
     **{
-        name: (make, {"rank": 2, "update_interval": 2})
-        for name, make in common.OPTIMIZERS.items()
+        name: (common.OPTIMIZERS[name], {"rank": 2, "update_interval": 2})
+        for name in ("subtrack", "grass_walk", "golore", *OTHER_KINDS)
     },
-    "init_by_svd": (stj.subtrack, {"rank": 2, "update_interval": 2, "init": "svd"}),
     "eight_bits": (stj.subtrack, {"rank": 32, "mu_dtype": "int8"}),
 }
 CASES["golore"][1]["random_after_steps"] = 3

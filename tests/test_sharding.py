@@ -67,26 +67,31 @@ def _trained(optimizer, params, gradients, state_shardings=None):
     return train(params, init(params), gradients)
 
 
+# Methods take turns with the kinds of meshes; the other kind of each is that of
+# `test_state_stays_where_it_is_placed`.
 @pytest.mark.parametrize("name", common.OPTIMIZERS)
 def test_equals_one_device(name):
     """Parameters within 1e-5 of their change, refreshes included, and the state.
 
     The scan also refuses a state whose types change.
     """
-    _check_against_one_device(name)
+    place = list(common.OPTIMIZERS).index(name)
+    both = name in ("subtrack", "ldadam")
+    kinds = sharded.AXIS_TYPES if both else [sharded.AXIS_TYPES[place % 2]]
+    _check_against_one_device(name, kinds)
 
 
-@pytest.mark.parametrize("name", ["subtrack", "galore", "ldadam", "apollo"])
+@pytest.mark.parametrize("name", ["subtrack", "ldadam", "apollo"])
 def test_one_large_matrix_after_another_equals_one_device(name, monkeypatch):
     monkeypatch.setattr(matrix_loops, "LARGE", 1)
-    _check_against_one_device(name)
+    _check_against_one_device(name, sharded.AXIS_TYPES[name == "subtrack" :][:1])
 
 
-def _check_against_one_device(name):
+def _check_against_one_device(name, axis_types):
     optimizer = sharded.optimizer(name, SPLITS, rank=4, weight_decay=0.1)
     params = common.zeros(sharded.leaves(SPLITS))
     want, want_state = _trained(optimizer, params, _gradients())
-    for axis_type in sharded.AXIS_TYPES:
+    for axis_type in axis_types:
         mesh = sharded.mesh(axis_type)
         with jax.set_mesh(mesh):
             placed = jax.device_put(params, sharded.shardings(SPLITS, mesh))

@@ -206,7 +206,7 @@ def test_remat_changes_neither_loss_nor_gradients(remat):
     plain = loss_and_gradients(make_model())
     recomputed = loss_and_gradients(make_model(remat=remat))
     chex.assert_trees_all_close(
-        jax.tree.leaves(plain), jax.tree.leaves(recomputed), rtol=1e-5, atol=1e-6
+        jax.tree.leaves(plain), jax.tree.leaves(recomputed), rtol=1e-4, atol=1e-6
     )
     jaxpr = str(jax.make_jaxpr(lambda: token_loss_of(make_model(remat=remat)))())
     assert "prevent_cse=False" in jaxpr
