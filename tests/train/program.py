@@ -11,8 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import pytest
+
+from train import pretrain
+from train.system import out_of_memory
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
@@ -49,6 +53,14 @@ def assert_refuses(main, capsys, argv, *messages):
     assert err.startswith("error: ")
     for message in messages:
         assert message in err
+    return err
+
+
+def assert_pretrain_refuses(capsys, argv, *messages):
+    """As `assert_refuses`, of train.pretrain on the eight devices of this process."""
+    argv = [*argv, "--mesh", "tensor=8"]
+    with mock.patch.object(out_of_memory, "trim_after_compilations"):
+        return assert_refuses(pretrain.main, capsys, argv, *messages)
 
 
 @contextlib.contextmanager
