@@ -139,7 +139,7 @@ STAGES = [
     ),
     _fault(
         "the published residual removes all",
-        'removed = alpha if residual == "published" else 1',
+        'removed = scale if residual == "published" else 1',
         "removed = 1",
         f"{ORACLE}::test_float64",
     ),
@@ -163,13 +163,13 @@ STAGES = [
     ),
     _fault(
         "a switch goes over one step late",
-        "is_first = count < sharding.local(after_steps)",
-        "is_first = count <= sharding.local(after_steps)",
+        "is_first = context.count < sharding.local(after_steps)",
+        "is_first = context.count <= sharding.local(after_steps)",
         "tests/test_trackers.py",
     ),
     _fault(
         "a projection is drawn on every step",
-        "drawn_at = state.count - state.count % sharding.local(update_interval)",
+        "drawn_at = state.count - state.count % update_interval",
         "drawn_at = state.count",
         ORACLE,
     ),
