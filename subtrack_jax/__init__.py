@@ -36,6 +36,7 @@ from subtrack_jax.optimizers.online_subspace_descent import (
     online_pca,
     online_subspace_descent,
 )
+from subtrack_jax.optimizers.orthogonal_subtrack import orthogonal_subtrack
 from subtrack_jax.optimizers.subtrack import geodesic, subtrack, subtrack_grad
 from subtrack_jax.sharding import state_sharding
 from subtrack_jax.stages.adam import scale_by_projection_aware_adam
@@ -101,6 +102,7 @@ __all__ = [
     "on_coordinates",
     "online_pca",
     "online_subspace_descent",
+    "orthogonal_subtrack",
     "power_iteration",
     "project",
     "random_jump",

@@ -123,6 +123,7 @@ class Method:
     projection_rate: float | None = None
     error_feedback: bool = False
     per: str | None = None
+    orthogonalize: bool = False
     transport: bool | str = True
     recovery: bool = True
     update_interval: int = 200
@@ -164,6 +165,15 @@ class Adam:
         return m / (np.sqrt(v) + self.method.eps)
 
 
+def _newton_schulz(direction: np.ndarray) -> np.ndarray:
+    """Muon's five steps as a polynomial of the singular values, on Adam's scale."""
+    u, sigma, vt = np.linalg.svd(direction, full_matrices=False)
+    sigma = sigma / (np.linalg.norm(sigma) or 1)
+    for _ in range(5):
+        sigma = 3.4445 * sigma - 4.775 * sigma**3 + 2.0315 * sigma**5
+    return direction.shape[1] ** 0.5 * (u * sigma) @ vt
+
+
 class LowRankMatrix:
     """One matrix under one method; call `direction` once per step."""
 
@@ -184,6 +194,8 @@ class LowRankMatrix:
                 lost = before @ mean - self.basis @ self.basis.T @ before @ mean
                 self.error += self.method.b1 / (1 - self.method.b1) * lost
         inner = self.adam.direction(coordinates)
+        if self.method.orthogonalize:
+            inner = _newton_schulz(inner)
         if self.method.per is not None:
             axis = 0 if self.method.per == "columns" else None
             scaled = gradient * _ratio(inner, coordinates, axis)

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 import subtrack_jax as stj
+from subtrack_jax.optimizers import method
 from tests import common, oracle
 
 RANK = 2
@@ -177,6 +179,34 @@ def test_weight_decay_and_its_mask():
 
 # --- How it is called ---------------------------------------------------------
 
+
+@BY_NAME
+def test_signature(name):
+    """All but the first by name, with types; values are pinned in test_public_api."""
+    optimizer = common.OPTIMIZERS[name]
+    first, *rest = inspect.signature(optimizer).parameters.values()
+    assert first.name == "learning_rate"
+    assert first.annotation == optax.ScalarOrSchedule
+    assert {p.kind for p in rest} == {inspect.Parameter.KEYWORD_ONLY}
+    documented = optimizer.__doc__.partition("Args:\n")[2]
+    for parameter in (first, *rest):
+        assert parameter.annotation is not parameter.empty
+        assert documented.count(f"  {parameter.name}: ") == 1, parameter.name
+
+
+@BY_NAME
+def test_an_unknown_argument_is_refused_by_the_function_s_name(name):
+    with pytest.raises(TypeError, match=rf"^{name}\(\) .* 'rnk'$"):
+        common.OPTIMIZERS[name](1e-3, rnk=4)
+
+
+def test_shared_arguments_are_typed_as_in_adam_in_subspace():
+    """A `TypedDict` shows them to type checkers, the signature to all else."""
+    parameters = inspect.signature(stj.adam_in_subspace).parameters
+    for name, annotation in typing.get_type_hints(method.SharedRecovering).items():
+        assert parameters[name].annotation == annotation, name
+
+
 BAD_VALUES = [
     ("learning_rate", -1e-3),
     ("rank", 0),
@@ -206,9 +236,9 @@ BAD_VALUES = [
     "name, argument, value",
     [
         (name, argument, value)
-        for name, function in common.OPTIMIZERS.items()
+        for name, make in common.OPTIMIZERS.items()
         for argument, value in BAD_VALUES
-        if argument in inspect.signature(function).parameters
+        if argument in inspect.signature(make).parameters
     ],
 )
 def test_a_bad_argument_is_quoted_at_once(name, argument, value):

@@ -82,6 +82,10 @@ VARIANTS = {
         stj.online_subspace_descent,
         oracle.Method(projection_rate=5e-3, transport=False, recovery=False),
     ),
+    "orthogonal_subtrack": Variant(
+        stj.orthogonal_subtrack,
+        oracle.Method(oracle.line_search(), recovery=False, orthogonalize=True),
+    ),
     "apollo": Variant(
         stj.apollo, oracle.Method(scale=1.0, per="columns", transport=False)
     ),

@@ -7,6 +7,7 @@ import shutil
 
 import jax
 
+from subtrack_jax.optimizers import FAMILY
 from train import compare, export, generate
 from train.cli import command_line
 from train.config.presets import PRESETS
@@ -23,6 +24,21 @@ def test_the_readmes_python_runs_and_prints_what_it_shows(capsys):
         with jax.numpy_rank_promotion("allow"):  # the default for users
             exec(code, names)
         assert capsys.readouterr().out == shown
+
+
+def test_the_table_of_methods_is_that_of_the_family():
+    """Each method has a row, which says what it does with moments and residual."""
+    rows = re.findall(r"^\| `stj\.(\w+)`.*\[.*\|$", README.read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(FAMILY)
+    moments = {True: "transported", False: "kept", "momentum": "first moment rotated"}
+    outside = {"columns": "recovered", "none": "dropped", None: "gradient itself"}
+    for line in README.read_text().splitlines():
+        if line.startswith("| `stj.") and line.endswith(") |"):
+            name, _, kept, lost, *_ = line.strip("| ").split(" | ")
+            method = FAMILY[re.match(r"`stj\.(\w+)`", name)[1]]
+            assert moments[method.transport] in kept, name
+            if name != "`stj.ldadam`":  # which adds it to the next gradient
+                assert outside[method.recovery] in lost, name
 
 
 def _commands():

@@ -1,6 +1,5 @@
 """Adam in a tracked subspace: the builder that the methods of the family call."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -11,12 +10,11 @@ from subtrack_jax.low_rank import LowRank
 from subtrack_jax.optimizers.assemble import assemble
 from subtrack_jax.stages.adam import scale_by_projection_aware_adam
 from subtrack_jax.stages.recover import Residual, recover_and_scale
+from subtrack_jax.stages.refine import Refine, refine_directions
 from subtrack_jax.stages.track import track_subspace
 from subtrack_jax.stages.tracker import Tracker
-from subtrack_jax.stages.transport import Transport, transport_momentum
 
 Recovery = Literal["columns", "none"]
-Rule = Callable[[LowRank, Transport | None], optax.GradientTransformation]
 
 _Scalar = jax.typing.ArrayLike
 
@@ -46,7 +44,7 @@ def adam_in_subspace(
     monitor: bool = False,
     residual: Residual = "exact",
     error_feedback: bool = False,
-    rule: Rule | None = None,
+    refine: Refine | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Low-rank Adam whose subspaces follow any tracker: a new method in one call.
 
@@ -89,8 +87,7 @@ def adam_in_subspace(
       residual: what is recovered; see `recover_and_scale`.
       error_feedback: whether what a step misses is added to the next gradient; see
         `feed_back`, which the chain has for this and for trackers that need momentum.
-      rule: builds another rule for the coordinates from the `LowRank` and a transport
-        of its state (`transport_momentum`, or None to keep it), in place of Adam.
+      refine: changes Adam's directions (..., r, n) before they are lifted.
 
     Returns:
       The optimizer. Under `optax.inject_hyperparams` name `rank` among the static
@@ -112,17 +109,16 @@ def adam_in_subspace(
       >>> optimizer = stj.adam_in_subspace(1e-3, tracker, recovery="none", rank=64)
     """
     low_rank = LowRank(rank, dimension_numbers, side)
-    if rule is None:
-        inner = scale_by_projection_aware_adam(
-            low_rank, b1, b2, eps, mu_dtype, transport, moments_dtype
-        )
-    else:
-        inner = rule(low_rank, transport_momentum if transport else None)
+    rule = scale_by_projection_aware_adam(
+        low_rank, b1, b2, eps, mu_dtype, transport, moments_dtype
+    )
+    if refine is not None:
+        rule = optax.chain(rule, refine_directions(low_rank, refine))
     feeds_back = tracker.needs_momentum or error_feedback
     return assemble(
         low_rank,
         track_subspace(low_rank, tracker, update_interval, seed),
-        inner,
+        rule,
         recover_and_scale(
             low_rank, scale, recovery, recovery_scale, growth_limit, residual
         ),
