@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(config: PretrainConfig) -> int:
-    from train.loop import training_loop
+    from train.loop import pretraining
 
-    return training_loop.run(config)
+    return pretraining.run(config)
 
 
 if __name__ == "__main__":

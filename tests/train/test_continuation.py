@@ -10,8 +10,9 @@ from models.llama import LlamaConfig
 from tests.train.test_data import describe, lines, open_text, tokenizer_directory
 from tests.train.test_run import TINY, changed
 from train.loop import continuation
+from train.rundir import state_changes
 from train.rundir.directory import Found
-from train.step.train_step import TrainState
+from train.step.train_state import TrainState
 
 __all__ = ["lines", "tokenizer_directory"]
 
@@ -40,7 +41,7 @@ def open_lines(lines, tokenizer_directory):
 
 def restore(text, position, **changes):
     found = Found(changes, False) if changes else None
-    return continuation.restore(Saved(position), "state", text, found)
+    return continuation.restore(Saved(position), "state", text.train_batches, found)
 
 
 @pytest.mark.parametrize(("size", "skipped"), [(4, 3), (6, 2), (3, 4), (5, 2), (16, 0)])
@@ -66,7 +67,9 @@ def test_batches_of_another_size_go_on_with_the_first_row_not_read(
 def test_other_rows_are_read_from_their_beginning(open_lines):
     found = Found({"seed": (0, 1)}, True)
     text = open_lines()
-    _, batches = continuation.restore(Saved({"any": "position"}), 1, text, found)
+    _, batches = continuation.restore(
+        Saved({"any": "position"}), 1, text.train_batches, found
+    )
     np.testing.assert_equal(next(batches), next(text.train_batches()))
     batches.close()
 
@@ -106,7 +109,7 @@ def test_settings_that_change_the_state_of_the_optimizer(settings, guilty):
     config = changed(saved, optimizer=settings)
     if guilty is None:
         guilty = ["matrix_learning_rate_scale", "rank"]
-    found = continuation.settings_of_state(config, saved)
+    found = state_changes.settings_of_state(config, saved)
     assert sorted(found) == [f"optimizer.{name}" for name in guilty]
 
 

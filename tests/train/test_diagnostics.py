@@ -34,10 +34,10 @@ from train.loop.subspace_report import (
     check_has_subspaces,
 )
 from train.reports import subspace_plot
-from train.rundir.metrics import Stopwatch
 from train.step import mesh, optimizers
-from train.step.train_step import TrainState
+from train.step.train_state import TrainState
 from train.system.json_lines import JsonLines
+from train.system.stopwatch import Stopwatch
 
 FLAGS = [*SMALL, "--steps", 43, "--eval-tokens", 300, "--checkpoint-every-steps", 4]
 FLAGS += ["--diagnostics"]

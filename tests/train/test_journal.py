@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 from train.config.presets import PRESETS
+from train.loop import journal
+from train.loop.journal import DivergedError
 from train.reports import loss_plot
-from train.rundir import metrics
-from train.rundir.journal import DivergedError, Journal
+from train.rundir import services
 from train.rundir.metrics import CURVE_FILE, METRICS_FILE
 from train.step import throughput
 
@@ -22,6 +23,11 @@ def config(tmp_path):
     return dataclasses.replace(
         PRESETS["tiny"], output_dir=tmp_path, max_skipped_steps_in_a_row=3
     )
+
+
+def Journal(config, first):
+    counted = throughput.tokens(config.model, config.data)
+    return journal.Journal(config, first, counted)
 
 
 def values(skipped_steps=0, loss=2.0, count=100, **more):
@@ -67,7 +73,7 @@ def test_a_step_is_written_down_with_its_rates(config, capsys):
 def test_the_loss_before_training_is_that_of_the_run_that_begins(config):
     for loss in (5.5, 4.5):
         with Journal(config, 0) as journal:
-            journal.begin(loss)
+            journal.begin(eval_loss=loss)
     record_all(journal, [0, 1])
     with Journal(config, 2) as journal:
         before, *_ = journal.rows
@@ -174,7 +180,7 @@ def test_rows_are_kept_when_a_later_one_cannot_be_written(config, monkeypatch):
             self.closed = True
 
     watcher = Watcher()
-    monkeypatch.setattr(metrics, "_watchers", lambda *args: [watcher])
+    monkeypatch.setattr(services, "open_services", lambda *args: [watcher])
     with pytest.raises(OSError, match="No space left"), Journal(config, 0) as journal:
         record_all(journal, [0] * 5)
     assert read_steps(config) == [1, 2, 3]

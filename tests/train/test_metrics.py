@@ -15,8 +15,9 @@ from tests.train.program import limited_file_size, read_rows
 from train.config.presets import PRESETS
 from train.config.run_config import ReportConfig
 from train.reports import loss_plot
-from train.rundir import metrics
+from train.rundir import services
 from train.rundir.metrics import METRICS_FILE, MetricsWriter
+from train.system.stopwatch import Stopwatch
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ def test_tensorboard_gets_every_number_and_hides_steps_taken_again(config, tmp_p
 
 def test_tensorboard_on_a_full_disk_is_an_error(config, tmp_path):
     """The package's own writer would wait forever."""
-    board = metrics._TensorBoard(reporting(config, tensorboard=True), 0)
+    board = services._TensorBoard(reporting(config, tensorboard=True), 0)
     message = f"cannot write {tmp_path / 'tensorboard'}: File too large"
     with limited_file_size(1000), pytest.raises(OSError, match=message):
         for step in range(1000):
@@ -242,7 +243,7 @@ def wandb(monkeypatch):
 
 def test_weights_and_biases_gets_every_row(config, wandb):
     config = reporting(config, wandb=True, wandb_project="whales")
-    metrics.check_packages(config)
+    services.check_packages(config)
     write_steps(config, 0, [1, 2])
     (begun,) = wandb.begun
     assert begun["project"] == "whales"
@@ -275,7 +276,7 @@ def test_weights_and_biases_goes_on_with_a_run_and_mixes_no_two(
 @pytest.mark.parametrize("content", [b"", b" \n", b"a b", b"../x", b"\xff" * 9])
 def test_an_id_that_is_damaged_begins_no_other_run(config, wandb, tmp_path, content):
     config = reporting(config, wandb=True)
-    path = tmp_path / metrics.WANDB_ID_FILE
+    path = tmp_path / services.WANDB_ID_FILE
     path.write_bytes(content)
     with pytest.raises(OSError, match=f"{path} holds no id of a run .*: delete it"):
         MetricsWriter(config, 2)
@@ -287,10 +288,10 @@ def test_an_id_that_is_lost_is_told(config, wandb, tmp_path, capsys):
     config = reporting(config, wandb=True)
     write_steps(config, 0, [1, 2])
     assert capsys.readouterr().err == ""
-    (tmp_path / metrics.WANDB_ID_FILE).write_text(f"{wandb.begun[0]['id']}\n")
+    (tmp_path / services.WANDB_ID_FILE).write_text(f"{wandb.begun[0]['id']}\n")
     write_steps(config, 2, [3])
     assert wandb.begun[0]["id"] == wandb.begun[1]["id"]
-    (tmp_path / metrics.WANDB_ID_FILE).unlink()
+    (tmp_path / services.WANDB_ID_FILE).unlink()
     write_steps(config, 3, [4])
     assert (
         "has no wandb-id.txt: the steps after 3 go to a new" in capsys.readouterr().err
@@ -308,9 +309,9 @@ def test_weights_and_biases_that_refuses_is_an_error_of_its_own(config, wandb):
 
 def test_weights_and_biases_is_an_extra_that_is_named(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    metrics.check_packages(config)
+    services.check_packages(config)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[wandb\]'"):
-        metrics.check_packages(reporting(config, wandb=True))
+        services.check_packages(reporting(config, wandb=True))
 
 
 def test_nobody_is_told_unless_asked(config, monkeypatch, tmp_path):
@@ -323,7 +324,7 @@ def test_nobody_is_told_unless_asked(config, monkeypatch, tmp_path):
 def test_pauses_do_not_count(monkeypatch):
     clock = iter([0.0, 5.0, 105.0, 107.0, 110.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    watch = metrics.Stopwatch()
+    watch = Stopwatch()
     with watch.pause():
         pass
     assert watch.lap() == 7.0

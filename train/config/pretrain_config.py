@@ -96,6 +96,11 @@ class PretrainConfig(RunConfig, TextTask):
     output_dir: pathlib.Path = pathlib.Path("runs/pretrain")
 
     @property
+    def title(self) -> str:
+        """Heading of the run's plots."""
+        return f"{self.preset}, {self.optimizer.name}"
+
+    @property
     def positions(self) -> int:
         """Maximum sequence length of the model, from training or imported weights."""
         given = self.model.max_length_tokens or 0

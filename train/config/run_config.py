@@ -218,3 +218,8 @@ class RunConfig(LengthConfig):
         check(self, at_least_1, "max_skipped_steps_in_a_row")
         check(self, fits_32_bits, "seed")
         schedule_phases(self.optimizer, self.steps)  # raises if it does not fit
+
+    @property
+    def title(self) -> str:
+        """Heading of the run's plots."""
+        return self.optimizer.name

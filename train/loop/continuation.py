@@ -1,62 +1,26 @@
 """Resuming a run with changed settings: state, position in the data, messages."""
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import grain
-import jax
 
-from models import llama
-from train.config.optimizer_config import OptimizerConfig
-from train.config.pretrain_config import PretrainConfig
 from train.config.rules import flag
-from train.data.dataset import Text
-from train.data.packing import Batch
-from train.rundir import changes
+from train.config.run_config import RunConfig
 from train.rundir.checkpoints import Checkpoints
 from train.rundir.directory import Found
 from train.step import optimizers
-from train.step.train_state import TrainState, abstract_state
-
-
-def settings_of_state(config: PretrainConfig, saved: PretrainConfig) -> list[str]:
-    """Changed settings that make a saved optimizer state incompatible."""
-    ours, theirs = config.optimizer, saved.optimizer
-    shapes = functools.partial(_state_shapes, saved)
-    if shapes(ours) == shapes(theirs):
-        return []
-    changed = [
-        name.removeprefix("optimizer.")
-        for name in changes.find(config, saved)
-        if name.startswith("optimizer.")
-    ]
-    incompatible = [
-        name
-        for name in changed
-        if shapes(dataclasses.replace(theirs, **{name: getattr(ours, name)}))
-        != shapes(theirs)
-    ]
-    return [f"optimizer.{name}" for name in incompatible or changed]
-
-
-def _state_shapes(config: PretrainConfig, optimizer: OptimizerConfig) -> Any:
-    made = optimizers.make_optimizer(optimizer, 1.0, config.seed, steps=config.steps)
-    params = llama.abstract_params(config.model)
-    try:
-        leaves, structure = jax.tree.flatten(abstract_state(params, made))
-    except ValueError:  # the rank is too large for every matrix
-        return None
-    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+from train.step.train_state import TrainState
 
 
 def restore(
     checkpoints: Checkpoints,
     abstract: TrainState,
-    text: Text,
+    train_batches: Callable[[], grain.DatasetIterator],
     found: Found | None,
     **options: Any,
-) -> tuple[TrainState | None, grain.DatasetIterator[Batch]]:
+) -> tuple[TrainState | None, grain.DatasetIterator]:
     """Restores the newest undamaged checkpoint and the position in the data.
 
     If changed settings give other rows, the training text is read from its beginning
@@ -66,11 +30,11 @@ def restore(
     Args:
       checkpoints: the run's checkpoints.
       abstract: shapes, dtypes and shardings of the state.
-      text: the text to read.
+      train_batches: opens the training batches at their beginning.
       found: the run to resume, with its changes; None for a new run.
       **options: options of `Checkpoints.restore`, which lists the errors.
     """
-    batches = text.train_batches()
+    batches = train_batches()
     changed = found.changes if found else {}
     if found and found.has_other_rows:
         return checkpoints.restore(abstract, _Unmoved(), **options), batches
@@ -90,7 +54,7 @@ class _Unmoved:
         """Does nothing."""
 
 
-def describe(config: PretrainConfig, found: Found, state: TrainState) -> str:
+def describe(config: RunConfig, found: Found, state: TrainState) -> str:
     """Formats the changed settings of a resumed run, one per line; "" if none.
 
     Args:
@@ -126,7 +90,7 @@ def describe(config: PretrainConfig, found: Found, state: TrainState) -> str:
     return "\n".join(lines)
 
 
-def _rate(config: PretrainConfig, state: TrainState) -> str:
+def _rate(config: RunConfig, state: TrainState) -> str:
     """Learning rate of the next step, formatted."""
     schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
     return f"{float(schedule(state.step - state.skipped_steps)):.3g}"

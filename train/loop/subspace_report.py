@@ -10,11 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import subtrack_jax as stj
 from train.config import methods
-from train.config.pretrain_config import PretrainConfig
-from train.rundir.metrics import Stopwatch
+from train.config.run_config import RunConfig
 from train.step.train_state import TrainState
 from train.system import processes
 from train.system.json_lines import JsonLines
+from train.system.stopwatch import Stopwatch
 
 DIAGNOSTICS_FILE = "diagnostics.jsonl"
 PLOT_FILE = "subspace.png"
@@ -32,7 +32,7 @@ class Diagnostics:
       mesh: the devices.
     """
 
-    def __init__(self, config: PretrainConfig, last_step: int, mesh: Mesh):
+    def __init__(self, config: RunConfig, last_step: int, mesh: Mesh | None):
         self._config = config
         self._is_on = config.report.diagnostics
         self._every = (
@@ -44,7 +44,7 @@ class Diagnostics:
         if self._is_on:
             path = config.output_dir / DIAGNOSTICS_FILE
             self._file = JsonLines(path, last_step, _is_row)
-            on_all = NamedSharding(mesh, PartitionSpec())
+            on_all = mesh and NamedSharding(mesh, PartitionSpec())
             self._measure = jax.jit(_measure, out_shardings=on_all)
 
     def before(self, step: int, state: TrainState, skipped_steps: int) -> None:
@@ -101,7 +101,7 @@ class Diagnostics:
             self.sync()
             subspace_plot.plot(
                 self._file.rows,
-                f"{self._config.preset}, {self._config.optimizer.name}, "
+                f"{self._config.title}, "
                 f"rank {methods.resolved(self._config.optimizer).rank}",
                 self._config.output_dir / PLOT_FILE,
             )
@@ -110,7 +110,7 @@ class Diagnostics:
                 raise
 
 
-def check_has_subspaces(config: PretrainConfig) -> None:
+def check_has_subspaces(config: RunConfig) -> None:
     """Raises a ValueError for diagnostics of an optimizer without subspaces."""
     if not config.report.diagnostics:
         return

@@ -1,117 +1,144 @@
-"""Training loop: set-up, steps, evaluations, checkpoints, samples."""
+"""Training loop: dispatch a step, then fetch the metrics of the one before."""
 
-import contextlib
-import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import grain
 import jax
-from flax import nnx
-from jax.sharding import Mesh
 
-from models import generation, llama
-from train.config.pretrain_config import PretrainConfig
-from train.data import dataset as data
-from train.generation import writing
-from train.loop import continuation, hosts, messages
-from train.loop.subspace_report import Diagnostics, check_has_subspaces
-from train.rundir import disk_space, metrics
-from train.rundir.changes import evaluation_start
-from train.rundir.checkpoints import CheckpointError, Checkpoints, quiet_orbax
-from train.rundir.directory import Found, keep_settings, open_directory
-from train.rundir.journal import DivergedError, Journal
-from train.rundir.saved_config import CONFIG_FILE, save_config
-from train.step import given_weights, optimizers, placement
-from train.step.mesh import check_batch, make_mesh
-from train.step.setup import TrainSetup, pretraining
+from train.config.run_config import RunConfig
+from train.loop import continuation
+from train.loop.journal import Journal
+from train.loop.subspace_report import Diagnostics
+from train.rundir.checkpoints import Checkpoints
+from train.rundir.directory import Found
+from train.step.setup import TrainSetup
+from train.step.throughput import Counted
 from train.step.train_state import TrainState
-from train.system import compilation_cache, console, out_of_memory, processes
+from train.step.train_step import Batch
+from train.system import console, processes
 from train.system.interruption import Interruption
 
+# Dispatches an evaluation of parameters; the result waits for its metrics, of which
+# `eval_loss` decides on the best checkpoint.
+BeginEvaluation = Callable[[Any], Callable[[], dict[str, float]]]
 
-def pretrain(
-    config: PretrainConfig,
-    found: Found | None,
-    text: data.Text,
+
+class Finished(NamedTuple):
+    """End of a training loop.
+
+    Attributes:
+      state: the last state.
+      rows: all rows of metrics.jsonl.
+      interruption: the signal that stopped the run before its last step, or None.
+    """
+
+    state: TrainState
+    rows: list[dict[str, Any]]
+    interruption: Interruption | None
+
+
+def begin(
+    config: RunConfig,
+    setup: TrainSetup,
+    train_batches: Callable[[], grain.DatasetIterator],
     checkpoints: Checkpoints,
-    mesh: Mesh,
-    read_weights: Callable[[], Any] | None,
-) -> int:
-    """Trains from the newest checkpoint, or from the start, to the last step.
+    found: Found | None,
+    read_params: Callable[[], Any] | None = None,
+) -> tuple[TrainState, grain.DatasetIterator]:
+    """Restores the newest checkpoint, or creates the first state.
 
     Args:
       config: the run.
-      found: the run to resume; None for a new run.
-      text: the text.
-      checkpoints: checkpoints to restore and save.
-      mesh: the devices, set as JAX's mesh.
-      read_weights: reads the parameters of --init-from; None: random parameters.
+      setup: its set-up.
+      train_batches: opens the training batches at their beginning.
+      checkpoints: those of the run.
+      found: the run to resume; None: a new one.
+      read_params: reads initial parameters; None: they are random.
 
     Returns:
-      The exit code: 0, or that of the signal that stopped the run.
+      The state, and the batches of the steps after it.
 
     Raises:
-      CheckpointError: a checkpoint cannot be written, or none can be read.
-      DivergedError: the loss stays infinite.
-      MemoryError: the model is too large for the devices.
+      CheckpointError: there are checkpoints, and none can be read.
+    """
+    state, batches = continuation.restore(
+        checkpoints, setup.abstract_state, train_batches, found, report=console.warn
+    )
+    if found and found.has_other_evaluation:
+        checkpoints.forget_losses()
+    if state is not None:
+        return state, batches
+    if found and processes.is_first():
+        console.warn("the run was stopped before its first checkpoint and starts over")
+    if read_params is None:
+        return setup.create_state(jax.random.key(config.seed)), batches
+    with console.user_errors(ValueError, OSError):
+        params = read_params()
+    return setup.create_state_of(params), batches
+
+
+def evaluate_first(
+    setup: TrainSetup,
+    state: TrainState,
+    begin_evaluation: BeginEvaluation,
+    batch: Batch,
+) -> dict[str, float]:
+    """Evaluates the first state, and traces the step while the devices work.
+
+    Args:
+      setup: the set-up.
+      state: the state before training.
+      begin_evaluation: dispatches an evaluation.
+      batch: any batch of the training's shapes.
+    """
+    finish = begin_evaluation(state.params)
+    setup.train_step.lower(state, setup.place(batch))
+    return finish()
+
+
+def train(
+    config: RunConfig,
+    setup: TrainSetup,
+    state: TrainState,
+    batches: grain.DatasetIterator,
+    checkpoints: Checkpoints,
+    counted: Counted,
+    *,
+    epoch: Callable[[grain.DatasetIterator], float],
+    begin_evaluation: BeginEvaluation,
+    first_evaluation: dict[str, float] | None = None,
+) -> Finished:
+    """Trains to the last step, or until a signal, with evaluations and checkpoints.
+
+    Args:
+      config: the run.
+      setup: its set-up.
+      state: from `begin`; it is donated.
+      batches: from `begin`.
+      checkpoints: those of the run.
+      counted: what a step counts.
+      epoch: passes over the data, so far.
+      begin_evaluation: dispatches an evaluation.
+      first_evaluation: metrics before training, recorded as step 0.
+
+    Raises:
+      CheckpointError: a checkpoint cannot be written.
+      DivergedError: too many consecutive steps were skipped.
       OSError: the metrics cannot be written.
     """
-    setup = pretraining(config, mesh)
-    out_of_memory.check(setup.abstract_state)
-
-    def begin_evaluation() -> Callable[[], float]:
-        return setup.begin_evaluation(state.params, text.held_out_batches())
-
-    def sample() -> str:
-        model = nnx.merge(llama.definition(config.model), state.params)
-        return _sample(model, text, config)
-
-    state, batches = continuation.restore(
-        checkpoints, setup.abstract_state, text, found, report=console.warn
-    )
-    if state is None:
-        if found:
-            _warn_once(
-                "the run was stopped before its first checkpoint and starts over"
-            )
-        state = _create_state(config, setup, read_weights)
-    first = int(state.step)
-    is_other = bool(found and found.has_other_evaluation)
-    if is_other:
-        checkpoints.forget_losses()
-    with processes.together(OSError):
-        if processes.is_first():
-            changes = found.changes if found else {}
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-            disk_space.check(config, first, size, console.warn)
-            keep_settings(config, changes, first, evaluates_other_text=is_other)
-    print(messages.summary(config, text, state))
-    eval_loss = None
-    if first == 0:
-        finish_evaluation = begin_evaluation()
-        # Compile the first step while the devices evaluate.
-        setup.train_step.lower(state, setup.place(next(text.held_out_batches())))
-        eval_loss = finish_evaluation()
-        print(f"\nBefore training, held-out loss {eval_loss:.3f}:\n{sample()}\n")
-        # Random weights need no best checkpoint.
-        if config.init_from is not None and checkpoints.is_best(eval_loss):
-            checkpoints.save(0, state, batches, eval_loss)
-    else:
-        print(f"\nContinued after step {first:,}.\n")
-    if found and found.changes:
-        print(continuation.describe(config, found, state), end="\n\n")
-
-    diagnostics = Diagnostics(config, first, mesh)
-    journal = Journal(config, first)
+    step = first = int(state.step)
+    diagnostics = Diagnostics(config, first, setup.mesh)
+    journal = Journal(config, first, counted)
     with journal, diagnostics, Interruption("saving after this step") as interruption:
-        if eval_loss is not None:
-            journal.begin(eval_loss)
+        if first_evaluation is not None:
+            journal.begin(**first_evaluation)
         previous = None
         for step in range(first + 1, config.steps + 1):
             diagnostics.before(step, state, journal.skipped_steps)
-            # Dispatched only: while it runs, the previous step is recorded.
+            # Only dispatched: the previous step is recorded while this one runs.
             state, values = setup.train_step(state, setup.place(next(batches)))
-            values["epoch"] = text.epoch(batches)
+            values["epoch"] = epoch(batches)
             if previous is not None:
                 journal.record(*previous)
             previous = (step, values)
@@ -119,7 +146,7 @@ def pretrain(
             if step % config.eval_every_steps == 0 or step == config.steps:
                 jax.block_until_ready(values)
                 with journal.watch.pause():
-                    values["eval_loss"] = begin_evaluation()()
+                    values |= begin_evaluation(state.params)()
             is_last = interruption.reached(step) or step == config.steps
             eval_loss = values.get("eval_loss")
             is_due = step % config.checkpoint.checkpoint_every_steps == 0
@@ -134,126 +161,5 @@ def pretrain(
             if is_last:
                 break
         checkpoints.wait()
-    if interruption.received is not None and step < config.steps:
-        print(
-            f"\nStopped by {interruption.received.name} after step {step:,}, which is "
-            f"saved. To continue: {messages.resume(config)}"
-        )
-        return interruption.exit_code
-    since = evaluation_start(config.output_dir)
-    comparable = [row for row in journal.rows if row["step"] > since]
-    print(f"\n{messages.outcome(comparable, checkpoints.steps)}\n{sample()}\n")
-    if advice := messages.advice(config, comparable):
-        _warn_once(advice)
-    print(messages.farewell(config))
-    return 0
-
-
-def _create_state(
-    config: PretrainConfig,
-    setup: TrainSetup,
-    read_weights: Callable[[], Any] | None,
-) -> TrainState:
-    if read_weights is None:
-        return setup.create_state(jax.random.key(config.seed))
-    with console.user_errors(ValueError, OSError):
-        params = read_weights()
-    return setup.create_state_of(params)
-
-
-def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
-    prompt = config.sample.sample_prompt
-    pieces = writing.write(
-        model,
-        text.tokenizer,
-        prompt,
-        jax.random.key(config.seed)[None],
-        length=config.sample.sample_length_tokens,
-        sampling=generation.Sampling(config.sample.sample_temperature),
-        positions=config.positions,
-    )
-    return prompt + "".join(piece for _, piece in pieces)
-
-
-def _warn_once(message: str) -> None:
-    if processes.is_first():
-        console.warn(message)
-
-
-def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
-    """Opens the text and the run's tokenizer, which the first process may train."""
-
-    def open_text(tokenizer_directory: pathlib.Path | None) -> data.Text:
-        return data.open_text(
-            config.data,
-            config.model.vocabulary_size,
-            seed=config.seed,
-            tokenizer_directory=tokenizer_directory,
-            weights=config.init_from,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            report=console.warn,
-        )
-
-    with processes.together(ValueError):
-        if processes.is_first():
-            text = open_text(config.output_dir if found else None)
-            writing.prompt_ids(
-                text.tokenizer,
-                config.sample.sample_prompt,
-                config.positions,
-                "--sample-prompt",
-            )
-            if not found:
-                # The config first: it marks the other files as this program's own.
-                save_config(config, config.output_dir / CONFIG_FILE)
-                text.tokenizer.save(config.output_dir)
-    with processes.together(ValueError):
-        if not processes.is_first():
-            text = open_text(config.output_dir)
-    return text
-
-
-def run(config: PretrainConfig) -> int:
-    """Opens directory, text and devices of a run, trains, returns the exit code.
-
-    Errors that a user can cause end the program with one line.
-    """
-    compilation_cache.use(config.start)
-    out_of_memory.trim_after_compilations()
-    quiet_orbax()
-    with contextlib.ExitStack() as stack:
-        with console.user_errors(ValueError, OSError):
-            stack.enter_context(processes.silence_all_but_first())
-            hosts.check_same_program(config)
-            with processes.together(ValueError):
-                metrics.check_packages(config)
-                config = given_weights.settle(config, _warn_once)
-                check_has_subspaces(config)
-                optimizers.check_rank(config.optimizer, config.model)
-                mesh = make_mesh(config.mesh)
-                check_batch(
-                    config.data.batch_size_sequences,
-                    config.gradient_accumulation_steps,
-                    mesh,
-                )
-            opened = None
-            with processes.together(ValueError):
-                if processes.is_first():
-                    opened = stack.enter_context(open_directory(config))
-            shared = processes.share(opened)
-            found = None if shared is None else Found(*shared)
-            hosts.check_shared(config.output_dir)
-            hosts.check_same_text(config)
-            with processes.together(ValueError):
-                read_weights = given_weights.reader(config, now=not found)
-            text = _open_text(config, found)
-        stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(placement.rules())
-        # From here on a ValueError is a bug and shows a traceback.
-        with (
-            console.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
-            out_of_memory.one_line_errors(),
-            Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
-        ):
-            return pretrain(config, found, text, checkpoints, mesh, read_weights)
+    is_stopped = interruption.received is not None and step < config.steps
+    return Finished(state, journal.rows, interruption if is_stopped else None)

@@ -149,7 +149,7 @@ def _check_changes(
         same.append(tokenizer)
     of_state = []
     if any(name.startswith("optimizer.") for name in found):
-        from train.loop.continuation import settings_of_state  # slow to import
+        from train.rundir.state_changes import settings_of_state  # slow to import
 
         of_state = settings_of_state(config, before)
     try:

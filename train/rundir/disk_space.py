@@ -5,7 +5,7 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-from train.config.pretrain_config import PretrainConfig
+from train.config.run_config import RunConfig
 from train.rundir.directory import CHECKPOINTS
 
 # Checkpoints compress to at least three quarters of the arrays' bytes.
@@ -13,7 +13,7 @@ _LEAST_COMPRESSED = 0.7
 
 
 def check(
-    config: PretrainConfig, first: int, state_bytes: int, warn: Callable[[str], None]
+    config: RunConfig, first: int, state_bytes: int, warn: Callable[[str], None]
 ) -> None:
     """Compares the size of future checkpoints with the free disk space.
 
@@ -47,7 +47,7 @@ def check(
     )
 
 
-def _most_at_once(config: PretrainConfig, first: int, present: int) -> int:
+def _most_at_once(config: RunConfig, first: int, present: int) -> int:
     """Maximum number of checkpoints at a time; the oldest is deleted after a write."""
     keep = config.checkpoint
     written = math.ceil((config.steps - first) / keep.checkpoint_every_steps)

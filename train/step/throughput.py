@@ -2,10 +2,12 @@
 
 import resource
 import sys
+from typing import NamedTuple
 
 import jax
 
 from models.config import LlamaConfig
+from train.config.data_config import DataConfig
 
 # Dense bfloat16 peaks of one device, in 10^12 FLOP/s, from the makers' data sheets.
 # The first name that the device kind contains is used.
@@ -22,6 +24,26 @@ _PEAK_TERAFLOPS = {
     "TPU v5": 459,
     "TPU v6": 918,
 }
+
+
+class Counted(NamedTuple):
+    """What a step counts, for totals and rates: tokens or examples.
+
+    Attributes:
+      unit: its name in metrics, in the plural.
+      in_batch: how many a full batch has.
+      flops: floating-point operations of a step for one of them.
+    """
+
+    unit: str
+    in_batch: int
+    flops: float
+
+
+def tokens(model: LlamaConfig, data: DataConfig) -> Counted:
+    """Tokens of a LLaMA's batches."""
+    flops = flops_per_token(model, data.sequence_length_tokens)
+    return Counted("tokens", data.batch_size_tokens, flops)
 
 
 def flops_per_token(config: LlamaConfig, sequence_length_tokens: int) -> float:

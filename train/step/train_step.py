@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from subtrack_jax._internal.loops import apply_if
 from train.step.train_state import TrainState
 
 # Arrays whose first axis is the batch's, by name.
@@ -90,10 +89,14 @@ def make_train_step(
             return optax.apply_updates(params, updates), opt_state
 
         is_finite = jnp.isfinite(means["loss"]) & jnp.isfinite(norm)
-        # Conditional: a select over the results would keep the old state in memory.
-        params, opt_state = apply_if(
-            is_finite, update, (state.params, state.opt_state), "update"
-        )
+        # A loop of at most one trip: a conditional would copy the state that it passes
+        # through, a select would keep old and new state in memory.
+        with jax.named_scope("update"):
+            _, (params, opt_state) = jax.lax.while_loop(
+                lambda carry: carry[0],
+                lambda carry: (jnp.zeros_like(carry[0]), update(carry[1])),
+                (is_finite, (state.params, state.opt_state)),
+            )
         skipped_steps = state.skipped_steps + ~is_finite
         metrics = means | {
             "count": count,

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import tqdm
 
-from train.config.pretrain_config import PretrainConfig
+from train.config.run_config import RunConfig
 from train.rundir import metrics
 from train.rundir.directory import note_checkpoint
 from train.step import throughput
+from train.step.throughput import Counted
 from train.system import processes
+from train.system.stopwatch import Stopwatch
 
 
 class DivergedError(Exception):
@@ -18,16 +20,19 @@ class DivergedError(Exception):
 
 
 class Journal:
-    """Context manager that records each step and plots the loss curve at its end."""
+    """Context manager that records each step and plots the loss curve at its end.
 
-    def __init__(self, config: PretrainConfig, first: int):
-        self._config = config
+    Args:
+      config: the run.
+      first: the step after which it begins.
+      counted: what steps count.
+    """
+
+    def __init__(self, config: RunConfig, first: int, counted: Counted):
+        self._config, self._counted = config, counted
         # A new run drops an old row of step 0, which may belong to another config.
         self._writer = metrics.MetricsWriter(config, first or -1)
         self._has_checkpoint = False
-        self._flops_per_token = throughput.flops_per_token(
-            config.model, config.data.sequence_length_tokens
-        )
         self._peak_flops = throughput.peak_flops(config.report.peak_teraflops)
         self._bar = tqdm.tqdm(
             total=config.steps,
@@ -39,9 +44,9 @@ class Journal:
         self._skipped = [0, 0]  # in total, and consecutive up to now
         for row in self.rows:
             self._count_skipped(row.get("skipped_steps", self._skipped[0]))
-        self._tokens, seconds = self._totals(first)
+        self._total, seconds = self._totals(first)
         self._began = time.perf_counter() - seconds
-        self.watch = metrics.Stopwatch()
+        self.watch = Stopwatch()
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -53,31 +58,31 @@ class Journal:
         """Number of skipped steps among those recorded."""
         return self._skipped[0]
 
-    def begin(self, eval_loss: float) -> None:
-        """Records the held-out loss before training, as step 0."""
-        nothing = {"tokens": 0, "epoch": 0.0, "elapsed_seconds": 0.0}
-        self._writer.write(0, eval_loss=eval_loss, skipped_steps=0, **nothing)
+    def begin(self, **evaluation: float) -> None:
+        """Records an evaluation before training, as step 0."""
+        nothing = {self._counted.unit: 0, "epoch": 0.0, "elapsed_seconds": 0.0}
+        self._writer.write(0, **evaluation, skipped_steps=0, **nothing)
 
     def record(self, step: int, values: dict[str, Any]) -> None:
         """Waits for a step and records it.
 
         Args:
           step: the step.
-          values: its metrics; `count`, of its tokens, is replaced by the total of all
-            steps.
+          values: its metrics; `count`, of its tokens or examples, is replaced by the
+            total of all steps.
         """
-        values = jax.device_get(values)
-        batch_tokens = int(values.pop("count"))
-        self._tokens += batch_tokens
-        values["tokens"] = self._tokens
+        values, unit = jax.device_get(values), self._counted.unit
+        in_batch = int(values.pop("count"))
+        self._total += in_batch
+        values[unit] = self._total
         values["elapsed_seconds"] = time.perf_counter() - self._began
-        rate = batch_tokens / self.watch.lap()
-        values["tokens_per_second"] = rate
+        rate = in_batch / self.watch.lap()
+        values[f"{unit}_per_second"] = rate
         if self._peak_flops is not None:
-            values["mfu"] = rate * self._flops_per_token / self._peak_flops
+            values["mfu"] = rate * self._counted.flops / self._peak_flops
         values["peak_memory_bytes"] = throughput.peak_memory_bytes()
         row = self._writer.write(step, **values)
-        shown = {"loss": f"{row['loss']:.3f}", "tokens/s": f"{rate:,.0f}"}
+        shown = {"loss": f"{row['loss']:.3f}", f"{unit}/s": f"{rate:,.0f}"}
         if "mfu" in row:
             shown["MFU"] = f"{row['mfu']:.1%}"
         self._bar.set_postfix(shown)
@@ -96,18 +101,18 @@ class Journal:
         self._writer.sync()
 
     def _totals(self, step: int) -> tuple[int, float]:
-        """Tokens and seconds of earlier processes up to a step.
+        """Tokens or examples, and seconds, of earlier processes up to a step.
 
-        If its row is missing or has no counts, tokens since the last count are
+        If its row is missing or has no counts, those since the last count are
         extrapolated; seconds since then are not counted.
         """
-        counts = (row for row in reversed(self.rows) if row.get("tokens"))
-        last = next(counts, {"step": 0, "tokens": 0, "elapsed_seconds": 0.0})
-        batch_tokens = self._config.data.batch_size_tokens
+        unit, in_step = self._counted.unit, self._counted.in_batch
+        counts = (row for row in reversed(self.rows) if row.get(unit))
+        last = next(counts, {"step": 0, unit: 0, "elapsed_seconds": 0.0})
         if last["step"]:
-            batch_tokens = last["tokens"] / last["step"]
-        missing = round((step - last["step"]) * batch_tokens)
-        return last["tokens"] + missing, last["elapsed_seconds"]
+            in_step = last[unit] / last["step"]
+        missing = round((step - last["step"]) * in_step)
+        return last[unit] + missing, last["elapsed_seconds"]
 
     def _count_skipped(self, skipped: int) -> int:
         """Updates the counts; returns the consecutive skipped steps up to this one."""
@@ -137,7 +142,7 @@ class Journal:
             self._writer.close()
             loss_plot.plot(
                 self.rows,
-                f"{self._config.preset}, {self._config.optimizer.name}",
+                self._config.title,
                 self._config.output_dir / metrics.CURVE_FILE,
             )
         except OSError:
