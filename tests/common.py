@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import subtrack_jax as stj
 from subtrack_jax.optimizers import FAMILY
 from tests import oracle
 
+DATA = pathlib.Path(__file__).parent / "data"
 OPTIMIZERS = {name: method.optimizer for name, method in FAMILY.items()}
 # Methods with a basis in their state; the others draw a projection each time.
 TRACKING = [name for name, method in FAMILY.items() if method.recovery is not None]

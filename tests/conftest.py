@@ -14,7 +14,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 compilation.make_quick()
 
 MOST_MAPS = 30_000
-_LIBRARY_TESTS = pathlib.Path(__file__).parent
+_TESTS = pathlib.Path(__file__).parent
+_PROGRAM_TESTS = (_TESTS / "models", _TESTS / "train")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,7 +34,7 @@ def _few_memory_maps():
 @pytest.fixture(autouse=True)
 def _no_rank_promotion(request):
     """Raises where a vector would be broadcast against a matrix."""
-    if request.path.parent != _LIBRARY_TESTS:
+    if any(request.path.is_relative_to(tests) for tests in _PROGRAM_TESTS):
         yield
         return
     with jax.numpy_rank_promotion("raise"):

@@ -33,12 +33,12 @@ def _fault(name: str, old: str, new: str, *tests: str) -> Fault:
     return Fault(name, old, new, tests)
 
 
-ORACLE = "tests/test_oracle_parity.py"
+ORACLE = "tests/optimizers/test_oracle_parity.py"
 GRASSMANN = "tests/test_grassmann.py"
 EDGES = "tests/test_edge_cases.py"
-EIGHT_BIT = "tests/test_eight_bit.py"
-MESHES = "tests/test_sharding.py"
-COMMUNICATION = "tests/test_communication.py"
+EIGHT_BIT = "tests/stages/test_eight_bit.py"
+MESHES = "tests/sharding/test_sharding.py"
+COMMUNICATION = "tests/sharding/test_communication.py"
 LLAMA = "tests/models/test_llama.py"
 
 GEOMETRY = [
@@ -83,7 +83,7 @@ GEOMETRY = [
         "panels of the blocked factorisation are not freed of those before",
         "panel = _unit_columns(panel - dot(before, overlap))",
         "panel = _unit_columns(panel)",
-        "tests/test_orthonormal.py",
+        "tests/internal/test_orthonormal.py",
     ),
     _fault(
         "the basis never gets its rounding removed",
@@ -123,7 +123,7 @@ STAGES = [
         "is_limited = has_last & (norm > limit)",
         "is_limited = has_last & (norm > limit) & False",
         ORACLE,
-        "tests/test_golden.py",
+        "tests/optimizers/test_golden.py",
     ),
     _fault(
         "the limiter remembers the norm before it",
@@ -159,13 +159,13 @@ STAGES = [
         "a walk ignores its angle",
         "tangent = angle * grassmann.random_tangent(context.key, basis)",
         "tangent = 0.1 * grassmann.random_tangent(context.key, basis)",
-        "tests/test_trackers.py",
+        "tests/stages/test_tracker.py",
     ),
     _fault(
         "a switch goes over one step late",
         "is_first = context.count < after_steps",
         "is_first = context.count <= after_steps",
-        "tests/test_trackers.py",
+        "tests/stages/test_tracker.py",
     ),
     _fault(
         "a projection is drawn on every step",
@@ -183,20 +183,20 @@ STAGES = [
         "the monitor measures a zero gradient as lost",
         "captured = jnp.where(total > 0, inside / jnp.where(total > 0, total, 1), 1)",
         "captured = inside / jnp.where(total > 0, total, 1)",
-        "tests/test_monitoring.py",
+        "tests/stages/test_monitor.py",
     ),
     _fault(
         "gradients stay narrower than their parameters",
         "    if dtype.itemsize != other.itemsize:\n",
         "    if dtype.itemsize == other.itemsize:\n",
-        "tests/test_stages.py",
+        "tests/stages/test_stages.py",
     ),
     _fault(
         "dither is the same on every step",
         "dither = count.astype(jnp.uint32) * jnp.uint32(2654435769)",
         "dither = count.astype(jnp.uint32) * jnp.uint32(0)",
         f"{EIGHT_BIT}",
-        "tests/test_dynamic_map.py",
+        "tests/internal/test_dynamic_map.py",
     ),
     _fault(
         "the second moment is coded as it is",
@@ -228,14 +228,14 @@ MESH_FAULTS = [
         "a basis is split as its gradient",
         "long, short = _split(view.basis_shape[-2:], spec, mesh, own + other)",
         "long, short = _split(view.basis_shape[-2:], spec, mesh, own)",
-        "tests/test_state_sharding.py",
+        "tests/sharding/test_state_sharding.py",
     ),
     _fault(
         "one large matrix after another is never taken",
         "if on_mesh and math.prod(view.coordinates_shape[-2:]) >= LARGE:",
         "if False:",
         f"{MESHES}::test_large_matrices_take_the_room_of_one",
-        "tests/test_matrix_view.py",
+        "tests/internal/test_matrix_view.py",
     ),
 ]
 MODELS = [
@@ -271,88 +271,88 @@ TRAINING = [
         "parts of a batch have weights of their own",
         "found = _gradient(loss_sums, params, part, own, count)[:2]",
         "found = _gradient(loss_sums, params, part, own)[:2]",
-        "tests/train/test_step.py",
+        "tests/train/step/test_train_step.py",
     ),
     _fault(
         "a step that is not finite is taken",
         'is_finite = jnp.isfinite(means["loss"]) & jnp.isfinite(norm)',
         "is_finite = jnp.bool_(True)",
-        "tests/train/test_step.py",
+        "tests/train/step/test_train_step.py",
     ),
     _fault(
         "skipped steps count for the schedule",
         '"learning_rate": schedule(state.step - state.skipped_steps)',
         '"learning_rate": schedule(state.step)',
-        "tests/train/test_step.py",
+        "tests/train/step/test_train_step.py",
     ),
     _fault(
         "gradients are never clipped",
         "factor = jnp.minimum(max_gradient_norm / norm, 1)",
         "factor = jnp.float32(1)",
-        "tests/train/test_step.py",
+        "tests/train/step/test_train_step.py",
     ),
     _fault(
         "an evaluation is the mean of batches",
         "return float(sum(totals) / sum(counts))",
         "return float(sum(t / c for t, c in zip(totals, counts)) / len(counts))",
-        "tests/train/test_step.py",
+        "tests/train/step/test_train_step.py",
     ),
     _fault(
         "norms decay like kernels",
         "        mask=_not_a_norm,\n",
         "        mask=None,\n",
-        "tests/train/test_optimizers.py",
+        "tests/train/step/test_optimizers.py",
     ),
     _fault(
         "the seed of a run does not reach random subspaces",
         "        seed=seed,\n        mask",
         "        seed=0,\n        mask",
-        "tests/train/test_optimizers.py",
+        "tests/train/step/test_optimizers.py",
     ),
     _fault(
         "rows overlap by nothing",
         "stops = np.minimum(starts + length + 1, ends)",
         "stops = np.minimum(starts + length, ends)",
-        "tests/train/test_data.py",
+        "tests/train/data/test_dataset.py",
     ),
     _fault(
         "a stream begins a document again when it continues",
         '        self._used = state["used_tokens"]\n',
         "        self._used = 0\n",
-        "tests/train/test_data.py",
-        "tests/train/test_streams.py",
-        "tests/train/test_continuation.py",
+        "tests/train/data/test_dataset.py",
+        "tests/train/data/test_streams.py",
+        "tests/train/loop/test_continuation.py",
     ),
     _fault(
         "the tokenizer reads the held-out text",
         "pieces = itertools.takewhile(lambda part: not part[0], self._divided())",
         "pieces = self._divided()",
-        "tests/train/test_data.py::test_tokenizer_never_saw_the_held_out_text",
+        "tests/train/data/test_dataset.py::test_tokenizer_never_saw_the_held_out_text",
     ),
     _fault(
         "a checkpoint is not compared with its checksums",
         "if unlike and _unlike(tree, check[name], whole=False):",
         "if False:",
-        "tests/train/test_checkpoint.py",
+        "tests/train/rundir/test_checkpoints.py",
     ),
     _fault(
         "checksums do not know positions",
         "mixed = _mix(mixed + index * np.uint32(2_654_435_761) + np.uint32(size))",
         "mixed = _mix(mixed + np.uint32(size))",
-        "tests/train/test_checkpoint.py",
+        "tests/train/rundir/test_checkpoints.py",
     ),
     _fault(
         "the position in the data is not restored",
         "batches.set_state(_own_position(positions))",
         "_own_position(positions)",
-        "tests/train/test_checkpoint.py",
+        "tests/train/rundir/test_checkpoints.py",
         "tests/train/test_resume.py",
     ),
     _fault(
         "a damaged checkpoint stays where it is",
         "(self._directory / str(step)).rename(target)",
         "target.mkdir()",
-        "tests/train/test_checkpoint.py",
+        "tests/train/rundir/test_checkpoints.py",
     ),
     _fault(
         "the row of a checkpoint's step is written after it",
@@ -360,44 +360,44 @@ TRAINING = [
         "                pass\n",
         "tests/train/test_resume.py",
         "tests/train/test_pretrain.py",
-        "tests/train/test_journal.py",
+        "tests/train/loop/test_journal.py",
     ),
     _fault(
         "the wrong exit code after Ctrl-C",
         "return 130 if self.received == signal.SIGINT else 0",
         "return 0",
-        "tests/train/test_interruption.py",
+        "tests/train/system/test_interruption.py",
     ),
     _fault(
         "a file is written in place",
         "            sync(partial)\n            os.replace(partial, path)\n",
         "            path.write_bytes(partial.read_bytes())\n",
-        "tests/train/test_files.py",
+        "tests/train/system/test_files.py",
     ),
     _fault(
         "a line that did not fit stays",
         "            file.truncate(before)\n",
         "            pass\n",
-        "tests/train/test_files.py",
+        "tests/train/system/test_files.py",
     ),
     _fault(
         "a shorter run may be continued",
         "    if newest > config.steps:\n",
         "    if False:\n",
-        "tests/train/test_run.py",
+        "tests/train/rundir/test_directory.py",
     ),
     _fault(
         "skipped steps in a row are counted from the start",
         "self._skipped = [skipped, in_a_row + 1 if skipped > before else 0]",
         "self._skipped = [skipped, in_a_row + (skipped > before)]",
-        "tests/train/test_journal.py",
+        "tests/train/loop/test_journal.py",
     ),
     _fault(
         "a model's later seeds choose its rate",
         "[finished[each] for each in later if each.optimizer == chosen]",
         "[finished[each] for each in later]",
-        "tests/train/test_entries.py",
-        "tests/train/test_comparison.py",
+        "tests/train/comparison/test_search.py",
+        "tests/train/comparison/test_comparing.py",
     ),
     _fault(
         "planned bytes are those of all devices",
@@ -409,13 +409,13 @@ TRAINING = [
         "a batch that does not divide is let through",
         "    if batch_size_sequences % (parts * pieces):\n",
         "    if False:\n",
-        "tests/train/test_mesh.py::test_a_batch_that_does_not_divide",
+        "tests/train/step/test_mesh.py::test_a_batch_that_does_not_divide",
     ),
     _fault(
         "attention is counted half",
         "scores = 12 * config.num_layers",
         "scores = 6 * config.num_layers",
-        "tests/train/test_throughput.py",
+        "tests/train/step/test_throughput.py",
     ),
 ]
 FAULTS = GEOMETRY + STAGES + MESH_FAULTS + MODELS + TRAINING

@@ -1,19 +1,19 @@
 """Logits of transformers, recorded and (if installed) live."""
 
 import dataclasses
-import pathlib
 
 import numpy as np
 import pytest
 from flax import nnx
 
 from models import hugging_face, llama
+from tests.common import DATA
 from tests.data.make_hugging_face import SHAPE
 from tests.models.common import HUGGING_FACE_CASES as CASES
 from tests.models.common import HUGGING_FACE_CONFIG as CONFIG
 from tests.models.common import make_params
 
-DATA = pathlib.Path(__file__).parents[1] / "data" / "hugging_face"
+HUGGING_FACE = DATA / "hugging_face"
 INDEX = "model.safetensors.index.json"
 
 
@@ -46,9 +46,9 @@ def reference_logits(model, tokens):
 
 @pytest.mark.parametrize("name", ["scaled", "tied"])
 def test_logits_equal_those_that_transformers_recorded(name):
-    recorded = np.load(DATA / "logits.npz")
+    recorded = np.load(HUGGING_FACE / "logits.npz")
     config, params = hugging_face.load(
-        DATA / name, dtype="float32", param_dtype="float32"
+        HUGGING_FACE / name, dtype="float32", param_dtype="float32"
     )
     logits = logits_of(config, params, recorded["tokens"])
     assert np.std(recorded[name]) > 0.3

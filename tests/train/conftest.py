@@ -7,7 +7,7 @@ import pytest
 
 from tests.train.finished import make_run
 from tests.train.program import CACHE
-from tests.train.test_tokenizer import TEXT
+from tests.train.tokenization.test_tokenizer import TEXT
 from train.tokenization.tokenizer import Tokenizer
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from models import hugging_face, llama
 from tests.train.finished import MODEL, damage, make_run
 from tests.train.program import assert_refuses, limited_file_size
-from tests.train.test_tokenizer import BOOK, TEXT
+from tests.train.tokenization.test_tokenizer import BOOK, TEXT
 from train import export
 from train.generation import exporting
 from train.rundir import trained_model as trained

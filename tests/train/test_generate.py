@@ -10,7 +10,7 @@ import pytest
 
 from tests.train.finished import damage, make_run
 from tests.train.program import assert_refuses
-from tests.train.test_tokenizer import TEXT, train_sentencepiece
+from tests.train.tokenization.test_tokenizer import TEXT, train_sentencepiece
 from train import export, generate
 from train.generation import exporting, language_model, sampling
 from train.rundir.checkpoints import CHECKPOINTS

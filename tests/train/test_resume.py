@@ -19,7 +19,7 @@ from tests.train.program import (
     start,
     stop_after,
 )
-from tests.train.test_run import contents
+from tests.train.rundir.test_directory import contents
 
 STEPS = 200
 FLAGS = [*SMALL, "--steps", STEPS, "--eval-every-steps", 70]

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.train.test_run import TINY, changed
+from tests.train.rundir.test_directory import TINY, changed
 from train.config.presets import PRESETS
 from train.config.pretrain_config import TextTask
 from train.rundir import changes

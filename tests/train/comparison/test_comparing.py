@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from tests.train.test_comparison_report import cells, record
+from tests.train.comparison.test_comparison_report import cells, record
 from train import compare
 from train.comparison import comparing
 from train.comparison.search import Search

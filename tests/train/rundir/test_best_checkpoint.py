@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.train.test_checkpoint import (
+from tests.train.rundir.test_checkpoints import (
     abstract,
     make_batches,
     make_state,

@@ -11,7 +11,7 @@ import sys
 import filelock
 import pytest
 
-from tests.train.test_tokenizer import TEXT
+from tests.train.tokenization.test_tokenizer import TEXT
 from train.config.presets import PRESETS
 from train.config.pretrain_config import PretrainConfig
 from train.rundir import changes, identity

@@ -7,7 +7,7 @@ import pytest
 from matplotlib import figure
 
 from tests.train.program import limited_file_size
-from tests.train.test_tokenizer import TEXT
+from tests.train.tokenization.test_tokenizer import TEXT
 from train.config.presets import PRESETS
 from train.reports import loss_plot, subspace_plot
 from train.rundir.saved_config import save_config

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tests.train.test_comparison_report import STEPS, entry, record, tries
+from tests.train.comparison.test_comparison_report import STEPS, entry, record, tries
 from train import compare
 from train.comparison.search import Entry, Search, choose
 from train.comparison.variants import Trial

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.train.test_comparison_report import record
+from tests.train.comparison.test_comparison_report import record
 from train.comparison import trial_records as records
 from train.comparison.variants import Trial
 from train.config.optimizer_config import OptimizerConfig

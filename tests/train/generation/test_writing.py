@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models import generation
-from tests.train.test_tokenizer import TEXT, train_sentencepiece
+from tests.train.tokenization.test_tokenizer import TEXT, train_sentencepiece
 from train.generation import writing
 from train.tokenization.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors
 
 from tests.train.program import assert_refuses
-from tests.train.test_tokenizer import train_sentencepiece
+from tests.train.tokenization.test_tokenizer import train_sentencepiece
 from train.cli import command_line
 from train.config.presets import PRESETS
 from train.data import dataset as data

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 
 from models.llama import LlamaConfig
-from tests.train.test_data import describe, lines, open_text, tokenizer_directory
-from tests.train.test_run import TINY, changed
+from tests.train.data.test_dataset import (
+    describe,
+    lines,
+    open_text,
+    tokenizer_directory,
+)
+from tests.train.rundir.test_directory import TINY, changed
 from train.loop import continuation
 from train.rundir import state_changes
 from train.rundir.directory import Found

@@ -15,7 +15,7 @@ from models.config import LlamaConfig
 from tests.models.common import make_params
 from tests.train.finished import make_run
 from tests.train.program import assert_refuses
-from tests.train.test_tokenizer import TEXT
+from tests.train.tokenization.test_tokenizer import TEXT
 from train import pretrain
 from train.step import given_weights
 from train.tokenization.tokenizer import Tokenizer

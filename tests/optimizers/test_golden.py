@@ -1,6 +1,5 @@
 """Recorded trajectories (data/README.md), within rounding."""
 
-import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -62,7 +61,7 @@ OFFICIAL_AXES = dict(
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    with np.load(pathlib.Path(__file__).parent / "data" / "golden.npz") as arrays:
+    with np.load(common.DATA / "golden.npz") as arrays:
         return dict(arrays)
 
 

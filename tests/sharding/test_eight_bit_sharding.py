@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import subtrack_jax as stj
 from tests import common, sharded
-from tests.test_communication import collectives
+from tests.sharding.test_communication import collectives
 
 SPLITS = {
     "wide": sharded.Split(common.Leaf((64, 512)), P("fsdp", "tensor")),

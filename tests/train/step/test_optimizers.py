@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import pathlib
 import typing
 
 import jax
@@ -14,6 +13,7 @@ import pytest
 
 from models import llama
 from subtrack_jax.optimizers import FAMILY
+from tests.common import DATA
 from train.config import methods
 from train.config.optimizer_config import (
     OptimizerConfig,
@@ -26,7 +26,7 @@ from train.step import optimizers
 NAMES = typing.get_args(OptimizerName)
 FULL_RANK = ("adamw", "muon", "adafactor")
 LIBRARY = {name.replace("_", "-"): method.optimizer for name, method in FAMILY.items()}
-GOLDEN = pathlib.Path(__file__).parents[1] / "data" / "optimizer_settings.json"
+GOLDEN = DATA / "optimizer_settings.json"
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_methods_are_the_library_s_with_the_same_settings(params, name):
 def test_resolved_settings_of_every_optimizer_are_those_recorded():
     """New defaults change what runs do: record them only if that is wanted.
 
-    python -m tests.train.test_optimizers writes the file anew.
+    python -m tests.train.step.test_optimizers writes the file anew.
     """
     assert json.loads(GOLDEN.read_text()) == recorded_settings()
 
