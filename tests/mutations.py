@@ -200,8 +200,8 @@ STAGES = [
     ),
     _fault(
         "the second moment is coded as it is",
-        "nu, nu_scale = coded(jnp.sqrt, jnp.uint8, state.nu)",
-        "nu, nu_scale = coded(lambda nu: nu, jnp.uint8, state.nu)",
+        "nu, nu_scale = coded(jnp.sqrt, jnp.uint8, moments.nu, before.nu_scale)",
+        "nu, nu_scale = coded(lambda nu: nu, jnp.uint8, moments.nu, before.nu_scale)",
         f"{EIGHT_BIT}",
     ),
     _fault(

@@ -80,7 +80,7 @@ def in_eight_bits(adam: optax.GradientTransformation) -> optax.GradientTransform
 
 def _update_coded(adam, updates, state, params=None):
     updates, moments = adam.update(updates, decode_moments(state), params)
-    return updates, encode_moments(moments)
+    return updates, encode_moments(moments, state)
 
 
 def transported(transport: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +89,7 @@ def transported(transport: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _transport_coded(transport, state, rotations):
-    return encode_moments(transport(decode_moments(state), rotations))
+    return encode_moments(transport(decode_moments(state), rotations), state)
 
 
 def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
@@ -112,24 +112,74 @@ def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
     )
 
 
-def encode_moments(state: optax.ScaleByAdamState) -> EightBitAdamState:
-    """Encodes the moments of a state, dithered; see `encode`."""
+def encode_moments(
+    moments: optax.ScaleByAdamState, before: EightBitAdamState
+) -> EightBitAdamState:
+    """Encodes moments, dithered; see `encode`.
 
-    def coded(function: Callable[[jax.Array], jax.Array], dtype, moments):
-        def code(leaf):
-            if is_masked(leaf) or not _is_coded(leaf):
+    Args:
+      moments: the moments.
+      before: the state before them, which decides on the leaves to encode. Their size
+        cannot: one layer of a stack of norms is smaller than the stack.
+
+    Returns:
+      The state with the new codes.
+    """
+    count = moments.count
+
+    def coded(function: Callable[[jax.Array], jax.Array], dtype, moments, scales):
+        def code(leaf, scale):
+            if is_masked(leaf) or is_masked(scale):
                 return leaf, optax.MaskedNode()
-            return encode(function(leaf), dtype, state.count)
+            return encode(function(leaf), dtype, count)
 
         boxed: Any = jax.tree.structure(moments, is_leaf=is_masked)
         bare: Any = jax.tree.structure(unboxed(moments), is_leaf=is_masked)
-        pairs = [code(leaf) for leaf in jax.tree.leaves(moments, is_leaf=is_masked)]
+        leaves = jax.tree.leaves(moments, is_leaf=is_masked)
+        scales = jax.tree.leaves(scales, is_leaf=is_masked)
+        pairs = [code(*each) for each in zip(leaves, scales, strict=True)]
         codes, scales = zip(*pairs, strict=True) if pairs else ((), ())
         return boxed.unflatten(codes), bare.unflatten(scales)
 
-    mu, mu_scale = coded(lambda mu: mu, jnp.int8, state.mu)
-    nu, nu_scale = coded(jnp.sqrt, jnp.uint8, state.nu)
-    return EightBitAdamState(state.count, mu, nu, mu_scale, nu_scale)
+    mu, mu_scale = coded(lambda mu: mu, jnp.int8, moments.mu, before.mu_scale)
+    nu, nu_scale = coded(jnp.sqrt, jnp.uint8, moments.nu, before.nu_scale)
+    return EightBitAdamState(count, mu, nu, mu_scale, nu_scale)
+
+
+def with_scales_of(shapes: Any, state: Any) -> Any:
+    """Adds the scales to a new state that a given state has in addition.
+
+    For checks of a state by the shapes of a new one: one layer of a stack may be too
+    small to be coded, and is if the stack was.
+
+    Args:
+      shapes: of a new state, of any rule.
+      state: the given state.
+
+    Returns:
+      The shapes, changed where both are an `EightBitAdamState`.
+    """
+    if not all(isinstance(each, EightBitAdamState) for each in (shapes, state)):
+        return shapes
+
+    def scales(codes, new, given):
+        structure: Any
+        new, structure = jax.tree.flatten(new, is_leaf=is_masked)
+        given = jax.tree.leaves(given, is_leaf=is_masked)
+        if len(given) != len(new):
+            return structure.unflatten(new)
+        codes = jax.tree.leaves(codes, is_leaf=is_masked)
+        return structure.unflatten(
+            jax.ShapeDtypeStruct(_scales_shape(leaf), leaf.dtype)
+            if is_masked(own) and not is_masked(leaf) and not is_masked(other)
+            else own
+            for leaf, own, other in zip(codes, new, given, strict=True)
+        )
+
+    return shapes._replace(
+        mu_scale=scales(shapes.mu, shapes.mu_scale, state.mu_scale),
+        nu_scale=scales(shapes.nu, shapes.nu_scale, state.nu_scale),
+    )
 
 
 def _is_coded(x: Any) -> bool:
@@ -141,8 +191,8 @@ def _scales_like(leaf: Any) -> Any:
     """Zero scales of a leaf's blocks, sharded like the leaf."""
     if not _is_coded(leaf):
         return optax.MaskedNode()
-    blocks = -(-leaf.shape[-1] // block_size(leaf.shape[-1]))
-    zeros = jnp.zeros((*leaf.shape[:-1], blocks), leaf.dtype)
+    zeros = jnp.zeros(_scales_shape(leaf), leaf.dtype)
+    blocks = zeros.shape[-1]
 
     def spec_of(spec, mesh):
         names = (spec[-1],) if isinstance(spec[-1], str) else tuple(spec[-1] or ())
@@ -151,3 +201,8 @@ def _scales_like(leaf: Any) -> Any:
         return PartitionSpec(*spec[:-1], names)
 
     return placement.place(zeros, leaf, spec_of)
+
+
+def _scales_shape(leaf: Any) -> tuple[int, ...]:
+    row = leaf.shape[-1]
+    return (*leaf.shape[:-1], -(-row // block_size(row)))

@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 from subtrack_jax._internal import placement
 from subtrack_jax._internal.boxes import is_box, unboxed
+from subtrack_jax._internal.eight_bit import with_scales_of
 from subtrack_jax._internal.loops import apply_if
 from subtrack_jax._internal.trees import is_masked, map_leaves, state_dtype
 from subtrack_jax.low_rank import LowRank
@@ -118,7 +119,8 @@ def on_coordinates(
         )
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), values)
         leaves, structure = jax.tree.flatten(shapes)
-        expect_rule_state("on_coordinates", state, new_state(structure, tuple(leaves)))
+        expected = with_scales_of(new_state(structure, tuple(leaves)), state)
+        expect_rule_state("on_coordinates", state, expected)
         records = filter(is_record, jax.tree.leaves(updates, is_leaf=is_record))
         moved = [record.moved for record in records]
         if transport is not None and moved:

@@ -191,6 +191,29 @@ def test_stacked_equals_unstacked():
         assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)
 
 
+def test_one_layer_of_a_coded_stack_stays_coded():
+    """Also where a layer's own array would be too small, as those of norms are."""
+    leaves = {"norms": common.Leaf((8, 512), None), "layers": LEAVES["layers"]}
+    optimizer = _subtrack(dimension_numbers=common.dimension_numbers(leaves))
+    gradients = common.at(common.drifting_tree(leaves, 1), 0)
+    before = optimizer.init(common.zeros(leaves))
+    _, want = optimizer.update(gradients, before)
+
+    def first_layer(tree):
+        return jax.tree.map(lambda x: x[:1] if x.ndim else x, tree)
+
+    _, got = optimizer.update(first_layer(gradients), first_layer(before))
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(got), jax.tree.leaves(first_layer(want)), strict=True
+    ):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), path
+        # The dither of norms is that of a matrix with the layers as its rows.
+        atol = 1 if jnp.issubdtype(a.dtype, jnp.integer) else 1e-5
+        a, b = (np.asarray(x, "float32") for x in (a, b))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
+    assert optax.tree.get(got, "mu")["norms"].dtype == jnp.int8
+
+
 @pytest.mark.parametrize("transport", [True, "momentum"])
 def test_moments_follow_the_basis(transport):
     """As float32 moments do, within precision; unchanged roots keep their codes."""
@@ -206,7 +229,8 @@ def test_moments_follow_the_basis(transport):
         True: lambda *arguments: stj.transport_adam(*arguments, b1=0.9, b2=0.999),
         "momentum": stj.transport_momentum,
     }[transport]
-    codes = eight_bit.encode_moments(moments)
+    empty = eight_bit.in_eight_bits(optax.scale_by_adam()).init(moments.mu)
+    codes = eight_bit.encode_moments(moments, empty)
     after = eight_bit.transported(function)(codes, rotations)
     got = eight_bit.decode_moments(after)
     want = function(eight_bit.decode_moments(codes), rotations)
