@@ -2,12 +2,37 @@
 
 import dataclasses
 import typing
-from typing import Literal, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple
 
 Float = Literal["float32", "bfloat16"]
 Remat = Literal["none", "dots", "full"]
 
-_CHOICES = {"dtype": Float, "param_dtype": Float, "remat": Remat}
+CHOICES = {"dtype": Float, "param_dtype": Float, "remat": Remat}
+
+
+def check_fields(
+    config: Any,
+    choices: Mapping[str, Any] = CHOICES,
+    may_be_zero: Collection[str] = (),
+) -> None:
+    """Raises a ValueError if a number is not positive or a choice is unknown.
+
+    Args:
+      config: an instance of a dataclass.
+      choices: `Literal`s by the names of their fields.
+      may_be_zero: names of the fields whose numbers are not checked.
+    """
+    for field in dataclasses.fields(config):
+        if field.name in may_be_zero:
+            continue
+        value = getattr(config, field.name)
+        if isinstance(value, int | float) and not (value > 0 or value is False):
+            raise ValueError(f"{field.name} must be positive, got {value}")
+    for name, choice in choices.items():
+        value, known = getattr(config, name), typing.get_args(choice)
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 class RotaryScaling(NamedTuple):
@@ -83,16 +108,7 @@ class LlamaConfig:
     remat: Remat = "none"
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not (value > 0 or value is False):
-                raise ValueError(f"{field.name} must be positive, got {value}")
-        for name, choice in _CHOICES.items():
-            value, choices = getattr(self, name), typing.get_args(choice)
-            if value not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, got {value!r}"
-                )
+        check_fields(self)
         self._check_heads()
         low, high = self.rotary_low_frequency_factor, self.rotary_high_frequency_factor
         if low >= high:

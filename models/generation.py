@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from models import llama
-from models.layers import constrain
+from models.modules import constrain
 
 ENDED = -1  # stands for the tokens of a row that has ended
 # Lengths are rounded up to a multiple of this, so that few programs are compiled.

@@ -1,15 +1,13 @@
 """LLaMA layers: causal attention, SwiGLU MLP, RMSNorm."""
 
-import math
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.core import spmd
-from jax.sharding import PartitionSpec
 
 from models.config import LlamaConfig
+from models.modules import linear, named_axes
 from models.rotary import Rotary, apply_rotary
 
 
@@ -26,49 +24,6 @@ class KeyValueCache(NamedTuple):
 
 # A function given a cache returns a cache; given None it returns None.
 Cache = TypeVar("Cache", KeyValueCache, None)
-
-
-def named_axes(*axes: str) -> dict[str, Any]:
-    """Parameter metadata with the logical names of the axes."""
-    # Not eager: logical names become mesh axes only through a trainer's rules.
-    return {"out_sharding": axes, "eager_sharding": False}
-
-
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Constrains an activation's sharding by the logical names of its axes.
-
-    No effect without a mesh (`jax.set_mesh`) or without rules for the names
-    (`flax.core.spmd.logical_axis_rules`). An axis that the mesh axes do not divide
-    stays replicated.
-    """
-    rules = dict(spmd.get_logical_axis_rules() or ())
-    mesh = jax.sharding.get_abstract_mesh()
-    if not rules or mesh.empty:
-        return x
-
-    def fitting(size, name):
-        split = rules.get(name) or ()
-        split = (split,) if isinstance(split, str) else split
-        pieces = math.prod(mesh.shape[axis] for axis in split)
-        return split if size % pieces == 0 else None
-
-    spec = PartitionSpec(*map(fitting, x.shape, axes))
-    return jax.lax.with_sharding_constraint(x, spec)
-
-
-def linear(
-    config: LlamaConfig, rngs: nnx.Rngs, axes: tuple[str, str], sizes: tuple[int, int]
-) -> nnx.Linear:
-    """Linear layer without a bias; its kernel is (in, out)."""
-    return nnx.Linear(
-        *sizes,
-        use_bias=False,
-        dtype=jnp.dtype(config.dtype),
-        param_dtype=jnp.dtype(config.param_dtype),
-        kernel_init=nnx.initializers.normal(config.init_std),
-        kernel_metadata=named_axes(*axes),
-        rngs=rngs,
-    )
 
 
 def norm(config: LlamaConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:

@@ -9,26 +9,18 @@ see `nnx.get_partition_spec`); this module places no array on a device.
 """
 
 import functools
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from optax.contrib import MuonDimensionNumbers
 
 from models import parameters
 from models.config import PRESETS, LlamaConfig
-from models.layers import (
-    Cache,
-    KeyValueCache,
-    Layer,
-    constrain,
-    linear,
-    named_axes,
-    norm,
-)
+from models.layers import Cache, KeyValueCache, Layer, norm
 from models.loss import TokenLoss, token_loss
+from models.matrices import matrix_axes
+from models.modules import embedding, linear, scan_layers, stacked_layers
 from models.rotary import apply_rotary, rotary_angles
 
 __all__ = [
@@ -44,12 +36,6 @@ __all__ = [
     "rotary_angles",
     "token_loss",
 ]
-
-# "dots" saves products with weights: unlike attention's, they have no batch axes.
-_SAVED = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 class Llama(nnx.Module):
@@ -67,26 +53,15 @@ class Llama(nnx.Module):
     """
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def create_layers(rngs: nnx.Rngs) -> Layer:
-            return Layer(config, rngs)
-
         self.config = config
-        self.embedding = nnx.Embed(
-            config.vocabulary_size,
-            config.hidden_size,
-            dtype=jnp.dtype(config.dtype),
-            param_dtype=jnp.dtype(config.param_dtype),
-            embedding_init=nnx.initializers.normal(config.init_std),
-            embedding_metadata=named_axes("vocab", "embed"),
-            rngs=rngs,
+        sizes = (config.vocabulary_size, config.hidden_size)
+        self.embedding = embedding(config, rngs, ("vocab", "embed"), sizes)
+        self.layers = stacked_layers(
+            functools.partial(Layer, config), config.num_layers, rngs
         )
-        self.layers = create_layers(rngs)
         self.norm = norm(config, rngs)
         if not config.tie_embeddings:
-            sizes = (config.hidden_size, config.vocabulary_size)
-            self.head = linear(config, rngs, ("embed", "vocab"), sizes)
+            self.head = linear(config, rngs, ("embed", "vocab"), sizes[::-1])
             # float32 logits: bfloat16 ones would lose most digits of the loss.
             self.head.preferred_element_type = jnp.float32
 
@@ -146,19 +121,12 @@ class Llama(nnx.Module):
         rotary = rotary_angles(
             positions, config.head_size, config.rotary_base, config.rotary_scaling
         )
-        layer_def, layers = nnx.split(self.layers)
 
-        def layer(x, inputs):
-            parameters, cache = inputs
-            x = constrain(x, "batch", None, None)
-            return nnx.merge(layer_def, parameters)(x, positions, rotary, cache)
+        def apply(layer, x, cache):
+            return layer(x, positions, rotary, cache)
 
-        if config.remat != "none":
-            # prevent_cse is not needed inside a scan.
-            layer = jax.checkpoint(
-                layer, prevent_cse=False, policy=_SAVED[config.remat]
-            )
-        x, cache = jax.lax.scan(layer, self.embedding(tokens), (layers, cache))
+        x = self.embedding(tokens)
+        x, cache = scan_layers(self.layers, apply, x, cache, config.remat)
         return self.norm(x), cache
 
 
@@ -171,38 +139,3 @@ def abstract_params(config: LlamaConfig) -> Any:
 def definition(config: LlamaConfig) -> nnx.GraphDef[Llama]:
     """Graph definition of a LLaMA: `nnx.merge` adds the parameters."""
     return parameters.definition(functools.partial(Llama, config))
-
-
-_MATRIX = re.compile(r"\b(attention|mlp)/\w+/kernel\b")
-
-
-def matrix_axes(params: Any) -> Any:
-    """Dimension numbers of the attention and MLP kernels, for matrix optimizers.
-
-    Pass the function itself as `dimension_numbers` to `subtrack_jax.subtrack` or
-    as `muon_weight_dimension_numbers` to `optax.contrib.muon`.
-
-    Args:
-      params: a tree of the model's parameters, gradients or shapes: an
-        `nnx.State` or the nested dictionaries of `nnx.to_pure_dict`.
-
-    Returns:
-      The same tree with `MuonDimensionNumbers` (in, out) for attention and MLP
-      kernels (the leading axis of layers is a batch axis), None for the embedding,
-      the head and the norms.
-
-    >>> from models import llama
-    >>> config = llama.LlamaConfig(64, 16, 32, num_layers=2, num_heads=2)
-    >>> axes = llama.matrix_axes(llama.abstract_params(config))
-    >>> axes["layers"]["mlp"]["up"]["kernel"]
-    MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-    >>> axes["head"]["kernel"] is None
-    True
-    """
-
-    def axes(path, leaf):
-        del leaf
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return MuonDimensionNumbers(-2, -1) if _MATRIX.search(name) else None
-
-    return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,4 +1,4 @@
-"""Safetensors files, single or sharded with an index."""
+"""Safetensors files, single or sharded with an index, and JSON files beside them."""
 
 import json
 import os
@@ -11,10 +11,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 _DTYPES = ("F32", "F16", "BF16")
+
+# Whether a tensor is of interest, by its name.
+Wanted = Callable[[str], bool]
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -41,17 +45,22 @@ def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def shapes(directory: pathlib.Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields names and shapes of all tensors; arguments and errors: see `read`."""
-    for name, tensors in _tensors(directory):
+def shapes(
+    directory: pathlib.Path, wanted: Wanted = lambda name: True
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields names and shapes of tensors; arguments and errors: see `read`."""
+    for name, tensors in _tensors(directory, wanted):
         yield name, tuple(tensors.get_slice(name).get_shape())
 
 
-def read(directory: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
+def read(
+    directory: pathlib.Path, wanted: Wanted = lambda name: True
+) -> Iterator[tuple[str, np.ndarray]]:
     """Reads tensors lazily, one at a time, with their names.
 
     Args:
       directory: contains `SINGLE_FILE`, or `INDEX_FILE` and the files that it lists.
+      wanted: tensors for which it returns False are left out, whatever their dtype.
 
     Yields:
       Name and tensor: float32, float16, or ml_dtypes' bfloat16.
@@ -61,17 +70,19 @@ def read(directory: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
         unsupported dtype.
       OSError: a file that the index lists is missing.
     """
-    for name, tensors in _tensors(directory):
+    for name, tensors in _tensors(directory, wanted):
         yield name, tensors.get_tensor(name)
 
 
-def _tensors(directory: pathlib.Path) -> Iterator[tuple[str, Any]]:
-    """Yields each tensor's name with the open file that contains it."""
+def _tensors(directory: pathlib.Path, wanted: Wanted) -> Iterator[tuple[str, Any]]:
+    """Yields each wanted tensor's name with the open file that contains it."""
     for file in _files(directory):
         path = directory / file
         try:
             with safetensors.safe_open(path, framework="np") as tensors:
                 for name in tensors.keys():  # noqa: SIM118, not a dictionary
+                    if not wanted(name):
+                        continue
                     dtype = tensors.get_slice(name).get_dtype()
                     if dtype not in _DTYPES:
                         raise ValueError(

@@ -244,7 +244,7 @@ MODELS = [
         "(first * cos - second * sin, second * cos + first * sin)",
         "(first * cos + second * sin, second * cos - first * sin)",
         f"{LLAMA}::test_logits_equal_the_equations_in_numpy",
-        "tests/models/test_hugging_face_parity.py",
+        "tests/models/test_llama_parity.py",
     ),
     _fault(
         "a cache reads one position too many",

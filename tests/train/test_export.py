@@ -11,7 +11,7 @@ import sentencepiece
 import tokenizers
 from flax import nnx
 
-from models import hugging_face, llama
+from models import llama, llama_weights, safetensors_files
 from tests.train.finished import MODEL, damage, make_run
 from tests.train.program import assert_refuses, limited_file_size
 from tests.train.tokenization.test_tokenizer import BOOK, TEXT
@@ -63,7 +63,7 @@ def test_an_export_is_read_back_to_the_last_bit(tmp_path, capsys, changes):
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    config, loaded = hugging_face.load(target)
+    config, loaded = llama_weights.load(target)
     length = 4096 if model.max_length_tokens == 4096 else 128  # the length in training
     changed = {"init_std": model.init_std, "max_length_tokens": length}
     assert config == dataclasses.replace(model, **changed)
@@ -297,7 +297,7 @@ def test_an_export_that_fails_half_way_leaves_nothing(
         raise OSError("No space left on device")
 
     if part == "model":
-        monkeypatch.setattr(hugging_face.safetensors_files, "write_json", full_disk)
+        monkeypatch.setattr(safetensors_files, "write_json", full_disk)
     else:
         monkeypatch.setattr(Tokenizer, "save", full_disk)
     argv = ["--checkpoint", finished_run, "--output-dir", tmp_path / "hf"]

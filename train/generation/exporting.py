@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from models import hugging_face
+from models import llama_weights
 from train.generation.export_config import ExportConfig
 from train.rundir import trained_model as trained
 from train.rundir.checkpoints import CheckpointError, quiet_orbax
@@ -52,7 +52,7 @@ def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None
         "model_max_length": length,
     }
     files.write_whole(path, json.dumps(settings, indent=2) + "\n")
-    hugging_face.save(
+    llama_weights.save(
         directory,
         model.config.model,
         model.params,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import hugging_face, llama
+from models import llama, llama_weights, safetensors_files
 from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice
 from train.rundir import trained_model as trained
 from train.tokenization.tokenizer import Tokenizer
@@ -48,10 +48,10 @@ def load(
       CheckpointError: a run has no checkpoint, or a damaged one.
       OSError: a file cannot be read.
     """
-    if not (directory / hugging_face.CONFIG_FILE).exists():
+    if not (directory / safetensors_files.CONFIG_FILE).exists():
         raise ValueError(
             f"--checkpoint {directory} is not the directory of a run, nor that of a "
-            f"Hugging Face model: it has no {hugging_face.CONFIG_FILE}"
+            f"Hugging Face model: it has no {safetensors_files.CONFIG_FILE}"
         )
     if trained.is_hugging_face(directory):
         return _of_hugging_face(directory, choice)
@@ -74,7 +74,7 @@ def _of_hugging_face(
             "Hugging Face's layout and has none"
         )
     tokenizer = Tokenizer.load(directory)
-    config, params = hugging_face.load(directory)
+    config, params = llama_weights.load(directory)
     if tokenizer.vocabulary_size > config.vocabulary_size:
         raise ValueError(
             f"the tokenizer in {directory} has {tokenizer.vocabulary_size} tokens and "

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models import hugging_face_config
+from models import llama_config_file
 from models.config import LlamaConfig
 from train.config.presets import PRESETS
 from train.config.pretrain_config import PretrainConfig
@@ -170,10 +170,10 @@ def load(config: PretrainConfig) -> Any:
       ValueError: they do not match the config, or are damaged.
       OSError: a file cannot be read.
     """
-    from models import hugging_face  # slow to import
+    from models import llama_weights  # slow to import
 
     _matching_shape(config)
-    _, params = hugging_face.load(
+    _, params = llama_weights.load(
         config.init_from, param_dtype=config.model.param_dtype
     )
     return grow(params, config.model.vocabulary_size)
@@ -207,7 +207,7 @@ def _read_config(directory: pathlib.Path, model: LlamaConfig) -> LlamaConfig:
             f"--init-from {directory} is not a directory: give the one with "
             "config.json and model.safetensors"
         )
-    path = directory / hugging_face_config.CONFIG_FILE
+    path = directory / llama_config_file.CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"--init-from {directory} has no {path.name}: give a model in Hugging "
@@ -221,7 +221,7 @@ def _read_config(directory: pathlib.Path, model: LlamaConfig) -> LlamaConfig:
             f"(python -m train.export --checkpoint {directory}), and give the exported "
             "directory"
         )
-    theirs = hugging_face_config.load_config(
+    theirs = llama_config_file.load_config(
         directory, dtype=model.dtype, param_dtype=model.param_dtype
     )
     return dataclasses.replace(theirs, remat=model.remat)

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from models.hugging_face_entries import shorten
+from models.json_entries import shorten
 from train.tokenization import special_tokens
 
 

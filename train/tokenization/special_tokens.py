@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from models import safetensors_files
-from models.hugging_face_entries import shorten
+from models.json_entries import shorten
 from train.system import files
 
 GENERATION_FILE = "generation_config.json"

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from models import hugging_face
+from models import llama_weights
 from models.config import LlamaConfig
 from tests.models.common import make_params
 from tests.train.finished import make_run
@@ -29,7 +29,7 @@ SHAPE = LlamaConfig(
 def weights(tmp_path_factory):
     """Weights that tests must not change."""
     directory = tmp_path_factory.mktemp("weights")
-    hugging_face.save(directory, SHAPE, make_params(SHAPE))
+    llama_weights.save(directory, SHAPE, make_params(SHAPE))
     Tokenizer.train([TEXT], 300).save(directory)
     return directory
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 from flax import nnx
 
-from models import hugging_face_config, llama
+from models import llama, llama_config_file
 
 LLAMA_3_2_1B = {
     "model_type": "llama",
@@ -36,7 +36,7 @@ LLAMA_3_2_1B = {
 
 
 def test_llama_3_2_in_both_forms():
-    config = hugging_face_config.import_config(LLAMA_3_2_1B)
+    config = llama_config_file.import_config(LLAMA_3_2_1B)
     assert config == llama.LlamaConfig(
         vocabulary_size=128_256,
         hidden_size=2048,
@@ -63,18 +63,18 @@ def test_llama_3_2_in_both_forms():
     scaling = entries.pop("rope_scaling")
     entries["rope_parameters"] = scaling | {"rope_theta": entries.pop("rope_theta")}
     entries["dtype"] = "torch." + entries.pop("torch_dtype")
-    assert hugging_face_config.import_config(entries) == config
+    assert llama_config_file.import_config(entries) == config
 
 
 def test_what_is_left_out_has_the_values_of_the_first_llama():
     required = ["model_type", "vocab_size", "hidden_size", "intermediate_size"]
     required += ["num_hidden_layers", "num_attention_heads"]
     entries = {name: LLAMA_3_2_1B[name] for name in required}
-    config = hugging_face_config.import_config(entries)
+    config = llama_config_file.import_config(entries)
     assert config == llama.LlamaConfig(128_256, 2048, 8192, 16, 32)
     for name in required:
         with pytest.raises(ValueError, match=name):
-            hugging_face_config.import_config(
+            llama_config_file.import_config(
                 {key: value for key, value in entries.items() if key != name}
             )
 
@@ -98,24 +98,24 @@ def test_what_is_left_out_has_the_values_of_the_first_llama():
 def test_every_config_comes_back(changes):
     config = llama.LlamaConfig(64, 16, 32, 2, num_heads=4, max_length_tokens=100)
     config = dataclasses.replace(config, **changes)
-    entries = hugging_face_config.export_config(config)
-    assert hugging_face_config.import_config(entries) == config
+    entries = llama_config_file.export_config(config)
+    assert llama_config_file.import_config(entries) == config
 
 
 def test_extra_entries_are_added_but_decide_nothing():
     config = llama.LlamaConfig(64, 16, 32, num_layers=2, num_heads=4)
-    entries = hugging_face_config.export_config(config)
+    entries = llama_config_file.export_config(config)
     assert (entries["max_position_embeddings"], entries["eos_token_id"]) == (2048, None)
     extra = {"max_position_embeddings": 7, "eos_token_id": 3, "name": "whale"}
-    assert hugging_face_config.export_config(config, extra) == entries | extra
+    assert llama_config_file.export_config(config, extra) == entries | extra
     scaled = dataclasses.replace(config, rotary_scaling_factor=2.5)
-    entries = hugging_face_config.export_config(scaled)
+    entries = llama_config_file.export_config(scaled)
     assert entries["max_position_embeddings"] == 20_480
     longer = dataclasses.replace(scaled, max_length_tokens=9000)
-    entries = hugging_face_config.export_config(longer)
+    entries = llama_config_file.export_config(longer)
     assert entries["max_position_embeddings"] == 9000
     with pytest.raises(ValueError, match=r"vocab_size in config.json is determined"):
-        hugging_face_config.export_config(config, {"vocab_size": 65})
+        llama_config_file.export_config(config, {"vocab_size": 65})
 
 
 NAN = float("nan")
@@ -185,17 +185,17 @@ NAN = float("nan")
 )
 def test_other_models_are_refused(changes, message):
     with pytest.raises(ValueError, match=rf"^config\.json.*{message}") as raised:
-        hugging_face_config.import_config(LLAMA_3_2_1B | changes)
+        llama_config_file.import_config(LLAMA_3_2_1B | changes)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 300
 
 
 def test_whole_numbers_are_numbers_and_nothing_is_the_default():
     entries = LLAMA_3_2_1B | {"rope_theta": 500_000, "rope_scaling": {}}
-    config = hugging_face_config.import_config(entries)
+    config = llama_config_file.import_config(entries)
     assert (config.rotary_base, config.rotary_scaling) == (500_000.0, None)
     entries |= {"rope_parameters": {"rope_theta": 7}, "num_key_value_heads": None}
-    config = hugging_face_config.import_config(entries)
+    config = llama_config_file.import_config(entries)
     assert (config.rotary_base, config.key_value_heads) == (7.0, 32)
 
 
@@ -210,23 +210,23 @@ MISTRAL = LLAMA_3_2_1B | {
 @pytest.mark.parametrize("window", [None, 32_768, 131_072])
 def test_a_mistral_that_sees_everything_is_a_llama(window):
     entries = MISTRAL | {"sliding_window": window}
-    config = hugging_face_config.import_config(entries)
-    expected = hugging_face_config.import_config(entries | {"model_type": "llama"})
+    config = llama_config_file.import_config(entries)
+    expected = llama_config_file.import_config(entries | {"model_type": "llama"})
     assert config == expected
     assert config.max_length_tokens == 32_768
-    exported = hugging_face_config.export_config(config)
+    exported = llama_config_file.export_config(config)
     assert exported["model_type"] == "llama"
-    assert hugging_face_config.import_config(exported) == config
+    assert llama_config_file.import_config(exported) == config
 
 
 def test_a_mistral_takes_the_defaults_of_a_mistral():
     entries = dict(MISTRAL)
     del entries["num_key_value_heads"], entries["max_position_embeddings"]
-    config = hugging_face_config.import_config(entries)
+    config = llama_config_file.import_config(entries)
     assert (config.num_key_value_heads, config.max_length_tokens) == (8, 131_072)
     del entries["sliding_window"]
     with pytest.raises(ValueError, match="sliding_window=4096 is not supported"):
-        hugging_face_config.import_config(entries)
+        llama_config_file.import_config(entries)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_mistral_takes_the_defaults_of_a_mistral():
 )
 def test_a_mistral_with_a_window_is_refused(window, message):
     with pytest.raises(ValueError, match=message):
-        hugging_face_config.import_config(MISTRAL | {"sliding_window": window})
+        llama_config_file.import_config(MISTRAL | {"sliding_window": window})
 
 
 def test_the_length_before_scaling_may_be_that_of_the_model():
@@ -249,5 +249,5 @@ def test_the_length_before_scaling_may_be_that_of_the_model():
     entries = dict(LLAMA_3_2_1B)
     entries["rope_scaling"] = dict(entries["rope_scaling"])
     del entries["rope_scaling"]["original_max_position_embeddings"]
-    config = hugging_face_config.import_config(entries)
+    config = llama_config_file.import_config(entries)
     assert config.rotary_original_length_tokens == 131_072

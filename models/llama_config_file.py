@@ -6,22 +6,25 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from models import safetensors_files
 from models.config import Float, LlamaConfig
-from models.hugging_face_entries import (
+from models.json_entries import (
+    check_extra,
+    check_fixed,
+    check_types,
+    missing_message,
+    stored_dtype,
+)
+from models.llama_entries import (
     FIXED,
+    KIND,
     MISTRAL_DEFAULTS,
     NAMES,
     OPTIONAL_NAMES,
     ROTARY_NAMES,
     Entries,
     Rope,
-    check_types,
-    missing_message,
-    shorten,
 )
-
-CONFIG_FILE = "config.json"
+from models.safetensors_files import CONFIG_FILE, read_json
 
 
 def load_config(
@@ -32,7 +35,7 @@ def load_config(
 ) -> LlamaConfig:
     """Loads the config.json of a directory; arguments and errors: `import_config`."""
     path = pathlib.Path(directory) / CONFIG_FILE
-    entries = safetensors_files.read_json(path)
+    entries = read_json(path)
     return import_config(entries, dtype=dtype, param_dtype=param_dtype, place=str(path))
 
 
@@ -58,7 +61,7 @@ def import_config(
       ValueError: an entry is missing, has a wrong type, or describes a model that
         `Llama` does not support.
 
-    >>> from models import hugging_face_config
+    >>> from models import llama_config_file
     >>> entries = {
     ...     "model_type": "llama",
     ...     "vocab_size": 64,
@@ -69,7 +72,7 @@ def import_config(
     ...     "num_key_value_heads": 2,
     ...     "rope_theta": 500000.0,
     ... }
-    >>> config = hugging_face_config.import_config(entries)
+    >>> config = llama_config_file.import_config(entries)
     >>> config.mlp_size, config.rotary_base, config.rotary_scaling
     (32, 500000.0, None)
     """
@@ -81,22 +84,15 @@ def import_config(
         )
     if kind == "mistral":
         entries = MISTRAL_DEFAULTS | dict(entries)
-    for name, value in FIXED.items():
-        found = entries.get(name)
-        if found is not None and found != value:
-            raise ValueError(
-                f"{place}: {name}={shorten(found)} is not supported: convert the model "
-                f"to one with {name}={value!r}"
-            )
-    typed = check_types(entries, place)
+    check_fixed(FIXED, entries, place)
+    typed = check_types(Entries, entries, place, KIND)
     if kind == "mistral":
         _check_window(typed, place)
     values = {field: getattr(typed, name) for field, name in NAMES.items()}
     for name, field in OPTIONAL_NAMES.items():
         if (value := getattr(typed, name)) is not None:
             values[field] = value
-    stored = (typed.dtype or typed.torch_dtype or "").removeprefix("torch.")
-    stored = "bfloat16" if stored == "bfloat16" else "float32"
+    stored = stored_dtype(typed.dtype, typed.torch_dtype)
     try:
         config = LlamaConfig(
             **values,
@@ -161,7 +157,7 @@ def _import_rotary(typed: Entries) -> dict[str, Any]:
         values[length] = values[length] or typed.max_position_embeddings
         for name, field in ROTARY_NAMES.items():
             if values[field] is None:
-                raise ValueError(missing_message(name, "the llama3 scaling"))
+                raise ValueError(missing_message(name, "the llama3 scaling", KIND))
     return values
 
 
@@ -183,14 +179,14 @@ def export_config(
     Raises:
       ValueError: `extra` has an entry that the config determines.
 
-    >>> from models import hugging_face_config, llama
+    >>> from models import llama_config_file, llama
     >>> config = llama.LlamaConfig(
     ...     64, 16, 32, num_layers=2, num_heads=2, max_length_tokens=256
     ... )
-    >>> entries = hugging_face_config.export_config(config, {"eos_token_id": 3})
+    >>> entries = llama_config_file.export_config(config, {"eos_token_id": 3})
     >>> entries["num_key_value_heads"], entries["eos_token_id"]
     (2, 3)
-    >>> hugging_face_config.import_config(entries) == config
+    >>> llama_config_file.import_config(entries) == config
     True
     """
     filled = dataclasses.replace(
@@ -210,12 +206,7 @@ def export_config(
         "rope_scaling": scaling,
         "torch_dtype": config.param_dtype,
     }
-    for name in extra or {}:
-        if name in decided:
-            raise ValueError(
-                f"{name} in config.json is determined by the config: remove it from "
-                "the extra entries"
-            )
+    check_extra(decided, extra)
     length = 2048
     if config.max_length_tokens is not None:
         length = config.max_length_tokens

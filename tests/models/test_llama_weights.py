@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from models import hugging_face, llama
+from models import llama, llama_weights, weights
 from tests.models.common import HUGGING_FACE_CASES as CASES
 from tests.models.common import HUGGING_FACE_CONFIG as CONFIG
 from tests.models.common import make_params
@@ -34,7 +34,7 @@ def edit_tensors(directory, edit):
 
 @pytest.fixture
 def saved(tmp_path):
-    hugging_face.save(tmp_path, CONFIG, make_params(CONFIG))
+    llama_weights.save(tmp_path, CONFIG, make_params(CONFIG))
     return tmp_path
 
 
@@ -51,8 +51,8 @@ def test_written_and_read_again_every_bit_is_the_same(
     directory = tmp_path / "new" / "model"
     # Arrays on a device are written like NumPy arrays.
     on_device = jax.tree.map(jnp.asarray, params)
-    hugging_face.save(directory, config, on_device, max_shard_bytes=max_shard_bytes)
-    loaded_config, loaded = hugging_face.load(directory)
+    llama_weights.save(directory, config, on_device, max_shard_bytes=max_shard_bytes)
+    loaded_config, loaded = llama_weights.load(directory)
     assert loaded_config == config
     chex.assert_trees_all_equal_shapes_and_dtypes(loaded, params)
     chex.assert_trees_all_equal(loaded, params)
@@ -76,7 +76,7 @@ def test_written_and_read_again_every_bit_is_the_same(
 
 
 def test_dtypes_are_those_of_the_file_unless_given(tmp_path):
-    hugging_face.save(tmp_path, CONFIG, make_params(CONFIG))
+    llama_weights.save(tmp_path, CONFIG, make_params(CONFIG))
     halves = {}
 
     def halve(tensors):
@@ -85,11 +85,11 @@ def test_dtypes_are_those_of_the_file_unless_given(tmp_path):
 
     edit_tensors(tmp_path, halve)
     edit_json(tmp_path / "config.json", torch_dtype="float16")
-    config, params = hugging_face.load(tmp_path)
+    config, params = llama_weights.load(tmp_path)
     assert config.dtype == config.param_dtype == "float32"
     up = halves["model.layers.1.mlp.up_proj.weight"]
     np.testing.assert_array_equal(params["layers"]["mlp"]["up"]["kernel"][1], up.T)
-    config, params = hugging_face.load(
+    config, params = llama_weights.load(
         tmp_path, dtype="float32", param_dtype="bfloat16"
     )
     assert (config.dtype, config.param_dtype) == ("float32", "bfloat16")
@@ -100,14 +100,14 @@ def test_dtypes_are_those_of_the_file_unless_given(tmp_path):
 def test_tensors_are_written_in_the_dtype_of_the_config(tmp_path):
     rounded = dataclasses.replace(CONFIG, param_dtype="bfloat16")
     params = make_params(CONFIG)
-    hugging_face.save(tmp_path, rounded, params)
+    llama_weights.save(tmp_path, rounded, params)
     with safetensors.safe_open(tmp_path / "model.safetensors", "np") as tensors:
         # transformers 4 refuses files without this entry.
         assert tensors.metadata() == {"format": "pt"}
         assert {tensors.get_tensor(name).dtype for name in tensors.keys()} == {  # noqa: SIM118
             jnp.dtype("bfloat16")
         }
-    config, loaded = hugging_face.load(tmp_path)
+    config, loaded = llama_weights.load(tmp_path)
     assert config.param_dtype == "bfloat16"
     chex.assert_trees_all_equal(
         loaded, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
@@ -117,7 +117,7 @@ def test_tensors_are_written_in_the_dtype_of_the_config(tmp_path):
 def test_old_rotary_buffers_and_the_head_of_a_tied_model_are_left_out(tmp_path):
     config = dataclasses.replace(CONFIG, tie_embeddings=True)
     params = make_params(config)
-    hugging_face.save(tmp_path, config, params)
+    llama_weights.save(tmp_path, config, params)
 
     def add(tensors):
         name = "model.layers.0.self_attn.rotary_emb.inv_freq"
@@ -125,7 +125,7 @@ def test_old_rotary_buffers_and_the_head_of_a_tied_model_are_left_out(tmp_path):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
 
     edit_tensors(tmp_path, add)
-    _, loaded = hugging_face.load(tmp_path)
+    _, loaded = llama_weights.load(tmp_path)
     chex.assert_trees_all_equal(loaded, params)
 
     def change_head(tensors):
@@ -133,17 +133,17 @@ def test_old_rotary_buffers_and_the_head_of_a_tied_model_are_left_out(tmp_path):
 
     edit_tensors(tmp_path, change_head)
     with pytest.raises(ValueError, match=r"not the embedding, .*set it to false"):
-        hugging_face.load(tmp_path)
+        llama_weights.load(tmp_path)
 
 
 def test_a_model_is_read_tensor_by_tensor(tmp_path):
     config = llama.LlamaConfig(64, 256, 512, num_layers=12, num_heads=4)
     params = make_params(config)
-    hugging_face.save(tmp_path, config, params)
+    llama_weights.save(tmp_path, config, params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     tracemalloc.start()
     try:
-        hugging_face.load(tmp_path)
+        llama_weights.load(tmp_path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -191,34 +191,34 @@ def spoil(tensors):
 def test_tensors_that_do_not_fit_are_refused(saved, edit, message):
     edit_tensors(saved, edit)
     with pytest.raises(ValueError, match=message):
-        hugging_face.load(saved)
+        llama_weights.load(saved)
 
 
 def test_damaged_files_are_refused(tmp_path):
-    hugging_face.save(tmp_path, CONFIG, make_params(CONFIG), max_shard_bytes=20_000)
+    llama_weights.save(tmp_path, CONFIG, make_params(CONFIG), max_shard_bytes=20_000)
     index = json.loads((tmp_path / INDEX).read_text())
     shard, other = sorted(set(index["weight_map"].values()))[:2]
     whole = (tmp_path / shard).read_bytes()
     (tmp_path / shard).write_bytes(whole[:-100])
     with pytest.raises(ValueError, match=f"{shard} is damaged or incomplete"):
-        hugging_face.load(tmp_path)
+        llama_weights.load(tmp_path)
     (tmp_path / shard).write_bytes((tmp_path / other).read_bytes())
     with pytest.raises(ValueError, match=r"holds model\.layers\.\S+ twice"):
-        hugging_face.load(tmp_path)
+        llama_weights.load(tmp_path)
     (tmp_path / shard).unlink()
     with pytest.raises(OSError, match=shard):
-        hugging_face.load(tmp_path)
+        llama_weights.load(tmp_path)
     for content in ("{}", '{"weight_map": []}', '{"weight_map": {}}'):
         (tmp_path / INDEX).write_text(content)
         with pytest.raises(ValueError, match=f"{INDEX} has no weight_map"):
-            hugging_face.load(tmp_path)
+            llama_weights.load(tmp_path)
     for content in ('{"weight_map": [1]}', '{"weight_map": {"a": 1}}'):
         (tmp_path / INDEX).write_text(content)
         with pytest.raises(ValueError, match=f"{INDEX}: weight_map must map"):
-            hugging_face.load(tmp_path)
+            llama_weights.load(tmp_path)
     (tmp_path / INDEX).unlink()
     with pytest.raises(ValueError, match=r"neither model.safetensors nor .*with safet"):
-        hugging_face.load(tmp_path)
+        llama_weights.load(tmp_path)
     for content, message in [
         ('{"model_type":', "is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
@@ -228,7 +228,7 @@ def test_damaged_files_are_refused(tmp_path):
     ]:
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=f"{tmp_path}/config.json ?{message}"):
-            hugging_face.load(tmp_path)
+            llama_weights.load(tmp_path)
 
 
 def test_a_config_of_another_size_is_told_before_memory_is_taken(saved):
@@ -236,7 +236,7 @@ def test_a_config_of_another_size_is_told_before_memory_is_taken(saved):
     with pytest.raises(
         ValueError, match=r"weight in .* \(61, 32\), but config.json .*1048576"
     ):
-        hugging_face.load(saved)
+        llama_weights.load(saved)
 
 
 def test_an_interrupted_export_is_no_model_and_the_next_one_succeeds(
@@ -255,26 +255,26 @@ def test_an_interrupted_export_is_no_model_and_the_next_one_succeeds(
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.numpy, "save_file", fail)
         with pytest.raises(OSError, match=r"cannot write .*00002.*no space left"):
-            hugging_face.save(tmp_path, CONFIG, params, max_shard_bytes=20_000)
+            llama_weights.save(tmp_path, CONFIG, params, max_shard_bytes=20_000)
     assert len(calls) == 2
     assert not list(tmp_path.glob("*.safetensors*"))
     assert not (tmp_path / "config.json").exists()
-    hugging_face.save(tmp_path, CONFIG, params)
+    llama_weights.save(tmp_path, CONFIG, params)
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"config.json", "model.safetensors", "tokenizer.json"}
-    chex.assert_trees_all_equal(hugging_face.load(tmp_path)[1], params)
+    chex.assert_trees_all_equal(llama_weights.load(tmp_path)[1], params)
 
 
 def test_config_json_appears_last(tmp_path, monkeypatch):
     moved = []
-    replace = hugging_face.os.replace
+    replace = weights.os.replace
 
     def record(source, target):
         moved.append(pathlib.Path(target).name)
         replace(source, target)
 
-    monkeypatch.setattr(hugging_face.os, "replace", record)
-    hugging_face.save(tmp_path, CONFIG, make_params(CONFIG), max_shard_bytes=20_000)
+    monkeypatch.setattr(weights.os, "replace", record)
+    llama_weights.save(tmp_path, CONFIG, make_params(CONFIG), max_shard_bytes=20_000)
     assert len(moved) > 4
     assert moved[-2:] == [INDEX, "config.json"]
 
@@ -283,15 +283,15 @@ def test_exports_that_make_no_sense_are_refused(tmp_path):
     params = make_params(CONFIG)
     other = dataclasses.replace(CONFIG, mlp_size=50)
     with pytest.raises(ValueError, match=r"mlp/down/kernel .*\(2, 48, 32\), but .*50"):
-        hugging_face.save(tmp_path, other, params)
+        llama_weights.save(tmp_path, other, params)
     tied = dataclasses.replace(CONFIG, tie_embeddings=True)
     with pytest.raises(ValueError, match=r"head/kernel .*\(32, 61\), but .* None"):
-        hugging_face.save(tmp_path, tied, params)
+        llama_weights.save(tmp_path, tied, params)
     with pytest.raises(ValueError, match="max_shard_bytes must be positive, got 0"):
-        hugging_face.save(tmp_path, CONFIG, params, max_shard_bytes=0)
+        llama_weights.save(tmp_path, CONFIG, params, max_shard_bytes=0)
     assert not list(tmp_path.iterdir())
     for name in ("config.json", "model-00001-of-00002.safetensors", INDEX):
         (tmp_path / name).touch()
         with pytest.raises(OSError, match=f"{name} exists: export to"):
-            hugging_face.save(tmp_path, CONFIG, params)
+            llama_weights.save(tmp_path, CONFIG, params)
         (tmp_path / name).unlink()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import hugging_face, llama
+from models import llama, llama_weights
 from tests.common import DATA
 from tests.data.make_hugging_face import SHAPE
 from tests.models.common import HUGGING_FACE_CASES as CASES
@@ -47,7 +47,7 @@ def reference_logits(model, tokens):
 @pytest.mark.parametrize("name", ["scaled", "tied"])
 def test_logits_equal_those_that_transformers_recorded(name):
     recorded = np.load(HUGGING_FACE / "logits.npz")
-    config, params = hugging_face.load(
+    config, params = llama_weights.load(
         HUGGING_FACE / name, dtype="float32", param_dtype="float32"
     )
     logits = logits_of(config, params, recorded["tokens"])
@@ -80,7 +80,7 @@ def test_logits_of_what_transformers_writes(transformers, tmp_path, name):
             parameter.normal_(1.0 if "norm" in path else 0.0, 0.2)
     model.save_pretrained(tmp_path, max_shard_size="20KB" if name == "plain" else "1GB")
     assert (tmp_path / INDEX).exists() == (name == "plain")
-    loaded, params = hugging_face.load(tmp_path)
+    loaded, params = llama_weights.load(tmp_path)
     assert loaded == config
     expected = reference_logits(model, make_tokens())
     logits = logits_of(loaded, params, make_tokens())
@@ -93,7 +93,7 @@ def test_transformers_reads_what_is_written(transformers, tmp_path, name):
     config = dataclasses.replace(CONFIG, **CASES[name])
     params = make_params(config)
     shard_bytes = 20_000 if name == "grouped" else 10**9
-    hugging_face.save(
+    llama_weights.save(
         tmp_path,
         config,
         params,
@@ -129,12 +129,12 @@ def test_a_mistral_is_read_and_written_as_a_llama(transformers, tmp_path, window
         for path, parameter in model.named_parameters():
             parameter.normal_(1.0 if "norm" in path else 0.0, 0.2)
     model.save_pretrained(tmp_path / "mistral")
-    config, params = hugging_face.load(tmp_path / "mistral")
+    config, params = llama_weights.load(tmp_path / "mistral")
     assert config == CONFIG
     expected = reference_logits(model, make_tokens())
     logits = logits_of(config, params, make_tokens())
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-    hugging_face.save(tmp_path / "llama", config, params)
+    llama_weights.save(tmp_path / "llama", config, params)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
     assert isinstance(again, transformers.LlamaForCausalLM)
     found = reference_logits(again, make_tokens())
