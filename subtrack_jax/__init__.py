@@ -14,11 +14,13 @@ transformations. Start with `subtrack`; build your own from the four stages:
 """
 
 from subtrack_jax import diagnostics, grassmann
+from subtrack_jax._internal.backward_step import BackwardUpdate
 from subtrack_jax._internal.dimension_numbers import by_path
 from subtrack_jax._internal.eight_bit import EightBitAdamState
 from subtrack_jax._internal.matrix_view import MatrixView
 from subtrack_jax._internal.state_bytes import state_bytes
 from subtrack_jax._version import __version__
+from subtrack_jax.backward import update_in_backward
 from subtrack_jax.low_rank import LowRank
 from subtrack_jax.optimizers.adam_in_subspace import adam_in_subspace
 from subtrack_jax.optimizers.apollo import apollo, apollo_mini
@@ -66,6 +68,7 @@ from subtrack_jax.stages.transport import (
 )
 
 __all__ = [
+    "BackwardUpdate",
     "DenseRotation",
     "DrawProjectionState",
     "EightBitAdamState",
@@ -119,4 +122,5 @@ __all__ = [
     "track_subspace",
     "transport_adam",
     "transport_momentum",
+    "update_in_backward",
 ]

@@ -19,7 +19,7 @@ FLOORS = {
     "subtrack_jax": [
         ("_version", "_internal"),
         ("sharding", "low_rank", "grassmann"),
-        ("diagnostics",),
+        ("diagnostics", "backward"),
         ("stages",),
         ("optimizers",),
         ("__init__",),
