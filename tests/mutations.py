@@ -394,8 +394,8 @@ TRAINING = [
     ),
     _fault(
         "a model's later seeds choose its rate",
-        "[finished[each] for each in later if each.optimizer == chosen]",
-        "[finished[each] for each in later]",
+        "if trial.optimizer == chosen]",
+        "if trial.optimizer == chosen or trial.seed in self.later_seeds]",
         "tests/train/comparison/test_search.py",
         "tests/train/comparison/test_comparing.py",
     ),

@@ -202,10 +202,9 @@ def test_a_comparison_may_be_extended_but_not_changed(finished, capsys):
 def test_a_damaged_record_is_one_line(tmp_path, capsys):
     (tmp_path / "trials").mkdir()
     config = compare.read(arguments(tmp_path))
-    trial = Search(config).trials[0]
     save_config(config.task, tmp_path / comparing.TASK_FILE)
     (tmp_path / "tokenizer.json").write_text("{}")
-    path = records.path_of(trial, tmp_path / "trials")
+    path = tmp_path / "trials/adamw-0.001-seed0-0123456789ab.json"
     path.write_text('{"trial": 3}')
     message = f"{path} is not the record of a trial: trial: "
     assert_refuses(compare.main, capsys, arguments(tmp_path), message)
@@ -229,12 +228,18 @@ def test_trials_of_a_task_that_is_lost_are_not_taken(finished, tmp_path, capsys)
 def test_seeds_that_are_not_finished_are_left_out(finished, tmp_path):
     config = compare.read(arguments(tmp_path))
     search = Search(config)
-    found = records.load_finished(search.trials, finished[0] / "trials")
-    comparison_report.write(search, dict(list(found.items())[:-1]))
+    known = records.load(finished[0] / "trials")
+    found = {trial: known[trial] for trial in search.trials}
+
+    def write(count):
+        some = dict(list(found.items())[:count])
+        comparison_report.write(search, search.counted(some))
+
+    write(-1)
     results = json.loads((tmp_path / "results.json").read_text())
     for each in results["optimizers"]:
         assert {len(tried["losses"]) for tried in each["tries"]} == {1}
-    comparison_report.write(search, dict(list(found.items())[:2]))
+    write(2)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [len(each["tries"]) for each in results["optimizers"]] == [1, 1]
 
@@ -265,7 +270,7 @@ def test_a_trial_is_the_run_of_train_pretrain(finished):
         if (t.optimizer.name, t.optimizer.learning_rate, t.seed)
         == ("subtrack", 0.01, 1)
     )
-    record = records.load(trial, finished[0] / "trials")
+    record = records.load(finished[0] / "trials")[trial]
     schedule = optimizers.learning_rate_schedule(trial.optimizer, task.steps)
     optimizer = optimizers.make_optimizer(trial.optimizer, schedule, trial.seed)
     setup = llama_setup(
@@ -345,6 +350,19 @@ def test_a_hopeless_trial_ends_early_and_a_stopped_one_has_no_record(
     # Rates and seeds are numbers of one program.
     runner.run(dataclasses.replace(sound, seed=7), lambda loss: True)
     assert len(compiled) == 1
+
+
+def test_curves_are_thinned_by_averaging():
+    rows = [{"loss": float(k), "gradient_norm": 3.0} for k in range(1000)]
+    curve = trials.thinned(rows, 1000)
+    assert len(curve) == 200
+    assert curve[0] == (5, {"loss": 2.0, "gradient_norm": 3.0})
+    assert curve[-1] == (1000, {"loss": 997.0, "gradient_norm": 3.0})
+    rows[3]["loss"] = math.nan
+    assert [values["loss"] for _, values in trials.thinned(rows[:7], 1000)] == [
+        None,
+        5.5,
+    ]
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):

@@ -82,10 +82,9 @@ class CompareConfig:
     start: CompilationConfig = dataclasses.field(default_factory=CompilationConfig)
 
     def __post_init__(self):
-        lists = ("optimizers", "learning_rates", "matrix_scales", "seeds")
-        for name in (*lists, "sweep"):
+        for name in ("optimizers", "learning_rates", "matrix_scales", "seeds", "sweep"):
             values = getattr(self, name)
-            if name in lists and not values:
+            if not values and name != "sweep":
                 raise ValueError(f"{flag(name)} must have at least one value")
             if len(set(values)) < len(values):
                 shown = " ".join(map(str, values))
@@ -94,19 +93,9 @@ class CompareConfig:
             method_of(text)
         check(self, positive, "learning_rates", "matrix_scales")
         check(self, fits_32_bits, "seeds")
-        most = len(self.seeds)
-        if self.tuning_seeds is not None and not 1 <= self.tuning_seeds <= most:
+        most, tuning = len(self.seeds), self.tuning_seeds
+        if tuning is not None and not 1 <= tuning <= most:
             raise ValueError(
                 "--tuning-seeds must be at least 1 and at most the number of --seeds, "
-                f"{most}, got {self.tuning_seeds}"
+                f"{most}, got {tuning}"
             )
-
-    @property
-    def searched_seeds(self) -> tuple[int, ...]:
-        """Seeds on which all rates are tried."""
-        return self.seeds[: self.tuning_seeds]
-
-    @property
-    def later_seeds(self) -> tuple[int, ...]:
-        """Seeds on which only the best rates are tried."""
-        return self.seeds[len(self.searched_seeds) :]

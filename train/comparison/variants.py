@@ -1,15 +1,16 @@
 """Optimizers to compare: methods with settings of their own, and swept settings."""
 
 import dataclasses
+import functools
 import itertools
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pydantic
 
 from train.comparison.comparison_config import method_of
-from train.config.methods import canonical, matrix_scale_field, resolved, settings_of
+from train.config.methods import canonical, matrix_scale_field, settings_of
 from train.config.optimizer_config import OptimizerConfig
 from train.config.rules import check_name
 
@@ -18,72 +19,43 @@ _PARSER = pydantic.TypeAdapter(OptimizerConfig)
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
-    """One training run of a comparison.
-
-    Attributes:
-      optimizer: the method and all its settings, as `canonical` gives them.
-      seed: of initial parameters, order of the data and random subspaces.
-    """
-
-    optimizer: OptimizerConfig
-    seed: int
-
-    @property
-    def matrix_scale(self) -> float:
-        """The method's factor on matrices, under whichever name it has it."""
-        field = matrix_scale_field(self.optimizer.name)
-        return getattr(resolved(self.optimizer), field)
-
-
-@dataclasses.dataclass(frozen=True)
 class Variant:
-    """A method with settings of its own, whose two rates are searched.
+    """A method with settings of its own, at all rates that are searched."""
 
-    Attributes:
-      label: how it is written on the command line.
-      optimizer: the method and its settings.
-      fixed: the settings that the label names, which are not searched.
-    """
+    label: str  # how it is written on the command line
+    grid: tuple[OptimizerConfig, ...]  # with its settings, at each rate
 
-    label: str
-    optimizer: OptimizerConfig
-    fixed: frozenset[str] = frozenset()
-
-    def search(
-        self, learning_rates: Sequence[float], matrix_scales: Sequence[float]
-    ) -> list[OptimizerConfig]:
-        """Every learning rate with every factor on matrices, but for fixed ones."""
-        tried = {
-            "learning_rate": learning_rates,
-            matrix_scale_field(self.optimizer.name): matrix_scales,
-        }
-        free = {name: tried[name] for name in tried if name not in self.fixed}
-        # Canonical, so that settings without effect do not make another trial.
-        settings = (
-            dict(zip(free, chosen, strict=True))
-            for chosen in itertools.product(*free.values())
-        )
-        return [
-            canonical(dataclasses.replace(self.optimizer, **each)) for each in settings
-        ]
+    @functools.cached_property
+    def searched(self) -> list[OptimizerConfig]:
+        """The grid; settings without effect do not make another trial."""
+        return [canonical(each) for each in self.grid]
 
 
 class Sweep(NamedTuple):
-    """One setting and its values, with each variant at each value.
+    """One setting and its values as on the command line, and variants at each of them.
 
-    Variants whose method does not read the setting are in `rows` as they are.
+    A row begins with a variant as it is. Those whose method does not read the setting
+    are so at each value.
     """
 
     name: str
-    values: list[str]  # as on the command line
-    rows: dict[Variant, list[Variant]]
+    values: list[str]
+    rows: list[list[Variant]]
 
 
-def parse_variant(text: str, base: OptimizerConfig) -> Variant:
+def parse_variant(
+    text: str,
+    base: OptimizerConfig,
+    learning_rates: Sequence[float],
+    matrix_scales: Sequence[float],
+) -> Variant:
     """Parses a variant, such as galore or subtrack:update_interval=50,scale=0.5.
 
-    All other settings are those of `base`.
+    Args:
+      text: the method and its settings, which are not searched.
+      base: all other settings.
+      learning_rates: those to search.
+      matrix_scales: factors on the updates of matrices to search.
 
     Raises:
       ValueError: unknown method or setting, a setting that the method does not read,
@@ -91,19 +63,22 @@ def parse_variant(text: str, base: OptimizerConfig) -> Variant:
     """
     where = f"--optimizers {text!r}"
     name, rest = method_of(text)
-    settings: dict[str, str] = {}
-    for part in filter(None, map(str.strip, rest.split(","))):
-        key, value = _assignment(part, where)
-        if key in settings:
-            raise ValueError(f"{where}: {key} is given twice")
-        settings[key] = value
-    optimizer = _with_settings(base, where, name=name, **settings)
-    used = settings_of(optimizer)
-    for key in (key for key in settings if key not in used):
+    parts = [_assignment(part, where) for part in rest.split(",") if part.strip()]
+    settings = {"name": name} | dict(parts)
+    if len(settings) <= len(parts):
+        raise ValueError(f"{where}: a setting is given twice")
+    rates = ("learning_rate", matrix_scale_field(name))
+    grid = _grid(
+        _with_settings(base, where, dict(zip(rates, values, strict=True)) | settings)
+        for values in itertools.product(learning_rates, matrix_scales)
+    )
+    used = settings_of(grid[0])
+    if unused := [key for key, _ in parts if key not in used]:
         raise ValueError(
-            f"{where}: {name} does not use {key}; it uses {', '.join(sorted(used))}"
+            f"{where}: {name} does not use {unused[0]}; it uses "
+            f"{', '.join(sorted(used))}"
         )
-    return Variant(text.strip(), optimizer, frozenset(settings))
+    return Variant(text.strip(), grid)
 
 
 def parse_sweep(text: str, variants: Sequence[Variant]) -> Sweep:
@@ -113,60 +88,50 @@ def parse_sweep(text: str, variants: Sequence[Variant]) -> Sweep:
       ValueError: no variant reads the setting, or a value does not fit.
     """
     where = f"--sweep {text!r}"
-    name, joined = _assignment(text.strip(), where)
-    texts = [each.strip() for each in joined.split(",")]
-    rows = {variant: [variant] * len(texts) for variant in variants}
-    values: list[Any] = []
-    for variant in variants:
-        base = variant.optimizer
-        if name not in settings_of(base):
-            continue
-        forms = [_with_settings(base, where, **{name: each}) for each in texts]
-        values = [getattr(form, name) for form in forms]
-        rows[variant] = [
-            Variant(f"{variant.label} {name}={word}", form, variant.fixed | {name})
-            for word, form in zip(map(_word, values), forms, strict=True)
-        ]
-    if not values:
-        raise ValueError(f"{where}: none of --optimizers uses {name}")
+    name, joined = _assignment(text, where)
+    values = [each.strip() for each in joined.split(",")]
     if len(set(values)) < len(values):
         raise ValueError(f"{where} has a value twice")
-    return Sweep(name, list(map(_word, values)), rows)
+    if not any(name in settings_of(each.grid[0]) for each in variants):
+        raise ValueError(f"{where}: none of --optimizers uses {name}")
+
+    def at(value: str, variant: Variant) -> Variant:
+        if name not in settings_of(variant.grid[0]):
+            return variant
+        forms = (_with_settings(each, where, {name: value}) for each in variant.grid)
+        return Variant(f"{variant.label} {name}={value}", _grid(forms))
+
+    rows = [[each, *(at(value, each) for value in values)] for each in variants]
+    return Sweep(name, values, rows)
+
+
+def _grid(configs: Iterable[OptimizerConfig]) -> tuple[OptimizerConfig, ...]:
+    """Distinct configs: a setting that is given replaces all rates of its name."""
+    return tuple(dict.fromkeys(configs))
 
 
 def _assignment(text: str, where: str) -> tuple[str, str]:
-    name, equals, value = (part.strip() for part in text.partition("="))
+    name, _, value = (part.strip() for part in text.partition("="))
     name = name.replace("-", "_")
-    if not equals or not value:
+    if not value:
         raise ValueError(f"{where}: {text!r} is not a setting; write rank=32")
     check_name(where, name, [field for field in _TYPES if field != "name"])
     return name, value
 
 
 def _with_settings(
-    base: OptimizerConfig, where: str, **settings: str
+    base: OptimizerConfig, where: str, settings: Mapping[str, Any]
 ) -> OptimizerConfig:
     """The config with some settings parsed from text, `none` being None."""
     values = dataclasses.asdict(base)
-    for name, text in settings.items():
-        is_none = text == "none" and type(None) in typing.get_args(_TYPES[name])
-        values[name] = None if is_none else text
+    for name, value in settings.items():
+        is_none = value == "none" and type(None) in typing.get_args(_TYPES[name])
+        values[name] = None if is_none else value
     try:
         return _PARSER.validate_python(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        if first["loc"]:
-            name = first["loc"][0]
-            what = f"{name}={settings[name]}: {first['msg']}"
-        else:  # of the full config, which names the flag itself
-            what = first["ctx"]["error"]
-        raise ValueError(f"{where}: {what}") from error
-
-
-def _word(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if value is None or isinstance(value, str):
-        return value or "none"
-    return f"{value:g}"
+        if not first["loc"]:  # a check of the full config, which names the flag
+            raise ValueError(f"{where}: {first['ctx']['error']}") from error
+        assigned = f"{first['loc'][0]}={first['input']}"
+        raise ValueError(f"{where}: {assigned}: {first['msg']}") from error

@@ -49,9 +49,7 @@ def load_config(kind: type[Config], path: pathlib.Path) -> Config:
             values["optimizer"] = migrated(values["optimizer"])
         config = pydantic.TypeAdapter(kind).validate_python(values)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise ValueError(f"{path}: {where}: {first['msg']}") from error
+        raise ValueError(f"{path}: {first_problem(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a saved config: {error}") from error
     known = changes.flat_values(dataclasses.asdict(config))
@@ -68,3 +66,12 @@ def load_config(kind: type[Config], path: pathlib.Path) -> Config:
             "the run wrote"
         )
     return config
+
+
+def first_problem(error: ValueError) -> str:
+    """The first of pydantic's errors, with its place; another error's own message."""
+    if not isinstance(error, pydantic.ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "all of it"
+    return f"{where}: {first['msg']}"

@@ -9,9 +9,9 @@ import pydantic
 import pytest
 
 from train.comparison import comparison_report as report
-from train.comparison.search import Entry, choose
-from train.comparison.trial_records import Record
-from train.comparison.variants import Trial, parse_sweep, parse_variant
+from train.comparison.outcomes import Entry, choose
+from train.comparison.trial_records import Record, Trial
+from train.comparison.variants import parse_sweep, parse_variant
 from train.config.optimizer_config import OptimizerConfig
 
 STEPS = 10
@@ -40,20 +40,20 @@ def record(optimizer, seed, losses, seconds=1.0):
 def tries(text, losses, scales=(1.0,), seconds=1.0):
     """Records of a variant at rates of 0.1, 0.2, ... with final losses of each seed."""
     rates = [(k + 1) / 10 for k in range(len(losses) // len(scales))]
-    searched = parse_variant(text, BASE).search(rates, scales)
-    return {
-        optimizer: [
+    searched = parse_variant(text, BASE, rates, scales).searched
+    return [
+        [
             record(optimizer, seed, [9.0, loss], seconds)
             for seed, loss in enumerate(each)
         ]
         for optimizer, each in zip(searched, losses, strict=True)
-    }
+    ]
 
 
 def entry(text, *args, **settings):
     """Results of a variant with these losses."""
     found = tries(text, *args, **settings)
-    return Entry.of(text, found, found[choose(found)], STEPS)
+    return Entry.of(text, found, choose(found), STEPS)
 
 
 def cells(table):
@@ -98,23 +98,29 @@ def test_the_edges_of_the_grid_are_marked(rate, mark):
 
 def test_what_to_extend_is_said_where_there_is_a_mark():
     inside, swept = entry("adamw", [(3.0,), (2.0,), (3.0,)]), SUBTRACK
-    assert "\\*" not in report.notes([inside])
-    (line,) = [x for x in report.notes([inside], [swept]).splitlines() if "\\*" in x]
+    assert "\\*" not in report.notes([inside], [inside])
+    notes = report.notes([inside], [inside, swept])
+    (line,) = [x for x in notes.splitlines() if "\\*" in x]
     assert line.endswith("the best may lie beyond: extend --learning-rates.")
     both = entry("adamw", [(2.0,), (3.0,), (3.0,), (3.0,)], scales=(0.25, 1.0))
-    assert "extend --learning-rates and --matrix-scales." in report.notes([both])
+    assert "extend --learning-rates and --matrix-scales." in report.notes(
+        [both], [both]
+    )
 
 
 def test_notes_say_how_rates_were_chosen():
     fixed = entry("adamw:learning_rate=1", [(3.0,)])
-    assert "searched" not in report.notes([ADAMW, fixed])
-    notes = report.notes([ADAMW, fixed], tuning_seeds=(3, 5))
+    entries = [ADAMW, fixed]
+    assert "searched" not in report.notes(entries, entries)
+    notes = report.notes(entries, entries, tuning_seeds=(3, 5))
     assert "at the rates of the least mean on seeds 3, 5. " in notes
     assert "on seeds 3, 5 alone, with 1 to 3 tries for each method; other" in notes
 
 
 def test_sweeps_show_methods_without_the_setting_as_they_are():
-    variants = [parse_variant(name, BASE) for name in ("adamw", "subtrack")]
+    variants = [
+        parse_variant(name, BASE, [1.0], [1.0]) for name in ("adamw", "subtrack")
+    ]
     sweep = parse_sweep("rank=2,4", variants)
     swept = dataclasses.replace(SUBTRACK, optimizer="subtrack rank=4")
     table = cells(report.sweep_table(sweep, [ADAMW, swept]))
@@ -165,9 +171,9 @@ def test_published_results_give_their_published_tables(name):
     main = entries(results["optimizers"])
     swept = {name: entries(found) for name, found in results["sweeps"].items()}
     assert published[1] == report.results_table(main)
-    assert published[2] == report.notes(main, (), results["tuning_seeds"])
+    assert published[2] == report.notes(main, main, results["tuning_seeds"])
     assert published[4].strip() == report.grid_table(main)
-    variants = [parse_variant(each.optimizer, BASE) for each in main]
+    variants = [parse_variant(each.optimizer, BASE, [1.0], [1.0]) for each in main]
     tables = [each.strip() for each in published[6::2]]
     for table, (setting, found) in zip(tables, swept.items(), strict=True):
         head = cells(table)[0]

@@ -3,14 +3,14 @@
 import pytest
 
 from train.comparison.variants import parse_sweep, parse_variant
-from train.config.methods import resolved
+from train.config.methods import matrix_scale_field, resolved
 from train.config.optimizer_config import OptimizerConfig
 
 BASE = OptimizerConfig(rank=8, update_interval=5)
 
 
-def parse(text):
-    return parse_variant(text, BASE)
+def parse(text, rates=(1e-3,), scales=(1.0,)):
+    return parse_variant(text, BASE, rates, scales)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,9 @@ def parse(text):
 )
 def test_a_variant_is_a_method_and_settings_of_its_own(text, settings):
     variant = parse(text)
-    wanted = OptimizerConfig(**{"rank": 8, "update_interval": 5} | settings)
-    assert variant.optimizer == wanted
+    scale = matrix_scale_field(settings["name"])
+    wanted = {"rank": 8, "update_interval": 5, scale: 1.0} | settings
+    assert variant.grid == (OptimizerConfig(**wanted),)
     assert variant.label == text
 
 
@@ -66,7 +67,7 @@ def test_a_variant_is_a_method_and_settings_of_its_own(text, settings):
         ("subtrack:learning_rate=none", "learning_rate=none: Input should be"),
         ("subtrack:transport=maybe", "transport=maybe: Input should be"),
         ("subtrack:rank=0", "--rank must be at least 1, got 0"),
-        ("subtrack:rank=3,rank=4", "rank is given twice"),
+        ("subtrack:rank=3,rank=4", "a setting is given twice"),
         ("adamw:rank=3", "adamw does not use rank; it uses b1, b2,"),
         ("ldadam:update_interval=3", "ldadam does not use update_interval"),
         ("apollo-mini:rank=3", "apollo-mini does not use rank"),
@@ -85,7 +86,7 @@ def test_what_is_no_variant_is_told(text, message):
 
 def test_every_method_is_tried_as_often():
     rates, scales = (1e-3, 1e-2, 1e-1), (0.25, 1.0)
-    searches = [parse(text).search(rates, scales) for text in ("adamw", "subtrack")]
+    searches = [parse(text, rates, scales).searched for text in ("adamw", "subtrack")]
     assert [len(search) for search in searches] == [6, 6]
     adamw, subtrack = searches
     assert {each.matrix_learning_rate_scale for each in adamw} == set(scales)
@@ -95,20 +96,20 @@ def test_every_method_is_tried_as_often():
 
 
 def test_what_a_variant_names_is_not_searched():
-    tried = parse("subtrack:scale=0.5").search((1e-3, 1e-2), (0.25, 1.0))
+    tried = parse("subtrack:scale=0.5", (1e-3, 1e-2), (0.25, 1.0)).searched
     assert [(each.learning_rate, each.scale) for each in tried] == [
         (1e-3, 0.5),
         (1e-2, 0.5),
     ]
-    tried = parse("adamw:learning_rate=0.1").search((1e-3, 1e-2), (1.0,))
+    tried = parse("adamw:learning_rate=0.1", (1e-3, 1e-2), (1.0,)).searched
     assert [each.learning_rate for each in tried] == [0.1]
 
 
 def test_a_sweep_changes_one_setting_of_those_that_have_it():
     variants = [parse("adamw"), parse("subtrack"), parse("galore:rank=4")]
     sweep = parse_sweep("rank=4,8", variants)
-    swept = [form for variant in variants for form in sweep.rows[variant]]
-    ranks = [(each.label, each.optimizer.rank) for each in swept]
+    swept = [form for _, *row in sweep.rows for form in row]
+    ranks = [(each.label, each.grid[0].rank) for each in swept]
     assert ranks == [
         ("adamw", 8),
         ("adamw", 8),
@@ -118,23 +119,24 @@ def test_a_sweep_changes_one_setting_of_those_that_have_it():
         ("galore:rank=4 rank=8", 8),
     ]
     # The trials of rank 8 are those of the unchanged variant.
-    assert swept[3].search((1e-3,), (1.0,)) == variants[1].search((1e-3,), (1.0,))
+    assert swept[3].searched == variants[1].searched
 
 
 @pytest.mark.parametrize("text", ["align=none,sign", "moments_dtype=none,int8"])
 def test_words_are_swept_like_numbers(text):
     galore = parse("galore")
     name, _, values = text.partition("=")
-    labels = [each.label for each in parse_sweep(text, [galore]).rows[galore]]
+    ((_, *row),) = parse_sweep(text, [galore]).rows
+    labels = [each.label for each in row]
     assert labels == [f"galore {name}={value}" for value in values.split(",")]
 
 
 def test_an_ablation_shares_the_trials_of_what_the_method_does_anyway():
     variants = [parse("subtrack"), parse("galore")]
-    on, off = parse_sweep("transport=on,off", variants).rows[variants[0]]
+    (_, on, off), _ = parse_sweep("transport=on,off", variants).rows
     assert on.label == "subtrack transport=on"
-    assert on.search((1e-3,), (1.0,)) == variants[0].search((1e-3,), (1.0,))
-    assert off.search((1e-3,), (1.0,)) != variants[0].search((1e-3,), (1.0,))
+    assert on.searched == variants[0].searched
+    assert off.searched != variants[0].searched
 
 
 @pytest.mark.parametrize(
