@@ -1,10 +1,4 @@
-"""Compares optimizers on one task: `python -m train.compare --help`.
-
-Trials run sequentially on one device. A method's seconds are computed from median steps
-of each kind (first, refresh, steady) in its least disturbed trial, without compilation,
-evaluation and data, so that they are comparable on a busy machine. The records contain
-all measurements.
-"""
+"""Compares optimizers on one task: `python -m train.compare --help`."""
 
 import dataclasses
 import shlex

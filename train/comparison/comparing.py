@@ -27,9 +27,7 @@ TRIALS = "trials"
 def run(config: CompareConfig, command: str) -> int:
     """Runs what has not finished yet and reports; returns the exit code.
 
-    Args:
-      config: the comparison.
-      command: the command line, to go on with it.
+    `command` is the command line, which is told to go on with it.
     """
     compilation_cache.use(config.start)
     directory, runner, interruption = config.output_dir / TRIALS, None, None

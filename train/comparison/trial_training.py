@@ -43,16 +43,9 @@ class Runner:
         self._program = functools.cache(self._compile)
 
     def run(self, trial: Trial, after_step: Callable[[float], bool]) -> Record | None:
-        """Trains and evaluates.
+        """Trains and evaluates, with each step timed from its dispatch to its end.
 
-        A step is timed from its dispatch to its end, with its batch on the device.
-
-        Args:
-          trial: what to run.
-          after_step: called with each step's loss; returns False to stop.
-
-        Returns:
-          The record, or None if it was stopped.
+        Returns None once `after_step`, called with each step's loss, returns False.
         """
         optimizer, steps = trial.optimizer, self._task.steps
         ones = {"learning_rate": 1.0, matrix_scale_field(optimizer.name): 1.0}

@@ -51,11 +51,7 @@ def parse_variant(
 ) -> Variant:
     """Parses a variant, such as galore or subtrack:update_interval=50,scale=0.5.
 
-    Args:
-      text: the method and its settings, which are not searched.
-      base: all other settings.
-      learning_rates: those to search.
-      matrix_scales: factors on the updates of matrices to search.
+    Its own settings are not searched; all others are those of `base`.
 
     Raises:
       ValueError: unknown method or setting, a setting that the method does not read,
