@@ -299,7 +299,7 @@ TRAINING = [
     ),
     _fault(
         "norms decay like kernels",
-        "        mask=_not_a_norm,\n",
+        "        mask=_is_decayed,\n",
         "        mask=None,\n",
         "tests/train/step/test_optimizers.py",
     ),

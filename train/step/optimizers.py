@@ -9,6 +9,7 @@ import optax
 
 import subtrack_jax as stj
 from models import llama
+from models.matrices import matrix_axes
 from subtrack_jax.optimizers import Method
 from train.config.methods import LOW_RANK, fixed, matrix_scale_field, resolved
 from train.config.optimizer_config import OptimizerConfig, schedule_phases
@@ -46,7 +47,7 @@ def check_rank(config: OptimizerConfig, model: llama.LlamaConfig) -> None:
     rank = resolved(config).rank
     if rank < min(model.hidden_size, model.mlp_size):
         return  # the MLP's kernels are larger; checking all of them takes longer
-    low_rank = stj.LowRank(rank, llama.matrix_axes)
+    low_rank = stj.LowRank(rank, matrix_axes)
     choices = low_rank.choices(llama.abstract_params(model))
     largest = max(each.short_side for each in choices if each.spec is not None)
     if rank >= largest:
@@ -64,7 +65,7 @@ def make_optimizer(
     matrix_scale: jax.typing.ArrayLike | None = None,
     steps: int = 10_000,
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of a LLaMA, for clipped gradients.
+    """Builds the optimizer of a model, for clipped gradients.
 
     Args:
       config: the method and its settings.
@@ -89,7 +90,7 @@ def make_optimizer(
         return made if is_one else optax.chain(made, *scale_matrices)
     return optax.chain(
         _full_rank(config),
-        optax.add_decayed_weights(config.weight_decay, _not_a_norm),
+        optax.add_decayed_weights(config.weight_decay, _is_decayed),
         *scale_matrices,
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -121,8 +122,8 @@ def _low_rank(
     return method.build(
         learning_rate,
         seed=seed,
-        mask=_not_a_norm,
-        dimension_numbers=llama.matrix_axes,
+        mask=_is_decayed,
+        dimension_numbers=matrix_axes,
         **chosen,
     )
 
@@ -137,7 +138,7 @@ def _full_rank(config: OptimizerConfig) -> optax.GradientTransformation:
         matrices = optax.contrib.muon(
             -1.0,
             consistent_rms=MUON_RMS,
-            muon_weight_dimension_numbers=llama.matrix_axes,
+            muon_weight_dimension_numbers=matrix_axes,
         )
     else:
         matrices = optax.chain(
@@ -158,12 +159,16 @@ def _scale_matrices(
 
 def _is_matrix(params: Any) -> Any:
     """Mask of the parameters that low-rank methods and Muon update."""
-    axes = llama.matrix_axes(params)
+    axes = matrix_axes(params)
     return jax.tree.map(lambda _, spec: spec is not None, params, axes)
 
 
-def _not_a_norm(params: Any) -> Any:
-    """Mask of the parameters with weight decay."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "norm" not in jax.tree_util.keystr(path), params
-    )
+def _is_decayed(params: Any) -> Any:
+    """Mask of the parameters with weight decay: all but norms and biases."""
+
+    def is_decayed(path: Any, leaf: Any) -> bool:
+        del leaf
+        name = jax.tree_util.keystr(path)
+        return "norm" not in name and "bias" not in name
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)

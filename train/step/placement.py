@@ -24,6 +24,12 @@ RULES = {
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
+    # Few rows each, or read by every device.
+    "positions": None,
+    "types": None,
+    "buckets": None,
+    "pooled": None,
+    "labels": None,
 }
 
 

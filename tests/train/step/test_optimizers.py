@@ -179,7 +179,7 @@ def test_methods_are_the_library_s_with_the_same_settings(params, name):
     library = LIBRARY[name](
         1e-2,
         dimension_numbers=llama.matrix_axes,
-        mask=optimizers._not_a_norm,
+        mask=optimizers._is_decayed,
         **common,
         **own,
     )
