@@ -9,7 +9,8 @@ see `nnx.get_partition_spec`); this module places no array on a device.
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,15 @@ from flax import nnx
 from models import parameters
 from models.config import PRESETS, LlamaConfig
 from models.layers import Cache, KeyValueCache, Layer, norm
-from models.loss import TokenLoss, token_loss
+from models.loss import TokenLoss, hidden_loss, token_loss
 from models.matrices import matrix_axes
-from models.modules import embedding, linear, scan_layers, stacked_layers
+from models.modules import (
+    apply_layer,
+    embedding,
+    linear,
+    scan_layers,
+    stacked_layers,
+)
 from models.rotary import apply_rotary, rotary_angles
 
 __all__ = [
@@ -28,11 +35,13 @@ __all__ = [
     "KeyValueCache",
     "Llama",
     "LlamaConfig",
+    "LlamaParts",
     "TokenLoss",
     "abstract_params",
     "apply_rotary",
     "definition",
     "matrix_axes",
+    "parts",
     "rotary_angles",
     "token_loss",
 ]
@@ -117,17 +126,68 @@ class Llama(nnx.Module):
     def _run(
         self, tokens: jax.Array, positions: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        config = self.config
-        rotary = rotary_angles(
-            positions, config.head_size, config.rotary_base, config.rotary_scaling
-        )
-
-        def apply(layer, x, cache):
-            return layer(x, positions, rotary, cache)
-
+        apply = _layer_at(self.config, positions)
         x = self.embedding(tokens)
-        x, cache = scan_layers(self.layers, apply, x, cache, config.remat)
+        x, cache = scan_layers(self.layers, apply, x, cache, self.config.remat)
         return self.norm(x), cache
+
+
+def _layer_at(config: LlamaConfig, positions: jax.Array) -> Callable[..., Any]:
+    """Function that applies a layer to activations at some positions."""
+    rotary = rotary_angles(
+        positions, config.head_size, config.rotary_base, config.rotary_scaling
+    )
+    return lambda layer, x, cache: layer(x, positions, rotary, cache)
+
+
+class LlamaParts(NamedTuple):
+    """A LLaMA as three functions of its parameters, for updates layer by layer.
+
+    `outside` are the parameters without `layers`, as nested dictionaries.
+
+    Attributes:
+      before: (outside, tokens) -> activations (batch, length, hidden).
+      layer: (parameters of one layer, activations) -> activations.
+      after: (outside, activations, targets, mask) -> `TokenLoss`.
+    """
+
+    before: Callable[[Any, jax.Array], jax.Array]
+    layer: Callable[[Any, jax.Array], jax.Array]
+    after: Callable[[Any, jax.Array, jax.Array, jax.Array], TokenLoss]
+
+
+def parts(config: LlamaConfig) -> LlamaParts:
+    """Splits a LLaMA and its token loss into embedding, layer and head.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from models import llama, parameters
+    >>> config = llama.LlamaConfig(64, 16, 32, num_layers=2, num_heads=2)
+    >>> before, layer, after = llama.parts(config)
+    >>> outside = nnx.to_pure_dict(
+    ...     nnx.state(llama.Llama(config, rngs=nnx.Rngs(0)), nnx.Param)
+    ... )
+    >>> del outside["layers"]
+    >>> before(outside, jnp.zeros((1, 8), jnp.int32)).shape
+    (1, 8, 16)
+    """
+    model = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0)))
+    layer_definition = nnx.graphdef(model.layers)
+    del model.layers
+    outside_definition = nnx.graphdef(model)
+
+    def before(outside, tokens):
+        return nnx.merge(outside_definition, outside).embedding(tokens)
+
+    def layer(params, x):
+        apply = _layer_at(config, jnp.arange(x.shape[1]))
+        return apply_layer(layer_definition, params, apply, x, None)[0]
+
+    def after(outside, x, targets, mask):
+        model = nnx.merge(outside_definition, outside)
+        return hidden_loss(model, model.norm(x), targets, mask)
+
+    return LlamaParts(before, layer, after)
 
 
 def abstract_params(config: LlamaConfig) -> Any:

@@ -5,17 +5,23 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+LOGITS_AT_ONCE = 2**26
 
-class LanguageModel(Protocol):
-    """Protocol of a model whose head can be applied to some positions at a time."""
+
+class Head(Protocol):
+    """Protocol of a head that can be applied to some positions at a time."""
 
     config: Any  # with `vocabulary_size`
 
-    def hidden_states(self, tokens: jax.Array) -> jax.Array:
-        """Inputs of the head, (batch, length, hidden)."""
-
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits, (..., vocabulary), float32, of hidden states."""
+
+
+class LanguageModel(Head, Protocol):
+    """Protocol of a language model."""
+
+    def hidden_states(self, tokens: jax.Array) -> jax.Array:
+        """Inputs of the head, (batch, length, hidden)."""
 
 
 class TokenLoss(NamedTuple):
@@ -35,7 +41,7 @@ def token_loss(
     targets: jax.Array,
     mask: jax.Array | None = None,
     *,
-    logits_at_once: int = 2**26,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> TokenLoss:
     """Sums of cross-entropy and squared log-normaliser over the unmasked tokens.
 
@@ -68,7 +74,28 @@ def token_loss(
     hidden = model.hidden_states(inputs)
     if mask is None:
         mask = jnp.ones(targets.shape, bool)
+    return hidden_loss(model, hidden, targets, mask, logits_at_once)
 
+
+def hidden_loss(
+    model: Head,
+    hidden: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    logits_at_once: int = LOGITS_AT_ONCE,
+) -> TokenLoss:
+    """`token_loss` from the hidden states: the head and the cross-entropy.
+
+    Args:
+      model: the head.
+      hidden: (batch, length, hidden), inputs of the head.
+      targets: as in `token_loss`, as are the others.
+      mask: (batch, length) bool.
+      logits_at_once: maximum number of float32 logits in memory.
+
+    Returns:
+      The sums over the unmasked tokens.
+    """
     count = jnp.sum(mask)
 
     def float_sums(hidden, targets, mask):
@@ -78,7 +105,7 @@ def token_loss(
         losses = log_z - target_logits[..., 0]
         return jnp.sum(losses, where=mask), jnp.sum(log_z**2, where=mask)
 
-    batch_size, length = inputs.shape
+    batch_size, length = targets.shape
     logits_per_position = batch_size * model.config.vocabulary_size
     chunks = -(-length // max(1, logits_at_once // logits_per_position))
     if chunks == 1:

@@ -136,10 +136,32 @@ def scan_layers(
 
     def step(x, inputs):
         params, own = inputs
-        x = constrain(x, "batch", None, None)
-        return apply(nnx.merge(definition, params), x, own)
+        return apply_layer(definition, params, apply, x, own)
 
     if remat != "none":
         # prevent_cse is not needed inside a scan.
         step = jax.checkpoint(step, prevent_cse=False, policy=_SAVED[remat])
     return jax.lax.scan(step, x, (params, inputs))
+
+
+def apply_layer(
+    definition: nnx.GraphDef[Any],
+    params: Any,
+    apply: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
+    x: jax.Array,
+    inputs: Any,
+) -> tuple[jax.Array, Any]:
+    """Applies one layer to activations whose rows stay split over a mesh.
+
+    Args:
+      definition: graph definition of the stacked layers.
+      params: parameters of one of them.
+      apply: as in `scan_layers`.
+      x: activations (batch, length, hidden).
+      inputs: this layer's inputs.
+
+    Returns:
+      New activations, and the layer's outputs.
+    """
+    x = constrain(x, "batch", None, None)
+    return apply(nnx.merge(definition, params), x, inputs)

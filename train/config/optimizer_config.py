@@ -14,6 +14,7 @@ from train.config.rules import (
     from_0_to_1,
     not_negative,
     positive,
+    positive_or_inf,
     quarter_turn,
     steps_of_32_bits,
 )
@@ -104,7 +105,7 @@ class OptimizerConfig:
       b2: decay of Adam's second moment. None: 0.999; ldadam: 0.99.
       eps: added to the denominator of Adam. None: 1e-8.
       weight_decay: decoupled weight decay of all parameters except norms.
-      max_gradient_norm: clips gradients to this global norm.
+      max_gradient_norm: clips gradients to this global norm. inf: no clipping.
     """
 
     name: OptimizerName = "subtrack"
@@ -138,7 +139,8 @@ class OptimizerConfig:
     max_gradient_norm: float = 1.0
 
     def __post_init__(self):
-        check(self, positive, "learning_rate", "scale", "eps", "max_gradient_norm")
+        check(self, positive, "learning_rate", "scale", "eps")
+        check(self, positive_or_inf, "max_gradient_norm")
         check(self, positive, "matrix_learning_rate_scale", "step_size")
         check(self, above_0_to_1, "damping", "decay_fraction")
         check(self, quarter_turn, "angle")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from models.config import LlamaConfig
 from train.config.data_config import DataConfig, check_parts
+from train.config.optimizer_config import OptimizerConfig
 from train.config.rules import at_least_1, check, not_negative
 from train.config.run_config import LengthConfig, RunConfig, Switch
 
@@ -86,14 +87,24 @@ class PretrainConfig(RunConfig, TextTask):
         at most a quarter of the width. None: random weights.
       resize_embedding: enlarge the embedding of imported weights to the tokenizer's or
         the given vocabulary size; new rows are the mean of the old ones.
+      update_in_backward: update each layer in the backward pass, with the gradient of
+        one layer in memory at a time. The same results, within rounding; a resumed run
+        may change it. Needs --remat full. Clipping takes a second backward pass (up to
+        1.75 times the computation), which --max-gradient-norm inf avoids.
       sample: text samples before and after training.
     """
 
     preset: PresetName = "tiny"
     init_from: pathlib.Path | None = None
     resize_embedding: Switch = False
+    update_in_backward: Switch = False
     sample: SampleConfig = SampleConfig()
     output_dir: pathlib.Path = pathlib.Path("runs/pretrain")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.update_in_backward:
+            check_updates_in_backward(self.model, self.optimizer)
 
     @property
     def title(self) -> str:
@@ -105,3 +116,17 @@ class PretrainConfig(RunConfig, TextTask):
         """Maximum sequence length of the model, from training or imported weights."""
         given = self.model.max_length_tokens or 0
         return max(self.data.sequence_length_tokens, given)
+
+
+def check_updates_in_backward(model: LlamaConfig, optimizer: OptimizerConfig) -> None:
+    """Raises a ValueError unless layers can be updated in the backward pass."""
+    if model.remat != "full":
+        raise ValueError(
+            "--update-in-backward computes the activations of each layer again: it"
+            f" needs --remat full, got {model.remat}"
+        )
+    if optimizer.name == "adafactor":
+        raise ValueError(
+            "--update-in-backward does not fit --optimizer adafactor, which clips the"
+            " update of all layers' matrices together: choose another optimizer"
+        )

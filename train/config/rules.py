@@ -14,6 +14,7 @@ class Rule(NamedTuple):
 
 
 positive = Rule(lambda x: 0 < x < math.inf, "positive and finite")
+positive_or_inf = Rule(lambda x: x > 0, "positive")
 not_negative = Rule(lambda x: 0 <= x < math.inf, "at least 0 and finite")
 at_least_1 = Rule(lambda x: x >= 1, "at least 1")
 between_0_and_1 = Rule(lambda x: 0 < x < 1, "above 0 and below 1")

@@ -35,7 +35,11 @@ RULES: tuple[tuple[str, May, str], ...] = (
     (r"output_dir|(checkpoint|report|sample)\..*", May.FREELY, ""),
     (r"eval_every_steps|max_skipped_steps_in_a_row", May.FREELY, ""),
     # Ways to compute the same results.
-    (r"mesh|gradient_accumulation_steps|model\.remat", May.FREELY, ""),
+    (
+        r"mesh|gradient_accumulation_steps|model\.remat|update_in_backward",
+        May.FREELY,
+        "",
+    ),
     (r"data\.(token_cache_dir|skip_bad_documents)", May.FREELY, ""),
     (r"model\.max_length_tokens", May.FREELY, ""),  # used by exports only
     (r"steps", May.GROW, ""),

@@ -10,6 +10,7 @@ from flax import nnx
 from models import llama
 from models.llama import LlamaConfig
 from train.config.data_config import DataConfig
+from train.step.backward_step import LayeredLoss
 from train.step.train_step import Batch, LossSums
 
 
@@ -30,7 +31,21 @@ class NextTokenLoss:
         """Loss without dropout: the key is not used."""
         del key
         model = nnx.merge(llama.definition(self.model), params)
-        losses = llama.token_loss(model, **batch)
+        return self._sums(llama.token_loss(model, **batch))
+
+    def layered(self) -> LayeredLoss:
+        """The same loss in parts, for updates in the backward pass."""
+        before, layer, after = llama.parts(self.model)
+        return LayeredLoss(
+            lambda outside, batch: before(outside, batch["inputs"]),
+            layer,
+            lambda outside, x, batch: self._sums(
+                after(outside, x, batch["targets"], batch["mask"])
+            ),
+            lambda batch: jnp.sum(batch["mask"]),
+        )
+
+    def _sums(self, losses: llama.TokenLoss) -> LossSums:
         total = losses.loss + self.z_loss_weight * losses.squared_log_z
         return LossSums(total, losses.count, {"loss": losses.loss})
 

@@ -14,7 +14,7 @@ from models import parameters
 from models.llama import Llama, LlamaConfig
 from models.parameters import MakeModule
 from train.config.pretrain_config import PretrainConfig
-from train.step import optimizers, placement, train_step
+from train.step import backward_step, optimizers, placement, train_step
 from train.step.language_model import NextTokenLoss
 from train.step.train_state import TrainState, abstract_state, initial_state
 from train.step.train_step import Batch, LossFunction, TrainStep
@@ -33,6 +33,8 @@ class TrainSetup:
       gradient_accumulation_steps: micro-batches of a step.
       max_gradient_norm: gradients are scaled down to this global norm.
       seed: seed of dropout.
+      update_in_backward: each layer is updated in the backward pass; the loss needs a
+        method `layered`, see `backward_step.LayeredLoss`.
     """
 
     make: MakeModule
@@ -43,6 +45,7 @@ class TrainSetup:
     gradient_accumulation_steps: int = 1
     max_gradient_norm: float = math.inf
     seed: int = 0
+    update_in_backward: bool = False
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -61,6 +64,15 @@ class TrainSetup:
     @functools.cached_property
     def train_step(self) -> TrainStep:
         """The compiled step, see `train_step.make_train_step`."""
+        if self.update_in_backward:
+            return backward_step.make_backward_step(
+                self.loss_sums.layered(),
+                self.optimizer,
+                self.schedule,
+                self.gradient_accumulation_steps,
+                self.state_shardings,
+                self.max_gradient_norm,
+            )
         return train_step.make_train_step(
             self.loss_sums,
             self.optimizer,
@@ -136,4 +148,5 @@ def pretraining(config: PretrainConfig, mesh: Mesh | None = None) -> TrainSetup:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         max_gradient_norm=config.optimizer.max_gradient_norm,
         seed=config.seed,
+        update_in_backward=config.update_in_backward,
     )

@@ -54,6 +54,7 @@ def test_a_task_of_a_comparison_has_differences_too():
 
 FREE = {
     *("output_dir", "mesh", "gradient_accumulation_steps", "model.remat"),
+    "update_in_backward",
     *("eval_every_steps", "max_skipped_steps_in_a_row"),
     *("data.token_cache_dir", "data.skip_bad_documents", "model.max_length_tokens"),
     *(name for name in NAMES if re.match(r"(checkpoint|report|sample)\.", name)),
