@@ -71,25 +71,25 @@ def notes(
     """
     seeds = f"seed{'s' * (len(tuning_seeds) > 1)} {', '.join(map(str, tuning_seeds))}"
     searched = f" on {seeds}" if tuning_seeds else ""
-    text = (
+    lines = [
         "Loss: mean ± standard deviation over seeds, at the rates of the least mean"
         f"{searched}. Matrices: factor on the updates of attention and MLP matrices. "
         "Seconds: of all steps, by the median step of each kind in the fastest trial."
-    )
+    ]
     if searched:
         counts = sorted({len(entry.tries) for entry in main})
         tries = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        text += (
-            f"\nRates were searched{searched} alone, with {tries} tries for each "
-            "method; other seeds were run at the best of them, unless all diverged."
+        lines.append(
+            f"Rates were searched{searched} alone, with {tries} tries for each method; "
+            "other seeds were run at the best of them, unless all diverged."
         )
     if at_edge := {rate for entry in entries for rate in entry.at_edge}:
         flags = " and ".join(f"{flag(rate)}s" for rate in sorted(at_edge))
-        text += (
-            "\n\\*: the least or the largest that was tried; the best may lie beyond: "
+        lines.append(
+            "\\*: the least or the largest that was tried; the best may lie beyond: "
             f"extend {flags}."
         )
-    return text
+    return "\n".join(lines)
 
 
 def results_table(entries: Sequence[Entry]) -> str:
@@ -132,14 +132,19 @@ def plot(entries: Sequence[Entry], title: str) -> figure.Figure:
     """Held-out loss against steps and against seconds; a band spans the seeds."""
     fig, (panels,) = figures.panels(1, 2, (11, 4.5), sharey=True)
     colors = matplotlib.color_sequences["tab10" if len(entries) <= 10 else "tab20"]
+    shown: list[float] = []
     for k, entry in enumerate(entries):
-        last = max((step for step, *_ in entry.curve), default=0)
-        points = [x for x in entry.curve if x[0] >= SHOWN_FROM_FRACTION * last]
-        steps, seconds, losses = zip(*points, strict=True) if points else [()] * 3
+        curve = entry.curve
+        steps, seconds, losses = zip(*curve, strict=True) if curve else [()] * 3
         style = {"color": colors[k % len(colors)], "marker": ".", "markersize": 3}
         style["label"] = f"{entry.optimizer}: {entry.best.text}"
         for axes, x in zip(panels, (steps, seconds), strict=True):
             figures.band(axes, x, losses, **style)
+        first = SHOWN_FROM_FRACTION * max(steps, default=0)
+        shown += [x for step, _, each in curve if step >= first for x in each]
+    if shown:
+        margin = 0.05 * (max(shown) - min(shown)) or 0.1
+        panels[0].set_ylim(min(shown) - margin, max(shown) + margin)
     figures.count(panels[0].xaxis)
     panels[0].set(xlabel="step", ylabel="held-out loss (nats per token)")
     panels[1].set(xlabel="seconds in steps")
