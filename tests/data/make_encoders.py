@@ -41,7 +41,7 @@ def randomize(model, seed):
     return model.eval()
 
 
-def make(transformers, name):
+def make(transformers, name, seed=0):
     """A random model of transformers by the name of its directory."""
     family, _, head = name.partition("_")
     kind = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet"}[family]
@@ -55,7 +55,7 @@ def make(transformers, name):
         **({} if family == "mpnet" else {"type_vocab_size": 2 - padding_id}),
     )
     task = "MultipleChoice" if head == "choice" else "SequenceClassification"
-    return randomize(getattr(transformers, f"{kind}For{task}")(config), seed=len(name))
+    return randomize(getattr(transformers, f"{kind}For{task}")(config), seed)
 
 
 def reference(model, tokens, types, lengths):
