@@ -132,6 +132,7 @@ def test_the_table_puts_optimizers_side_by_side(planned):
         (["--target", "cpu:8", "--rank", "10000"], "--rank 10000 leaves no matrix to"),
         (["--device-memory-gib", "-1"], "--device-memory-gib must be positive"),
         (["--preset", "llama-8b"], "llama-8b"),
+        (["--update-in-backward"], "it needs --remat full, got none"),
     ],
     ids=" ".join,
 )
@@ -159,6 +160,42 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_path
         plan.main(["--target", "cpu:8", "--json", str(tmp_path / "none" / "x.json")])
     assert stop.value.code == 2
     assert "No such file" in capsys.readouterr().err
+
+
+def test_updates_in_the_backward_pass_are_further_columns(
+    capsys, monkeypatch, tmp_path
+):
+    def measure(run, mesh):
+        in_backward = run.update_in_backward
+        return footprint.Footprint(
+            run.optimizer.name, 1, 1, 1, 1, 4, True, {}, 0.0, 0.0, in_backward
+        )
+
+    monkeypatch.setattr(plan_report, "measure", measure)
+    path = tmp_path / "plan.json"
+    flags = ["--update-in-backward", "--remat", "full", "--compare", "adamw"]
+    plan.main([*flags, "--target", "cpu:8", "--json", str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if line.startswith("memory per device"))
+    titles = re.split(r"  +", head)[1:]
+    assert titles == ["subtrack", "subtrack in backward", "adamw", "adamw in backward"]
+    found = json.loads(path.read_text())["optimizers"]
+    assert [each["update_in_backward"] for each in found] == [False, True] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
+def test_updates_in_the_backward_pass_hold_one_layers_gradient():
+    flags = [*SMALL, "--num-layers", "16", "--remat", "full", "--optimizer", "adamw"]
+    config = plan.read([*flags, "--mesh", MESH])
+    mesh = make_mesh(MESH)
+    ordinary = plan_report.make_run(config, mesh)
+    layered = dataclasses.replace(ordinary, update_in_backward=True)
+    before, after = (footprint.measure(run, mesh) for run in (ordinary, layered))
+    assert before.parameters == after.parameters
+    assert before.optimizer_state == after.optimizer_state
+    assert after.gradients < 0.6 * before.gradients
+    assert after.total < before.total
 
 
 @pytest.mark.parametrize(
@@ -302,6 +339,14 @@ def test_a_tpu_that_is_not_there():
     assert done.stderr == ""
     assert "tiny on tpu-v5e:2x2: 4 devices" in done.stdout
     assert re.search(r"of 16.00 GiB +fits", done.stdout)
+
+
+def test_one_chip():
+    pytest.importorskip("libtpu")
+    flags = [*SMALL, "--target", "tpu-v6e:1", "--optimizer", "adamw"]
+    done = run(*flags, program="train.plan")
+    assert done.returncode == 0, done.stderr
+    assert "tiny on tpu-v6e:1: 1 devices" in done.stdout
 
 
 def test_a_slice_that_does_not_exist():

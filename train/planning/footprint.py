@@ -25,7 +25,8 @@ class Footprint:
       optimizer: name of the optimizer.
       parameters: the device's shards of the parameters.
       optimizer_state: the device's shards of the optimizer state.
-      gradients: the device's shards of the gradients, in the dtype of their sum.
+      gradients: the device's shards of the gradients that exist at a time, in the dtype
+        of their sum.
       temporaries: other memory at the peak of a step: activations, the batch, the
         compiler's copies and padding, code.
       total: memory required by the compiler; the sum of the others.
@@ -33,6 +34,7 @@ class Footprint:
       traffic: collectives of one step, by phase and kind.
       lower_seconds: time to trace the step.
       compile_seconds: time to compile it.
+      update_in_backward: whether each layer is updated in the backward pass.
     """
 
     optimizer: str
@@ -45,6 +47,12 @@ class Footprint:
     traffic: Mapping[str, Kinds]
     lower_seconds: float
     compile_seconds: float
+    update_in_backward: bool = False
+
+    @property
+    def title(self) -> str:
+        """Heading of its column."""
+        return self.optimizer + (" in backward" if self.update_in_backward else "")
 
     def fits(self, memory_bytes: int) -> bool:
         """Whether the step fits a device's memory; the compiler reserves some of it."""
@@ -65,9 +73,11 @@ def measure(run: PretrainConfig, mesh: Mesh) -> Footprint:
 
     parameters = shard_bytes(state.params)
     optimizer_state = shard_bytes(state.opt_state)
-    gradients = parameters
-    if run.gradient_accumulation_steps > 1:
-        gradients = shard_bytes(state.params, least_itemsize=4)
+    least_itemsize = 4 if run.gradient_accumulation_steps > 1 else 0
+    gradients = shard_bytes(state.params, least_itemsize)
+    if run.update_in_backward:
+        layers = shard_bytes(state.params["layers"], least_itemsize)
+        gradients += layers // run.model.num_layers - layers
     rest = needed - parameters - optimizer_state
     # The compiler may reuse memory, so that not all gradients exist at a time.
     gradients = min(gradients, rest)
@@ -82,6 +92,7 @@ def measure(run: PretrainConfig, mesh: Mesh) -> Footprint:
         traffic=step_traffic(compiled.as_text(), mesh.size) if compiled else {},
         lower_seconds=lowered_at - began,
         compile_seconds=compiled_at - lowered_at,
+        update_in_backward=run.update_in_backward,
     )
 
 

@@ -8,6 +8,7 @@ from models.config import LlamaConfig
 from train.config.optimizer_config import OptimizerConfig, OptimizerName
 from train.config.pretrain_config import PresetName
 from train.config.rules import at_least_1, check, check_name, positive
+from train.config.run_config import Switch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,8 @@ class PlanConfig:
       model: the model's shape and arithmetic.
       preset: defaults of all other values, as for train.pretrain.
       target: devices to compile for. Chip and shape of a slice, such as tpu-v5e:4x4,
-        tpu-v5p:4x4x4, tpu-v6e:8x8 or tpu-v4:2x2x2 (pip install -e '.[tpu-plan]'); or
-        virtual CPU devices, such as cpu:64.
+        tpu-v5p:4x4x4, tpu-v6e:8x8 or tpu-v4:2x2x2 (pip install -e '.[tpu-plan]'); one
+        chip, such as tpu-v6e:1; or virtual CPU devices, such as cpu:64.
       compare: further optimizers, separated by commas: adamw,galore.
       mesh: devices along data, fsdp and tensor, e.g. fsdp=4,tensor=2; -1: all
         remaining devices.
@@ -31,6 +32,8 @@ class PlanConfig:
       batch_size_sequences: sequences per optimizer step on all devices together.
         None: the preset's, rounded up to a multiple that devices can share.
       gradient_accumulation_steps: parts of a batch that are computed sequentially.
+      update_in_backward: add a column for each optimizer, with updates of each layer in
+        the backward pass. Needs --remat full.
       z_loss_weight: weight of the squared log-partition added to the loss.
       device_memory_gib: memory of one device. None: the chip's; unknown for cpu.
       json: file to write the numbers to.
@@ -45,6 +48,7 @@ class PlanConfig:
     sequence_length_tokens: int = 128
     batch_size_sequences: int | None = None
     gradient_accumulation_steps: int = 1
+    update_in_backward: Switch = False
     z_loss_weight: float = 0.0
     device_memory_gib: float | None = None
     json: pathlib.Path | None = None

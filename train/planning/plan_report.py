@@ -67,7 +67,7 @@ def make_run(config: PlanConfig, mesh: Mesh) -> PretrainConfig:
 
 def table(footprints: Sequence[Footprint], memory_bytes: int | None) -> str:
     """Formats a table with one column per footprint."""
-    rows = [("memory per device", *(each.optimizer for each in footprints))]
+    rows = [("memory per device", *(each.title for each in footprints))]
     for name in ("parameters", "optimizer_state", "gradients", "temporaries", "total"):
         sizes = (_size(getattr(each, name)) for each in footprints)
         rows.append((f"  {name.replace('_', ' ')}", *sizes))
@@ -123,9 +123,12 @@ def run(config: PlanConfig) -> None:
         run = make_run(config, mesh)
         runs = [
             dataclasses.replace(
-                run, optimizer=dataclasses.replace(run.optimizer, name=name)
+                run,
+                optimizer=dataclasses.replace(run.optimizer, name=name),
+                update_in_backward=in_backward,
             )
             for name in config.optimizer_names
+            for in_backward in ([False, True] if config.update_in_backward else [False])
         ]
         for each in runs:
             optimizers.check_rank(each.optimizer, each.model)

@@ -19,13 +19,14 @@ class _Chip(NamedTuple):
     topology: str  # libtpu's name
     memory_gib: int
     options: dict[str, str]
+    host: str = "2x2"  # shape of the smallest slice: the chips of a host
 
 
 # A v4 chip has two cores, which share its memory and are used as one device.
 _CHIPS = {
-    "tpu-v4": _Chip("v4", 32, {"chip_config_name": "megacore"}),
+    "tpu-v4": _Chip("v4", 32, {"chip_config_name": "megacore"}, "2x2x1"),
     "tpu-v5e": _Chip("v5e", 16, {}),
-    "tpu-v5p": _Chip("v5p", 95, {}),
+    "tpu-v5p": _Chip("v5p", 95, {}, "2x2x1"),
     "tpu-v6e": _Chip("v6e", 32, {}),
 }
 # Makes libtpu query no metadata server, lock no TPU of this machine, and log nothing.
@@ -44,8 +45,8 @@ def open_target(name: str) -> Target:
     """Opens a target by name; call before JAX initialises its devices.
 
     Args:
-      name: chip and shape of a slice, e.g. tpu-v5p:4x4x4; or a number of virtual CPU
-        devices, e.g. cpu:64.
+      name: chip and shape of a slice, e.g. tpu-v5p:4x4x4; one chip, e.g. tpu-v5p:1; or
+        a number of virtual CPU devices, e.g. cpu:64.
 
     Raises:
       ValueError: there is no such target, or the TPU compiler is not installed.
@@ -55,13 +56,17 @@ def open_target(name: str) -> Target:
     jax.config.update("jax_platforms", "cpu")
     if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
         return Target(_cpu_devices(name, int(shape)), None)
+    if kind in _CHIPS and shape == "1":
+        host = _open_tpu(name, _CHIPS[kind], _CHIPS[kind].host)
+        return host._replace(devices=host.devices[:1])
     sizes = shape.split("x")
     if kind in _CHIPS and all(size.isdecimal() and int(size) > 0 for size in sizes):
         return _open_tpu(name, _CHIPS[kind], shape)
     chips = ", ".join(_CHIPS)
     raise ValueError(
         f"unknown --target {name!r}: give a chip and the shape of a slice, e.g. "
-        f"tpu-v5p:4x4x4 (chips: {chips}), or cpu:64 for 64 virtual devices"
+        f"tpu-v5p:4x4x4 (chips: {chips}), 1 for one chip, or cpu:64 for 64 virtual "
+        "devices"
     )
 
 
