@@ -35,7 +35,7 @@ FLOORS = {
         ("rundir",),
         ("generation",),
         ("loop",),
-        ("planning", "comparison"),
+        ("planning", "comparison", "finetuning"),
         ("timing",),
         ("cli",),
         ("*",),  # the programs, and what Python runs before them

@@ -1,14 +1,12 @@
 """Pre-trains a LLaMA on text: `python -m train.pretrain --help`."""
 
-import io
-import sys
 from collections.abc import Sequence
 
-from train.cli import command_line
-from train.cli.command_line import Example
+from train.cli import command_line, options
+from train.cli.command_line import Example, Origins
+from train.cli.launch import launch
 from train.config.presets import PRESETS
 from train.config.pretrain_config import PRETRAIN, PretrainConfig
-from train.system import cluster, console
 
 COMMON = (
     *("--preset", "--config", "--resume", "--output-dir"),
@@ -39,26 +37,23 @@ EXAMPLES = (
 def read(argv: Sequence[str]) -> PretrainConfig:
     """Parses the command line, with defaults from a preset or a saved config."""
     layout = {"common": COMMON, "examples": EXAMPLES}
-    return command_line.parse(PRESETS, "tiny", PRETRAIN, argv, **layout)
+    return command_line.parse(
+        PRESETS, "tiny", PRETRAIN, argv, adapt=with_weights, **layout
+    )
+
+
+def with_weights(base: PretrainConfig, given: Origins) -> PretrainConfig:
+    """Replaces the values that --init-from determines."""
+    if given.init_from in (None, "None", "") or given.resume:
+        return base
+    from train.step import given_weights
+
+    return given_weights.defaults(base, options.expanded(given.init_from))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program with the arguments of the command line."""
-    # errors="replace": samples may contain characters that the terminal cannot encode.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Line buffering: a second Ctrl-C exits without flushing.
-        sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    argv = sys.argv[1:] if argv is None else argv
-    start = cluster.find_processes(argv)
-    if start is None:
-        sys.exit(_run(read(argv)))
-    from train.system import processes
-
-    # Connect first, so that an error in one process reaches the others.
-    with console.user_errors(ValueError), processes.connected(start):
-        with console.user_errors(ValueError), processes.together(ValueError):
-            config = read(argv)
-        sys.exit(_run(config))
+    launch(argv, read, _run)
 
 
 def _run(config: PretrainConfig) -> int:

@@ -6,7 +6,7 @@ import inspect
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import tyro
@@ -25,27 +25,41 @@ class Example(NamedTuple):
     arguments: str
 
 
+class Origins(NamedTuple):
+    """Flags that decide where all other values come from, as they were given."""
+
+    preset: str | None = None
+    config: str | None = None
+    output_dir: str | None = None
+    init_from: str | None = None
+    resume: bool | str | None = None
+    task: str | None = None
+    epochs: str | None = None
+    steps: str | None = None
+
+
 def parse(
     presets: Mapping[str, Config],
     default: str,
     program: str,
     argv: Sequence[str],
+    adapt: Callable[[Any, Origins], Any] | None = None,
     **help_layout: Any,
 ) -> Config:
     """Reads a config from the command line, on top of a preset or a saved config.
 
     `--preset` names the values to start from, `--config` a file with them,
-    `--resume` the file in `--output-dir`; `--init-from` replaces some of them, see
-    `given_weights.defaults`. `--help` exits with code 0 and shows these values; a bad
-    one exits with code 2 and one line on stderr.
+    `--resume` the file in `--output-dir`. `--help` exits with code 0 and shows these
+    values; a bad one exits with code 2 and one line on stderr.
 
     Args:
       presets: a config by each name that `--preset` takes, all of one dataclass
-        with the fields `preset`, `init_from`, `output_dir` and `start`; nested
-        dataclasses lend their fields without prefix.
+        with the fields `preset`, `output_dir` and `start`; nested dataclasses lend
+        their fields without prefix.
       default: the preset used when none is named.
       program: the command, for help and errors.
       argv: the arguments behind the command.
+      adapt: replaces values to start from, given the flags that decide on them.
       **help_layout: `common` and `examples`, as in `read`.
     """
     given = _origins(argv)
@@ -62,10 +76,8 @@ def parse(
             saved = options.expanded(given.output_dir or base.output_dir) / CONFIG_FILE
             # A missing file is reported when the directory is opened.
             base = load_config(type(base), saved) if saved.exists() else base
-        if given.init_from not in (None, "None", "") and not given.resume:
-            from train.step import given_weights
-
-            base = given_weights.defaults(base, options.expanded(given.init_from))
+        if adapt is not None:
+            base = adapt(base, given)
     return read(type(base), program, argv, base, **help_layout)
 
 
@@ -74,7 +86,7 @@ def run_of_preset(argv: Sequence[str], presets: Mapping[str, Config]) -> Config:
     return presets.get(_origins(argv).preset, presets["tiny"])
 
 
-def _origins(argv: Sequence[str]) -> argparse.Namespace:
+def _origins(argv: Sequence[str]) -> Origins:
     """The flags that decide where all other values come from.
 
     Parsed ahead, as tyro needs the default values before it parses: its own presets
@@ -82,11 +94,12 @@ def _origins(argv: Sequence[str]) -> argparse.Namespace:
     `--resume`. A flag without its value is refused later, in one line.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--preset", "--config", "--output-dir", "--init-from"):
+    for field in Origins._fields:
         # tyro takes underscores, too.
-        parser.add_argument(name, name[:3] + name[3:].replace("-", "_"), nargs="?")
-    parser.add_argument("--resume", nargs="?", const=True)
-    return parser.parse_known_args(argv)[0]
+        names = {"--" + field.replace("_", "-"), "--" + field}
+        const = True if field == "resume" else None
+        parser.add_argument(*names, nargs="?", const=const, dest=field)
+    return Origins(**vars(parser.parse_known_args(argv)[0]))
 
 
 def read(

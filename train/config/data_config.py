@@ -1,10 +1,22 @@
 """Configuration of the text of a run: its source, tokenizer and batches."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from train.config.rules import at_least_1, between_0_and_1, check, steps_of_32_bits
 from train.config.run_config import Switch
+
+
+class Source(NamedTuple):
+    """Files that a setting names.
+
+    Attributes:
+      kind: pattern: files that match it; directory: all files in it; file: itself.
+      value: the setting's value. None: the project's own text.
+    """
+
+    kind: Literal["pattern", "directory", "file"]
+    value: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +104,23 @@ class DataConfig:
     def ends_documents(self) -> bool:
         """Whether documents end with the tokenizer's EOS token."""
         return not self.bos
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Files that a run reads, by the setting that names them."""
+        found = {}
+        if self.dataset is None:
+            found["data.data_glob"] = Source("pattern", self.data_glob)
+        else:
+            found["data.dataset"] = Source("directory", self.dataset)
+        if self.eval_glob is not None:
+            found["data.eval_glob"] = Source("pattern", self.eval_glob)
+        return found
+
+    @property
+    def has_own_evaluation(self) -> bool:
+        """Whether the text of evaluations is apart from that of training."""
+        return self.eval_glob is not None
 
     @property
     def batch_size_tokens(self) -> int:

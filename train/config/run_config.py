@@ -217,7 +217,8 @@ class RunConfig(LengthConfig):
         super().__post_init__()
         check(self, at_least_1, "max_skipped_steps_in_a_row")
         check(self, fits_32_bits, "seed")
-        schedule_phases(self.optimizer, self.steps)  # raises if it does not fit
+        if self.steps is not None:  # known once the data has been read
+            schedule_phases(self.optimizer, self.steps)  # raises if it does not fit
 
     @property
     def title(self) -> str:

@@ -1,12 +1,13 @@
 """Reads the documents of a file: plain text, JSON (lines or arrays), Parquet."""
 
 import codecs
+import functools
 import io
 import itertools
 import json
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from train.data.file_kinds import kind_of
@@ -22,6 +23,8 @@ PARQUET_ROWS = 256
 
 # A text, the blocks of a long text, or the error in its place.
 Document = str | Iterator[str] | ValueError
+# Makes something of a JSON value, given where it is.
+Convert = Callable[[Any, str], Any]
 
 _SEPARATORS = re.compile(r"[\s,]*")
 
@@ -48,10 +51,27 @@ def read_file(path: pathlib.Path, field: str, notes: Notes) -> Iterator[Document
         yield _decode_blocks(path, compression, notes)
     elif kind == "parquet":
         yield from _read_parquet(path, field)
-    elif _is_in_lines(start):
-        yield from _read_lines(path, compression, field)
     else:
-        yield from _read_values(path, compression, field)
+        convert = functools.partial(_text_of, field=field)
+        yield from read_json(path, compression, start, convert)
+
+
+def read_json(
+    path: pathlib.Path, compression: str | None, start: bytes, convert: Convert
+) -> Iterator[Any]:
+    """Reads the values of JSON lines, of an array, or one after the other.
+
+    Args:
+      path: the file.
+      compression: of the file.
+      start: the first bytes of its content.
+      convert: makes an item of each value.
+
+    Yields:
+      The items, and a ValueError in the place of each one that is not JSON.
+    """
+    read = _read_lines if _is_in_lines(start) else _read_values
+    yield from read(path, compression, convert)
 
 
 def get_text(row: dict[str, Any], field: str, where: str) -> str:
@@ -114,8 +134,8 @@ def _not_utf8(where: str, error: UnicodeDecodeError, position: int) -> ValueErro
 
 
 def _read_lines(
-    path: pathlib.Path, compression: str | None, field: str
-) -> Iterator[Document]:
+    path: pathlib.Path, compression: str | None, convert: Convert
+) -> Iterator[Any]:
     with open_bytes(path, compression) as file:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
@@ -123,7 +143,7 @@ def _read_lines(
                 text = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"")
                 text = text.decode()
                 if text.strip():
-                    yield _text_of(json.loads(text), field, where)
+                    yield convert(json.loads(text), where)
             except UnicodeDecodeError as error:
                 yield _not_utf8(where, error, error.start)
             except (json.JSONDecodeError, RecursionError) as error:
@@ -131,12 +151,12 @@ def _read_lines(
 
 
 def _read_values(
-    path: pathlib.Path, compression: str | None, field: str
-) -> Iterator[Document]:
+    path: pathlib.Path, compression: str | None, convert: Convert
+) -> Iterator[Any]:
     number = 1
     try:
         for value in _parse(_decode_blocks(path, compression, Notes())):
-            yield _text_of(value, field, f"{path}, item {number}")
+            yield convert(value, f"{path}, item {number}")
             number += 1
     except (json.JSONDecodeError, RecursionError) as error:
         message = getattr(error, "msg", str(error))
@@ -179,14 +199,25 @@ def _parse(blocks: Iterator[str]) -> Iterator[Any]:
         raise json.JSONDecodeError("the array has no end", text, at)
 
 
-def _text_of(value: Any, field: str, where: str) -> str | ValueError:
-    if not isinstance(value, dict):
-        return ValueError(f"{where} is no JSON object: {json.dumps(value)[:40]}")
+def row_of(value: Any, where: str) -> dict[str, Any] | ValueError:
+    """The value if it is a JSON object, else an error."""
+    if isinstance(value, dict):
+        return value
+    return ValueError(f"{where} is no JSON object: {json.dumps(value)[:40]}")
+
+
+def _text_of(value: Any, where: str, field: str) -> str | ValueError:
+    row = row_of(value, where)
+    if isinstance(row, ValueError):
+        return row
     try:
-        text = get_text(value, field, where)
+        return valid_text(get_text(row, field, where))
     except ValueError as error:
         return error
-    # Escapes can encode lone surrogates, which UTF-8 and tokenizers refuse.
+
+
+def valid_text(text: str) -> str:
+    """Text without lone surrogates, which JSON can encode and tokenizers refuse."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

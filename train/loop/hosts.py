@@ -7,8 +7,8 @@ import pathlib
 import secrets
 import socket
 
-from train.config.pretrain_config import PretrainConfig
 from train.config.rules import flag
+from train.config.run_config import RunConfig
 from train.rundir import changes, identity
 from train.system import files, processes, provenance
 
@@ -16,7 +16,7 @@ _CHECKOUT = pathlib.Path(__file__).parents[2]
 _CODE = ("train", "models", "subtrack_jax")
 
 
-def check_same_program(config: PretrainConfig) -> None:
+def check_same_program(config: RunConfig) -> None:
     """Raises a ValueError in all processes if flags, packages or code differ.
 
     The path of the run's directory may differ, see `check_shared`.
@@ -36,7 +36,7 @@ def check_same_program(config: PretrainConfig) -> None:
     _check_same({"the program's code": _code()}, "copy the same checkout to all hosts")
 
 
-def check_same_text(config: PretrainConfig) -> None:
+def check_same_text(config: RunConfig) -> None:
     """Raises a ValueError in all processes if files of the text differ."""
     if processes.is_alone():
         return

@@ -78,7 +78,7 @@ class Journal:
         values["elapsed_seconds"] = time.perf_counter() - self._began
         rate = in_batch / self.watch.lap()
         values[f"{unit}_per_second"] = rate
-        if self._peak_flops is not None:
+        if self._peak_flops is not None and self._counted.flops is not None:
             values["mfu"] = rate * self._counted.flops / self._peak_flops
         values["peak_memory_bytes"] = throughput.peak_memory_bytes()
         row = self._writer.write(step, **values)
@@ -88,7 +88,7 @@ class Journal:
         self._bar.set_postfix(shown)
         self._bar.update()
         if "eval_loss" in row:
-            self._bar.write(f"step {step}: held-out loss {row['eval_loss']:.3f}")
+            self._bar.write(f"step {step}: held-out {evaluation_words(row)}")
         self._note_checkpoint()
         self._check_skipped(step, row["skipped_steps"])
 
@@ -144,7 +144,18 @@ class Journal:
                 self.rows,
                 self._config.title,
                 self._config.output_dir / metrics.CURVE_FILE,
+                unit=self._counted.unit,
             )
         except OSError:
             if error is None:  # otherwise the first error is reported
                 raise
+
+
+def evaluation_words(row: dict[str, Any]) -> str:
+    """Values of an evaluation, in words.
+
+    >>> evaluation_words({"step": 3, "eval_loss": 0.25, "eval_macro_f1": 0.5})
+    'loss 0.250, macro f1 0.500'
+    """
+    found = {name[5:]: row[name] for name in row if name.startswith("eval_")}
+    return ", ".join(f"{name.replace('_', ' ')} {found[name]:.3f}" for name in found)

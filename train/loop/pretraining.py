@@ -13,18 +13,17 @@ from models import generation, llama
 from train.config.pretrain_config import PretrainConfig
 from train.data import dataset as data
 from train.generation import writing
-from train.loop import continuation, hosts, messages, training_loop
+from train.loop import continuation, hosts, messages, opening, training_loop
 from train.loop.journal import DivergedError
 from train.loop.subspace_report import check_has_subspaces
-from train.rundir import disk_space, services
+from train.rundir import services
 from train.rundir.changes import evaluation_start
 from train.rundir.checkpoints import CheckpointError, Checkpoints, quiet_orbax
-from train.rundir.directory import Found, keep_settings, open_directory
+from train.rundir.directory import Found
 from train.rundir.saved_config import CONFIG_FILE, save_config
 from train.step import given_weights, optimizers, placement, throughput
 from train.step.mesh import check_batch, make_mesh
 from train.step.setup import pretraining
-from train.step.train_state import TrainState
 from train.system import compilation_cache, console, out_of_memory, processes
 
 
@@ -69,7 +68,7 @@ def pretrain(
         config, setup, text.train_batches, checkpoints, found, read_weights
     )
     first = int(state.step)
-    _save_settings(config, found, state)
+    opening.save_settings(config, found, state)
     print(messages.summary(config, text, state))
     evaluation = None
     if first == 0:
@@ -110,26 +109,9 @@ def pretrain(
     outcome = messages.outcome(comparable, checkpoints.steps)
     print(f"\n{outcome}\n{sample(finished.state.params)}\n")
     if advice := messages.advice(config, comparable):
-        _warn_once(advice)
+        opening.warn_once(advice)
     print(messages.farewell(config))
     return 0
-
-
-def _save_settings(
-    config: PretrainConfig, found: Found | None, state: TrainState
-) -> None:
-    """Checks the disk, and saves the settings of the run from this state on."""
-    first = int(state.step)
-    with processes.together(OSError):
-        if processes.is_first():
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-            disk_space.check(config, first, size, console.warn)
-            keep_settings(
-                config,
-                found.changes if found else {},
-                first,
-                evaluates_other_text=bool(found and found.has_other_evaluation),
-            )
 
 
 def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
@@ -144,11 +126,6 @@ def _sample(model: Any, text: data.Text, config: PretrainConfig) -> str:
         positions=config.positions,
     )
     return prompt + "".join(piece for _, piece in pieces)
-
-
-def _warn_once(message: str) -> None:
-    if processes.is_first():
-        console.warn(message)
 
 
 def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
@@ -199,7 +176,7 @@ def run(config: PretrainConfig) -> int:
             hosts.check_same_program(config)
             with processes.together(ValueError):
                 services.check_packages(config)
-                config = given_weights.settle(config, _warn_once)
+                config = given_weights.settle(config, opening.warn_once)
                 check_has_subspaces(config)
                 optimizers.check_rank(config.optimizer, config.model)
                 mesh = make_mesh(config.mesh)
@@ -208,14 +185,7 @@ def run(config: PretrainConfig) -> int:
                     config.gradient_accumulation_steps,
                     mesh,
                 )
-            opened = None
-            with processes.together(ValueError):
-                if processes.is_first():
-                    opened = stack.enter_context(open_directory(config))
-            shared = processes.share(opened)
-            found = None if shared is None else Found(*shared)
-            hosts.check_shared(config.output_dir)
-            hosts.check_same_text(config)
+            found = opening.open_shared(stack, config)
             with processes.together(ValueError):
                 read_weights = given_weights.reader(config, now=not found)
             text = _open_text(config, found)

@@ -19,9 +19,9 @@ from train.step.train_step import Batch
 from train.system import console, processes
 from train.system.interruption import Interruption
 
-# Dispatches an evaluation of parameters; the result waits for its metrics, of which
-# `eval_loss` decides on the best checkpoint.
+# Dispatches an evaluation of parameters; the result waits for its metrics.
 BeginEvaluation = Callable[[Any], Callable[[], dict[str, float]]]
+Row = dict[str, Any]
 
 
 class Finished(NamedTuple):
@@ -34,7 +34,7 @@ class Finished(NamedTuple):
     """
 
     state: TrainState
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     interruption: Interruption | None
 
 
@@ -97,6 +97,11 @@ def evaluate_first(
     return finish()
 
 
+def held_out_loss(row: Row) -> float | None:
+    """Held-out loss of a step, None if it was not evaluated."""
+    return row.get("eval_loss")
+
+
 def train(
     config: RunConfig,
     setup: TrainSetup,
@@ -108,6 +113,8 @@ def train(
     epoch: Callable[[grain.DatasetIterator], float],
     begin_evaluation: BeginEvaluation,
     first_evaluation: dict[str, float] | None = None,
+    objective: Callable[[Row], float | None] = held_out_loss,
+    is_over: Callable[[list[Row]], bool] = lambda rows: False,
 ) -> Finished:
     """Trains to the last step, or until a signal, with evaluations and checkpoints.
 
@@ -121,6 +128,9 @@ def train(
       epoch: passes over the data, so far.
       begin_evaluation: dispatches an evaluation.
       first_evaluation: metrics before training, recorded as step 0.
+      objective: value of a step that the best checkpoint minimises, None if it was
+        not evaluated.
+      is_over: whether evaluations so far end the run early, given all rows.
 
     Raises:
       CheckpointError: a checkpoint cannot be written.
@@ -134,7 +144,9 @@ def train(
         if first_evaluation is not None:
             journal.begin(**first_evaluation)
         previous = None
-        for step in range(first + 1, config.steps + 1):
+        # A run that ended early has nothing to resume.
+        last = first if is_over(journal.rows) else config.steps
+        for step in range(first + 1, last + 1):
             diagnostics.before(step, state, journal.skipped_steps)
             # Only dispatched: the previous step is recorded while this one runs.
             state, values = setup.train_step(state, setup.place(next(batches)))
@@ -147,19 +159,22 @@ def train(
                 jax.block_until_ready(values)
                 with journal.watch.pause():
                     values |= begin_evaluation(state.params)()
-            is_last = interruption.reached(step) or step == config.steps
-            eval_loss = values.get("eval_loss")
+                # All processes stop at the same step.
+                if processes.agree(is_over([*journal.rows, values])):
+                    last = step
+            is_last = interruption.reached(step) or step == last
+            value = objective(values)
             is_due = step % config.checkpoint.checkpoint_every_steps == 0
-            if is_due or is_last or checkpoints.is_best(eval_loss):
+            if is_due or is_last or checkpoints.is_best(value):
                 # The row first: a checkpoint must have the rows of all its steps.
                 journal.record(*previous)
                 previous = None
                 with journal.watch.pause():
                     journal.sync()
                     diagnostics.sync()
-                    checkpoints.save(step, state, batches, eval_loss)
+                    checkpoints.save(step, state, batches, value)
             if is_last:
                 break
         checkpoints.wait()
-    is_stopped = interruption.received is not None and step < config.steps
+    is_stopped = interruption.received is not None and step < last
     return Finished(state, journal.rows, interruption if is_stopped else None)

@@ -34,6 +34,8 @@ RULES: tuple[tuple[str, May, str], ...] = (
     # Output, reports, and intervals of evaluation and checkpoints.
     (r"output_dir|(checkpoint|report|sample)\..*", May.FREELY, ""),
     (r"eval_every_steps|max_skipped_steps_in_a_row", May.FREELY, ""),
+    # Fine-tuning: passes over the data are steps once it is known.
+    (r"epochs|eval_every_epochs|patience_evals", May.FREELY, ""),
     # Ways to compute the same results.
     (
         r"mesh|gradient_accumulation_steps|model\.remat|update_in_backward",
@@ -41,15 +43,19 @@ RULES: tuple[tuple[str, May, str], ...] = (
         "",
     ),
     (r"data\.(token_cache_dir|skip_bad_documents)", May.FREELY, ""),
+    (r"data\.eval_batch_size_examples", May.FREELY, ""),
     (r"model\.max_length_tokens", May.FREELY, ""),  # used by exports only
     (r"steps", May.GROW, ""),
     (r"preset", May.NEVER, "give the settings themselves"),
     (
-        r"init_from|resize_embedding|model\.init_std",
+        r"init_from|resize_embedding|new_head|model\.init_std",
         May.NEVER,
         "weights come from the checkpoint",
     ),
     (r"data\.(tokenizer|bos|bos_and_eos)", May.NEVER, "weights know but one tokenizer"),
+    (r"data\.task", May.NEVER, "the model's head is that of one task"),
+    (r"freeze", May.NEVER, "the optimizer's state has another shape"),
+    (r"model\.\w*dropout", May.FREELY, ""),  # follows from --dropout
     (r"model\.(dtype|norm_epsilon|rotary_.*)", May.IF_ALLOWED, ""),
     (r"model\..*", May.NEVER, "the checkpoint has weights of another form"),
     # `settings_of_state` finds those among them that change the optimizer's state.
@@ -60,16 +66,21 @@ RULES: tuple[tuple[str, May, str], ...] = (
 # training text is read from its beginning again.
 _OTHER_ROWS = re.compile(
     r"seed|data\.(data_glob|dataset|dataset_config|dataset_split|text_field"
-    r"|shuffle_buffer_documents|held_out_fraction|packing|sequence_length_tokens)"
+    r"|shuffle_buffer_documents|held_out_fraction|packing|sequence_length_tokens"
+    r"|train_file|dataset_revision|pair_field|label_field|max_length_tokens"
+    r"|length_buckets|batch_size_examples)"
 )
+
+_OWN_FILES = ("data.eval_glob", "data.validation_file")
 
 # Settings of the held-out text; _HELD_OUT if it is split from the training text.
 _EVALUATION = re.compile(
-    r"data\.(eval_glob|eval_tokens|packing|sequence_length_tokens)"
+    r"data\.(eval_glob|eval_tokens|packing|sequence_length_tokens|validation_file"
+    r"|pair_field|label_field|max_length_tokens)"
 )
 _HELD_OUT = re.compile(
     r"data\.(data_glob|dataset|dataset_config|dataset_eval_split|text_field"
-    r"|held_out_fraction)"
+    r"|held_out_fraction|train_file|dataset_revision)"
 )
 
 
@@ -157,21 +168,21 @@ def allowed_names(text: str | None, config: Any) -> list[str]:
 def reads_other_rows(changes: Changes) -> bool:
     """Whether the training text must be read from its beginning again."""
     return any(
-        # Adding or removing eval_glob moves rows between training and evaluation.
-        None in change if name == "data.eval_glob" else _OTHER_ROWS.fullmatch(name)
+        # Adding or removing these moves rows between training and evaluation.
+        None in change if name in _OWN_FILES else _OTHER_ROWS.fullmatch(name)
         for name, change in changes.items()
     )
 
 
-def evaluates_other_text(changes: Changes, *, has_eval_glob: bool) -> bool:
+def evaluates_other_text(changes: Changes, *, has_own_files: bool) -> bool:
     """Whether new held-out losses are not comparable with earlier ones.
 
     Args:
       changes: from `find`, without files that were only moved.
-      has_eval_glob: whether the evaluation has its own files.
+      has_own_files: whether the evaluation has its own files.
     """
     return any(
-        _EVALUATION.fullmatch(name) or (_HELD_OUT.fullmatch(name) and not has_eval_glob)
+        _EVALUATION.fullmatch(name) or (_HELD_OUT.fullmatch(name) and not has_own_files)
         for name in changes
     )
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import filelock
 
-from train.config.pretrain_config import PretrainConfig
 from train.config.rules import flag
+from train.config.run_config import RunConfig
 from train.rundir import changes, identity
 from train.rundir.changes import Changes
 from train.rundir.saved_config import CONFIG_FILE, load_config, save_config
@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_directory(config: PretrainConfig) -> Iterator[Found | None]:
+def open_directory(config: RunConfig) -> Iterator[Found | None]:
     """Opens and locks the directory of a new or a resumed run.
 
     Yields:
@@ -66,7 +66,7 @@ def open_directory(config: PretrainConfig) -> Iterator[Found | None]:
     with lock_directory(directory):
         saved = directory / CONFIG_FILE
         try:
-            before = load_config(PretrainConfig, saved) if saved.exists() else None
+            before = load_config(type(config), saved) if saved.exists() else None
         except ValueError as error:
             raise ValueError(
                 f"--output-dir {directory} has another config.json than a run writes: "
@@ -112,9 +112,7 @@ def _remove_start(directory: pathlib.Path) -> None:
             shutil.rmtree(path)
 
 
-def _check_changes(
-    config: PretrainConfig, before: PretrainConfig, allowed: list[str]
-) -> Found:
+def _check_changes(config: RunConfig, before: RunConfig, allowed: list[str]) -> Found:
     """Compares a run with the config that resumes it; raises a ValueError."""
     directory = config.output_dir
     identity.check_tokenizer(directory)
@@ -158,11 +156,12 @@ def _check_changes(
         message = f"--output-dir {directory} holds another run: {error}"
         raise ValueError(message) from error
     others = {name: found[name] for name in found if name not in same}
-    has_eval_glob = config.data.eval_glob is not None
     return Found(
         found,
         changes.reads_other_rows(others),
-        changes.evaluates_other_text(others, has_eval_glob=has_eval_glob),
+        changes.evaluates_other_text(
+            others, has_own_files=config.data.has_own_evaluation
+        ),
     )
 
 
@@ -207,7 +206,7 @@ def note_checkpoint(directory: pathlib.Path) -> bool:
 
 
 def keep_settings(
-    config: PretrainConfig,
+    config: RunConfig,
     found: Changes,
     step: int,
     *,

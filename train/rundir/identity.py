@@ -4,9 +4,10 @@ import itertools
 import json
 import pathlib
 import tempfile
-from typing import Any
+from typing import Any, Protocol
 
-from train.config.data_config import DataConfig
+from train.config.data_config import DataConfig, Source
+from train.config.rules import flag
 from train.data import sources
 from train.system import files
 
@@ -24,7 +25,15 @@ Files = dict[str, list[dict[str, Any]]]
 _TOKENIZER = "data.tokenizer"
 
 
-def save(config: DataConfig, directory: pathlib.Path) -> None:
+class Sources(Protocol):
+    """Configuration of data that names its files."""
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Files by setting."""
+
+
+def save(config: Sources, directory: pathlib.Path) -> None:
     """Saves the checksums of the text and of the run's own tokenizer.
 
     Raises:
@@ -100,7 +109,7 @@ def is_own_tokenizer(
 
 
 def compare_text(
-    config: DataConfig, directory: pathlib.Path
+    config: Sources, directory: pathlib.Path
 ) -> tuple[list[str], dict[str, str]]:
     """Compares the text files of a config with those of a run.
 
@@ -124,20 +133,20 @@ def compare_text(
     return same, other
 
 
-def text_files(config: DataConfig) -> Files:
+def text_files(config: Sources) -> Files:
     """Fingerprints of the files of each setting; none for a dataset on the hub."""
-    found = {}
-    if config.dataset is None:
-        found["data.data_glob"] = sources.find_files(config.data_glob)
-    else:
-        inside = sorted(pathlib.Path(config.dataset).expanduser().rglob("*"))
-        found["data.dataset"] = [
-            path for path in inside if path.is_file() and path.name[0] != "."
-        ]
-    if config.eval_glob is not None:
-        paths = sources.find_files(config.eval_glob, "--eval-glob")
-        found["data.eval_glob"] = paths
+    found = {name: _files_of(name, each) for name, each in config.sources.items()}
     return {name: sources.fingerprint(paths) for name, paths in found.items() if paths}
+
+
+def _files_of(setting: str, source: Source) -> list[pathlib.Path]:
+    if source.kind == "pattern":
+        return sources.find_files(source.value, flag(setting))
+    path = pathlib.Path(source.value).expanduser()
+    if source.kind == "file":
+        return [path]
+    inside = sorted(path.rglob("*"))
+    return [each for each in inside if each.is_file() and each.name[0] != "."]
 
 
 def _tokenizer_files(directory: pathlib.Path) -> list[pathlib.Path]:

@@ -6,15 +6,14 @@ from typing import Any
 
 import jax
 
-from models import llama
 from train.config.optimizer_config import OptimizerConfig
-from train.config.pretrain_config import PretrainConfig
+from train.config.run_config import RunConfig
 from train.rundir import changes
-from train.step import optimizers
+from train.step import architectures, optimizers
 from train.step.train_state import abstract_state
 
 
-def settings_of_state(config: PretrainConfig, saved: PretrainConfig) -> list[str]:
+def settings_of_state(config: RunConfig, saved: RunConfig) -> list[str]:
     """Changed settings that make a saved optimizer state incompatible."""
     ours, theirs = config.optimizer, saved.optimizer
     shapes = functools.partial(_state_shapes, saved)
@@ -34,9 +33,9 @@ def settings_of_state(config: PretrainConfig, saved: PretrainConfig) -> list[str
     return [f"optimizer.{name}" for name in incompatible or changed]
 
 
-def _state_shapes(config: PretrainConfig, optimizer: OptimizerConfig) -> Any:
+def _state_shapes(config: RunConfig, optimizer: OptimizerConfig) -> Any:
     made = optimizers.make_optimizer(optimizer, 1.0, config.seed, steps=config.steps)
-    params = llama.abstract_params(config.model)
+    params = architectures.abstract_params(config.model)
     try:
         leaves, structure = jax.tree.flatten(abstract_state(params, made))
     except ValueError:  # the rank is too large for every matrix

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 
 import subtrack_jax as stj
-from models import llama
 from models.matrices import matrix_axes
 from subtrack_jax.optimizers import Method
 from train.config.methods import LOW_RANK, fixed, matrix_scale_field, resolved
 from train.config.optimizer_config import OptimizerConfig, schedule_phases
+from train.step import architectures
+from train.step.architectures import Architecture
 
 # Muon's updates are scaled to the size of Adam's (arXiv 2502.16982), so that the same
 # learning rates suit both.
@@ -39,7 +40,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
     return optax.join_schedules([rise, after], [warmup])
 
 
-def check_rank(config: OptimizerConfig, model: llama.LlamaConfig) -> None:
+def check_rank(config: OptimizerConfig, model: Architecture) -> None:
     """Raises a ValueError if the rank makes every matrix plain Adam."""
     method = LOW_RANK.get(config.name)
     if method is None or "rank" in fixed(method):
@@ -48,7 +49,7 @@ def check_rank(config: OptimizerConfig, model: llama.LlamaConfig) -> None:
     if rank < min(model.hidden_size, model.mlp_size):
         return  # the MLP's kernels are larger; checking all of them takes longer
     low_rank = stj.LowRank(rank, matrix_axes)
-    choices = low_rank.choices(llama.abstract_params(model))
+    choices = low_rank.choices(architectures.abstract_params(model))
     largest = max(each.short_side for each in choices if each.spec is not None)
     if rank >= largest:
         raise ValueError(

@@ -35,6 +35,8 @@ class TrainSetup:
       seed: seed of dropout.
       update_in_backward: each layer is updated in the backward pass; the loss needs a
         method `layered`, see `backward_step.LayeredLoss`.
+      separate_update: gradient and update are compiled apart, for batches of several
+        shapes.
     """
 
     make: MakeModule
@@ -46,6 +48,7 @@ class TrainSetup:
     max_gradient_norm: float = math.inf
     seed: int = 0
     update_in_backward: bool = False
+    separate_update: bool = False
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -81,6 +84,7 @@ class TrainSetup:
             self.state_shardings,
             self.max_gradient_norm,
             self.seed,
+            separate_update=self.separate_update,
         )
 
     @functools.cached_property

@@ -32,12 +32,12 @@ class Counted(NamedTuple):
     Attributes:
       unit: its name in metrics, in the plural.
       in_batch: how many a full batch has.
-      flops: floating-point operations of a step for one of them.
+      flops: floating-point operations of a step for one of them. None: they differ.
     """
 
     unit: str
     in_batch: int
-    flops: float
+    flops: float | None = None
 
 
 def tokens(model: LlamaConfig, data: DataConfig) -> Counted:

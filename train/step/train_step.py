@@ -1,5 +1,6 @@
 """Compiled functions: one optimizer step, and the mean loss of held-out batches."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
@@ -43,6 +44,8 @@ def make_train_step(
     state_shardings: TrainState | None = None,
     max_gradient_norm: float = math.inf,
     seed: int = 0,
+    *,
+    separate_update: bool = False,
 ) -> TrainStep:
     """Compiles the training step, which donates its state.
 
@@ -59,6 +62,8 @@ def make_train_step(
       state_shardings: shardings of the new state; None: the compiler's choice.
       max_gradient_norm: gradients are scaled down to this global norm.
       seed: seed of the loss's keys, one per step and micro-batch.
+      separate_update: compile gradient and update apart, so that batches of several
+        shapes compile the update once.
 
     Returns:
       The step: (state, batch) -> (new state, metrics). The metrics are scalars:
@@ -68,15 +73,13 @@ def make_train_step(
     """
     parts = gradient_accumulation_steps
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None))
-    def train_step(state: TrainState, batch: Batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def compute(params, step, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(seed), step)
         if parts == 1:
-            gradients, means, count = _gradient(loss_sums, state.params, batch, key)
-        else:
-            gradients, means, count = _accumulated_gradient(
-                loss_sums, state.params, batch, key, parts
-            )
+            return _gradient(loss_sums, params, batch, key)
+        return _accumulated_gradient(loss_sums, params, batch, key, parts)
+
+    def apply(state: TrainState, gradients, means, count):
         norm = optax.tree.norm(optax.tree.cast(gradients, jnp.float32))
         factor = jnp.minimum(max_gradient_norm / norm, 1)
 
@@ -107,7 +110,41 @@ def make_train_step(
         metrics |= subspace_metrics(opt_state)
         return TrainState(state.step + 1, skipped_steps, params, opt_state), metrics
 
-    return train_step
+    compiled = functools.partial(
+        jax.jit, donate_argnums=0, out_shardings=(state_shardings, None)
+    )
+    if separate_update:
+        own = (state_shardings and state_shardings.params, None, None)
+        return SeparateStep(jax.jit(compute, out_shardings=own), compiled(apply))
+
+    def train_step(state: TrainState, batch: Batch):
+        return apply(state, *compute(state.params, state.step, batch))
+
+    return compiled(train_step)
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparateStep:
+    """Training step in two compiled functions.
+
+    Attributes:
+      compute: (parameters, step, batch) -> gradients, means of the losses, count;
+        compiled for each shape of batches.
+      apply: (state, gradients, means, count) -> (new state, metrics); compiled once.
+    """
+
+    compute: Callable[..., Any]
+    apply: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+    def __call__(
+        self, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Takes a step; the state is donated."""
+        return self.apply(state, *self.compute(state.params, state.step, batch))
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """Traces and lowers the gradient."""
+        return self.compute.lower(state.params, state.step, batch)
 
 
 def _gradient(

@@ -79,7 +79,7 @@ class JsonBackend(Backend):
 
     def __init__(self, source: pathlib.Path | tokenizers.Tokenizer):
         if isinstance(source, pathlib.Path):
-            source = _open_json(source)
+            source = open_json(source)
         # Saved settings for inference on short texts do not apply to training.
         source.no_truncation()
         source.no_padding()
@@ -229,7 +229,13 @@ def _valid(index: int) -> int | None:
     return index if index >= 0 else None
 
 
-def _open_json(path: pathlib.Path) -> tokenizers.Tokenizer:
+def open_json(path: pathlib.Path) -> tokenizers.Tokenizer:
+    """Opens a tokenizer.json.
+
+    Raises:
+      ValueError: it is none, or without tokens.
+      OSError: it cannot be read.
+    """
     text = path.read_bytes()
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(text)

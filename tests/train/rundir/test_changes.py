@@ -5,12 +5,19 @@ import re
 
 import pytest
 
+from models.encoder_config import EncoderConfig
 from tests.train.rundir.test_directory import TINY, changed
+from train.config.finetune_config import FinetuneConfig
 from train.config.presets import PRESETS
 from train.config.pretrain_config import TextTask
 from train.rundir import changes
 
-NAMES = list(changes.flat_values(dataclasses.asdict(TINY)))
+ENCODER = EncoderConfig("bert", 30, 8, 16, 1, 1, 16, 2, 0)
+TUNING = FinetuneConfig(model=ENCODER)
+NAMES = list(
+    changes.flat_values(dataclasses.asdict(TINY))
+    | changes.flat_values(dataclasses.asdict(TUNING))
+)
 
 
 def differences(*configs):
@@ -57,6 +64,8 @@ FREE = {
     "update_in_backward",
     *("eval_every_steps", "max_skipped_steps_in_a_row"),
     *("data.token_cache_dir", "data.skip_bad_documents", "model.max_length_tokens"),
+    *("epochs", "eval_every_epochs", "patience_evals", "data.eval_batch_size_examples"),
+    *("model.dropout", "model.attention_dropout", "model.head_dropout"),
     *(name for name in NAMES if re.match(r"(checkpoint|report|sample)\.", name)),
 }
 NEVER = {
@@ -64,6 +73,9 @@ NEVER = {
         "preset",
         "init_from",
         "resize_embedding",
+        "new_head",
+        "freeze",
+        "data.task",
         "data.tokenizer",
         "data.bos",
         "data.bos_and_eos",
@@ -104,6 +116,9 @@ def test_each_rule_is_of_some_setting():
         *(f"data.{name}" for name in ("dataset_split", "text_field", "packing")),
         *(f"data.{name}" for name in ("shuffle_buffer_documents", "held_out_fraction")),
         "data.sequence_length_tokens",
+        *(f"data.{name}" for name in ("train_file", "dataset_revision", "pair_field")),
+        *(f"data.{name}" for name in ("label_field", "max_length_tokens")),
+        *(f"data.{name}" for name in ("length_buckets", "batch_size_examples")),
     }
 
 
@@ -167,8 +182,8 @@ def test_other_names_are_refused(text, message):
     ],
 )
 def test_held_out_losses_are_comparable_where_their_text_is(name, without, with_files):
-    for has_eval_glob, expected in ((False, without), (True, with_files)):
+    for has_own_files, expected in ((False, without), (True, with_files)):
         is_other = changes.evaluates_other_text(
-            {name: (1, 2)}, has_eval_glob=has_eval_glob
+            {name: (1, 2)}, has_own_files=has_own_files
         )
         assert is_other == expected

@@ -1,0 +1,53 @@
+"""Beginning of a run: its directory, shared by all processes, and its settings."""
+
+import contextlib
+
+import jax
+
+from train.config.run_config import RunConfig
+from train.loop import hosts
+from train.rundir import disk_space
+from train.rundir.directory import Found, keep_settings, open_directory
+from train.step.train_state import TrainState
+from train.system import console, processes
+
+
+def open_shared(stack: contextlib.ExitStack, config: RunConfig) -> Found | None:
+    """Opens the directory of a run in the first process; see `open_directory`.
+
+    Args:
+      stack: keeps it locked.
+      config: the run.
+
+    Raises:
+      ValueError, OSError: it cannot be used, or the processes see different files.
+    """
+    opened = None
+    with processes.together(ValueError):
+        if processes.is_first():
+            opened = stack.enter_context(open_directory(config))
+    shared = processes.share(opened)
+    hosts.check_shared(config.output_dir)
+    hosts.check_same_text(config)
+    return None if shared is None else Found(*shared)
+
+
+def save_settings(config: RunConfig, found: Found | None, state: TrainState) -> None:
+    """Checks the disk, and saves the settings of the run from this state on."""
+    first = int(state.step)
+    with processes.together(OSError):
+        if processes.is_first():
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            disk_space.check(config, first, size, console.warn)
+            keep_settings(
+                config,
+                found.changes if found else {},
+                first,
+                evaluates_other_text=bool(found and found.has_other_evaluation),
+            )
+
+
+def warn_once(message: str) -> None:
+    """Prints a warning in the first process."""
+    if processes.is_first():
+        console.warn(message)
