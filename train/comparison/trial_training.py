@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -88,7 +87,7 @@ class Runner:
             skipped_steps=int(skipped[-1]),
             evaluations=evaluations,
             curve=thinned(rows, steps),
-            step_seconds={kind: statistics.median(x) for kind, x in seconds.items()},
+            step_seconds={kind: float(np.median(x)) for kind, x in seconds.items()},
             measured_seconds=sum(map(sum, seconds.values())),
             compile_seconds=compile_seconds,
             state_bytes=sum(x.nbytes for x in jax.tree.leaves(own_state)),

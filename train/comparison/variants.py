@@ -1,11 +1,10 @@
 """Optimizers to compare: methods with settings of their own, and swept settings."""
 
-import dataclasses
 import functools
 import itertools
-import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple, get_args, get_type_hints
 
 import pydantic
 
@@ -14,11 +13,11 @@ from train.config.methods import canonical, matrix_scale_field, settings_of
 from train.config.optimizer_config import OptimizerConfig
 from train.config.rules import check_name
 
-_TYPES = typing.get_type_hints(OptimizerConfig)
+_TYPES = get_type_hints(OptimizerConfig)
 _PARSER = pydantic.TypeAdapter(OptimizerConfig)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Variant:
     """A method with settings of its own, at all rates that are searched."""
 
@@ -60,16 +59,17 @@ def parse_variant(
     where = f"--optimizers {text!r}"
     name, rest = method_of(text)
     parts = [_assignment(part, where) for part in rest.split(",") if part.strip()]
-    settings = {"name": name} | dict(parts)
-    if len(settings) <= len(parts):
+    settings = dict(parts)
+    if len(settings) < len(parts):
         raise ValueError(f"{where}: a setting is given twice")
     rates = ("learning_rate", matrix_scale_field(name))
-    grid = _grid(
-        _with_settings(base, where, dict(zip(rates, values, strict=True)) | settings)
+    searched = (
+        replace(base, name=name, **dict(zip(rates, values, strict=True)))
         for values in itertools.product(learning_rates, matrix_scales)
     )
+    grid = _with_settings(searched, where, settings)
     used = settings_of(grid[0])
-    if unused := [key for key, _ in parts if key not in used]:
+    if unused := [key for key in settings if key not in used]:
         raise ValueError(
             f"{where}: {name} does not use {unused[0]}; it uses "
             f"{', '.join(sorted(used))}"
@@ -94,16 +94,11 @@ def parse_sweep(text: str, variants: Sequence[Variant]) -> Sweep:
     def at(value: str, variant: Variant) -> Variant:
         if name not in settings_of(variant.grid[0]):
             return variant
-        forms = (_with_settings(each, where, {name: value}) for each in variant.grid)
-        return Variant(f"{variant.label} {name}={value}", _grid(forms))
+        grid = _with_settings(variant.grid, where, {name: value})
+        return Variant(f"{variant.label} {name}={value}", grid)
 
     rows = [[each, *(at(value, each) for value in values)] for each in variants]
     return Sweep(name, values, rows)
-
-
-def _grid(configs: Iterable[OptimizerConfig]) -> tuple[OptimizerConfig, ...]:
-    """Distinct configs: a setting that is given replaces all rates of its name."""
-    return tuple(dict.fromkeys(configs))
 
 
 def _assignment(text: str, where: str) -> tuple[str, str]:
@@ -116,15 +111,17 @@ def _assignment(text: str, where: str) -> tuple[str, str]:
 
 
 def _with_settings(
-    base: OptimizerConfig, where: str, settings: Mapping[str, Any]
-) -> OptimizerConfig:
-    """The config with some settings parsed from text, `none` being None."""
-    values = dataclasses.asdict(base)
-    for name, value in settings.items():
-        is_none = value == "none" and type(None) in typing.get_args(_TYPES[name])
-        values[name] = None if is_none else value
+    grid: Iterable[OptimizerConfig], where: str, settings: Mapping[str, str]
+) -> tuple[OptimizerConfig, ...]:
+    """Replaces settings by those parsed from text, `none` being None.
+
+    Each config is in the result once: a given rate replaces all that are searched.
+    """
+    can_be_none = [name for name in settings if type(None) in get_args(_TYPES[name])]
+    given = dict(settings) | {x: None for x in can_be_none if settings[x] == "none"}
     try:
-        return _PARSER.validate_python(values)
+        parsed = map(_PARSER.validate_python, (asdict(x) | given for x in grid))
+        return tuple(dict.fromkeys(parsed))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # a check of the full config, which names the flag
