@@ -238,6 +238,32 @@ MESH_FAULTS = [
         "tests/internal/test_matrix_view.py",
     ),
 ]
+BACKWARD = [
+    _fault(
+        "no update writes the shared state",
+        "part_state, last.keys(), shared=True",
+        "part_state, last.keys(), shared=False",
+        "tests/test_update_in_backward.py",
+    ),
+    _fault(
+        "the head adds nothing to the gradient of a tied embedding",
+        "jax.tree.map(jnp.add, gradients[key], tree)",
+        "tree",
+        "tests/test_update_in_backward.py",
+    ),
+    _fault(
+        "each layer is updated, finite or not, and its stacks are copied",
+        'new = apply_if(ok, update, (params, opt_state), "update")',
+        "new = update((params, opt_state))",
+        "tests/test_update_in_backward.py",
+    ),
+    _fault(
+        "a gradient that all layers share is taken for one layer's",
+        "if any(a and b for a, b in zip(used, own, strict=True)):",
+        "if False:",
+        "tests/test_update_in_backward.py",
+    ),
+]
 MODELS = [
     _fault(
         "rotary pairs turn the other way",
@@ -418,7 +444,7 @@ TRAINING = [
         "tests/train/step/test_throughput.py",
     ),
 ]
-FAULTS = GEOMETRY + STAGES + MESH_FAULTS + MODELS + TRAINING
+FAULTS = GEOMETRY + STAGES + MESH_FAULTS + BACKWARD + MODELS + TRAINING
 
 
 def _place(tree: pathlib.Path, fault: Fault) -> pathlib.Path | None:

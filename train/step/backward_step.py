@@ -11,7 +11,7 @@ import optax
 
 import subtrack_jax as stj
 from train.step.train_state import TrainState
-from train.step.train_step import Batch, LossSums, TrainStep, subspace_metrics
+from train.step.train_step import Batch, LossSums, TrainStep, finish_step
 
 
 class LayeredLoss(NamedTuple):
@@ -78,17 +78,10 @@ def make_backward_step(
         count = loss.count(batch)
         weight = 1 / jnp.maximum(count, 1)
         done = update(state.params, state.opt_state, batch, weight)
-        skipped_steps = state.skipped_steps + ~done.applied
-        metrics = {name: weight * each for name, each in done.aux.items()} | {
-            "count": count,
-            "gradient_norm": done.gradient_norm,
-            "learning_rate": schedule(state.step - state.skipped_steps),
-            "skipped_steps": skipped_steps,
-        }
-        metrics |= subspace_metrics(done.opt_state)
-        return (
-            TrainState(state.step + 1, skipped_steps, done.params, done.opt_state),
-            metrics,
+        metrics = {name: weight * each for name, each in done.aux.items()}
+        metrics |= {"count": count, "gradient_norm": done.gradient_norm}
+        return finish_step(
+            state, done.params, done.opt_state, done.applied, schedule, metrics
         )
 
     return train_step

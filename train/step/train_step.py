@@ -100,15 +100,8 @@ def make_train_step(
                 lambda carry: (jnp.zeros_like(carry[0]), update(carry[1])),
                 (is_finite, (state.params, state.opt_state)),
             )
-        skipped_steps = state.skipped_steps + ~is_finite
-        metrics = means | {
-            "count": count,
-            "gradient_norm": norm,
-            "learning_rate": schedule(state.step - state.skipped_steps),
-            "skipped_steps": skipped_steps,
-        }
-        metrics |= subspace_metrics(opt_state)
-        return TrainState(state.step + 1, skipped_steps, params, opt_state), metrics
+        metrics = means | {"count": count, "gradient_norm": norm}
+        return finish_step(state, params, opt_state, is_finite, schedule, metrics)
 
     compiled = functools.partial(
         jax.jit, donate_argnums=0, out_shardings=(state_shardings, None)
@@ -121,6 +114,36 @@ def make_train_step(
         return apply(state, *compute(state.params, state.step, batch))
 
     return compiled(train_step)
+
+
+def finish_step(
+    state: TrainState,
+    params: Any,
+    opt_state: optax.OptState,
+    applied: jax.Array,
+    schedule: optax.Schedule,
+    metrics: dict[str, jax.Array],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Counts a step, and adds the metrics of its state.
+
+    Args:
+      state: the state before the step.
+      params: the new parameters.
+      opt_state: the new state of the optimizer.
+      applied: scalar bool, False for a step that was skipped.
+      schedule: the learning rate.
+      metrics: those of the batch and its gradient.
+
+    Returns:
+      The new state, and all metrics.
+    """
+    skipped_steps = state.skipped_steps + ~applied
+    metrics |= {
+        "learning_rate": schedule(state.step - state.skipped_steps),
+        "skipped_steps": skipped_steps,
+    }
+    metrics |= subspace_metrics(opt_state)
+    return TrainState(state.step + 1, skipped_steps, params, opt_state), metrics
 
 
 @dataclasses.dataclass(frozen=True)
