@@ -40,6 +40,8 @@ EIGHT_BIT = "tests/stages/test_eight_bit.py"
 MESHES = "tests/sharding/test_sharding.py"
 COMMUNICATION = "tests/sharding/test_communication.py"
 LLAMA = "tests/models/test_llama.py"
+ENCODER = "tests/models/test_encoder.py"
+ENCODER_WEIGHTS = "tests/models/test_encoder_weights.py"
 
 GEOMETRY = [
     _fault(
@@ -292,6 +294,71 @@ MODELS = [
         "test_probabilities_are_those_of_the_definition",
     ),
 ]
+ENCODERS = [
+    _fault(
+        "encoder: a choice of GELU that is not exact",
+        "jax.nn.gelu(self.up(x), approximate=False)",
+        "jax.nn.gelu(self.up(x), approximate=True)",
+        f"{ENCODER}::test_logits_equal_those_that_transformers_recorded",
+    ),
+    _fault(
+        "encoder: RoBERTa counts positions from 0",
+        'return 0 if self.family == "bert" else self.padding_id + 1',
+        "return 0",
+        f"{ENCODER}::test_logits_equal_those_that_transformers_recorded",
+    ),
+    _fault(
+        "encoder: a relative bias by query minus key",
+        "offsets = positions[None, :] - positions[:, None]",
+        "offsets = positions[:, None] - positions[None, :]",
+        f"{ENCODER}::test_logits_equal_those_that_transformers_recorded",
+    ),
+    _fault(
+        "encoder: padding is read",
+        "mask = (jnp.arange(length) < lengths[:, None])[:, None, None]",
+        "mask = (jnp.arange(length) <= lengths[:, None])[:, None, None]",
+        f"{ENCODER}::test_padding_changes_nothing",
+    ),
+    _fault(
+        "encoder: dropout in training reads padding",
+        "logits = jnp.where(scope.mask, logits, jnp.finfo(jnp.float32).min)",
+        "pass",
+        "tests/train/step/test_encoder_step.py",
+        f"{ENCODER}::test_attention_with_and_without_dropout_is_the_same_where_nothing"
+        "_drops",
+    ),
+    _fault(
+        "encoder: dropout forgets the attention weights",
+        "dropout(jax.nn.softmax(logits), self.dropout, key)",
+        "jax.nn.softmax(logits)",
+        f"{ENCODER}::test_each_rate_drops_out_by_the_key",
+    ),
+    _fault(
+        "encoder: labels in the order of their text",
+        "tuple(names[str(index)] for index in range(len(names)))",
+        "tuple(sorted(names[str(index)] for index in range(len(names))))",
+        f"{ENCODER_WEIGHTS}::test_labels_keep_their_order",
+    ),
+    _fault(
+        "encoder: a head for other labels is taken",
+        "if stored == (config.head, config.labels):",
+        "if stored.head == config.head:",
+        f"{ENCODER_WEIGHTS}::test_a_stored_head_for_something_else_is_refused_unless_"
+        "replaced",
+    ),
+    _fault(
+        "encoder: missing layers may be new",
+        "(name.startswith(POOLER) and not has_pooler)",
+        "name not in names",
+        f"{ENCODER_WEIGHTS}::test_tensors_that_do_not_fit_are_refused",
+    ),
+    _fault(
+        "encoder: biases decay",
+        'return "norm" not in name and "bias" not in name',
+        'return "norm" not in name',
+        "tests/train/step/test_encoder_step.py::test_norms_and_biases_do_not_decay",
+    ),
+]
 TRAINING = [
     _fault(
         "parts of a batch have weights of their own",
@@ -444,7 +511,7 @@ TRAINING = [
         "tests/train/step/test_throughput.py",
     ),
 ]
-FAULTS = GEOMETRY + STAGES + MESH_FAULTS + BACKWARD + MODELS + TRAINING
+FAULTS = GEOMETRY + STAGES + MESH_FAULTS + BACKWARD + MODELS + ENCODERS + TRAINING
 
 
 def _place(tree: pathlib.Path, fault: Fault) -> pathlib.Path | None:
