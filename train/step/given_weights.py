@@ -202,6 +202,20 @@ def _grown(rows: np.ndarray, count: int) -> np.ndarray:
 
 def _read_config(directory: pathlib.Path, model: LlamaConfig) -> LlamaConfig:
     """Config of the weights, with dtypes and remat of the model."""
+    check_layout(directory)
+    theirs = llama_config_file.load_config(
+        directory, dtype=model.dtype, param_dtype=model.param_dtype
+    )
+    return dataclasses.replace(theirs, remat=model.remat)
+
+
+def check_layout(directory: pathlib.Path) -> None:
+    """Raises an error unless a directory has a model in Hugging Face's layout.
+
+    Raises:
+      ValueError: it is the directory of a run, or config.json is damaged.
+      OSError: there is no such directory, or no config.json.
+    """
     if not directory.is_dir():
         raise FileNotFoundError(
             f"--init-from {directory} is not a directory: give the one with "
@@ -221,10 +235,6 @@ def _read_config(directory: pathlib.Path, model: LlamaConfig) -> LlamaConfig:
             f"(python -m train.export --checkpoint {directory}), and give the exported "
             "directory"
         )
-    theirs = llama_config_file.load_config(
-        directory, dtype=model.dtype, param_dtype=model.param_dtype
-    )
-    return dataclasses.replace(theirs, remat=model.remat)
 
 
 def _matching_shape(config: PretrainConfig) -> tuple[LlamaConfig, int]:

@@ -66,10 +66,22 @@ def batch_pieces(mesh: Mesh) -> int:
 
 def check_batch(batch_size_sequences: int, parts: int, mesh: Mesh) -> None:
     """Raises a ValueError if a part of a batch cannot be split over the mesh."""
+    check_rows("--batch-size-sequences", batch_size_sequences, parts, mesh)
+
+
+def check_rows(flag: str, rows: int, parts: int, mesh: Mesh) -> None:
+    """Raises a ValueError if a part of a batch cannot be split over the mesh.
+
+    Args:
+      flag: the command line's name for the rows.
+      rows: rows of a batch.
+      parts: micro-batches of a batch.
+      mesh: the devices.
+    """
     pieces = batch_pieces(mesh)
-    if batch_size_sequences % (parts * pieces):
+    if rows % (parts * pieces):
+        by_parts = f"--gradient-accumulation-steps {parts} times " if parts > 1 else ""
         raise ValueError(
-            f"--batch-size-sequences {batch_size_sequences} must be a multiple of "
-            f"{parts * pieces}: --gradient-accumulation-steps {parts} times the "
+            f"{flag} {rows} must be a multiple of {parts * pieces}: {by_parts}the "
             f"{pieces} devices of the mesh's axes data and fsdp"
         )

@@ -7,6 +7,11 @@ from collections.abc import Iterable, Sequence
 import huggingface_hub
 from huggingface_hub import errors
 
+# Files of a model: its config, weights and tokenizer.
+_MODEL_FILES = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"),
+    *("special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
+)
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -56,3 +61,29 @@ def _download(name: str, file: str) -> pathlib.Path | None:
     except (OSError, errors.HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise OSError(f"--tokenizer {name}: {reason}") from error
+
+
+def download_model(name: str) -> pathlib.Path:
+    """Downloads a model's files and returns their directory.
+
+    Raises:
+      OSError: there is no such repository, or the hub cannot be reached.
+    """
+    if not _NAME.fullmatch(name):
+        raise FileNotFoundError(
+            f"--init-from {name}: no such directory; give one with config.json, "
+            "model.safetensors and tokenizer.json, or the name of a repository on the "
+            "hub"
+        )
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(name, allow_patterns=list(_MODEL_FILES))
+        )
+    except errors.LocalEntryNotFoundError as error:
+        raise OSError(
+            f"--init-from {name}: no such directory, and the hub cannot be reached to "
+            "look for a repository of that name"
+        ) from error
+    except (OSError, errors.HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"--init-from {name}: {reason}") from error

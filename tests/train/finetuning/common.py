@@ -1,9 +1,17 @@
 """A tokenizer of a few words, and files of rows, for tests of fine-tuning."""
 
+import dataclasses
+import functools
 import json
 
+import jax
 import tokenizers
+from safetensors import numpy
 from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from models import encoder_weights, parameters
+from models.encoder import Encoder
+from models.encoder_config import EncoderConfig
 
 WORDS = [
     *("the", "a", "film", "is", "was", "good", "bad", "great", "poor", "very", "not"),
@@ -49,3 +57,38 @@ def sentiment_rows(count):
     return [good[i % 2] for i in range(count // 2)] + [
         bad[i % 2] for i in range(count - count // 2)
     ]
+
+
+MODEL = EncoderConfig(
+    "bert",
+    40,
+    16,
+    32,
+    num_layers=2,
+    num_heads=2,
+    num_positions=64,
+    num_types=2,
+    padding_id=0,
+    dropout=0.1,
+    init_std=0.1,
+)
+
+
+def write_encoder(directory, config=MODEL):
+    """Random weights in Hugging Face's layout, with a tokenizer."""
+    write_tokenizer(directory)
+    classes = ("no", "yes")
+    made = config if config.labels else dataclasses.replace(config, labels=classes)
+    params = parameters.initial(functools.partial(Encoder, made), jax.random.key(1))
+    files = [directory / "tokenizer.json"]
+    encoder_weights.save(directory / "model", made, params, tokenizer_files=files)
+    if not config.labels:
+        path = directory / "model" / "config.json"
+        entries = json.loads(path.read_text())
+        entries["architectures"] = ["BertModel"]
+        path.write_text(json.dumps(entries))
+        path = directory / "model" / "model.safetensors"
+        tensors = numpy.load_file(path)
+        kept = {n: x for n, x in tensors.items() if not n.startswith("classifier")}
+        numpy.save_file(kept, path, {"format": "pt"})
+    return directory / "model"

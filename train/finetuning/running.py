@@ -1,0 +1,284 @@
+"""Fine-tuning run, from opening the data to the test with the best model."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from train.config.finetune_config import FinetuneConfig
+from train.config.run_config import CheckpointChoice
+from train.finetuning import batches, evaluation, results
+from train.finetuning.evaluation import Evaluator, Scores
+from train.finetuning.messages import farewell, resume, summary
+from train.finetuning.preparation import Prepared, prepare, read_weights
+from train.loop import continuation, hosts, opening, training_loop
+from train.loop.journal import DivergedError
+from train.loop.subspace_report import check_has_subspaces
+from train.rundir import services
+from train.rundir.checkpoint_reading import restore_params
+from train.rundir.checkpoints import CheckpointError, Checkpoints, quiet_orbax
+from train.rundir.directory import Found
+from train.rundir.saved_config import CONFIG_FILE, save_config
+from train.step import optimizers, placement
+from train.step.mesh import check_rows, make_mesh
+from train.step.setup import finetuning
+from train.step.throughput import Counted
+from train.step.train_state import TrainState
+from train.system import compilation_cache, console, out_of_memory, processes
+
+
+class _Run:
+    """A run with its rows in batches: evaluates, trains, tests.
+
+    Args:
+      prepared: the run's config, data and tokenizer.
+      mesh: the devices, set as JAX's mesh.
+    """
+
+    def __init__(self, prepared: Prepared, mesh: Mesh):
+        self.config, self.data = prepared.config, prepared.data
+        data = self.config.data
+        self._buckets = batches.bucket_lengths(
+            data.max_length_tokens, data.length_buckets
+        )
+        self.setup = finetuning(self.config, mesh)
+        self.metric = results.metric_of(self.data)
+        self.padding = batches.Padding(
+            self.data.train,
+            self._buckets,
+            self.config.model.padding_id,
+            data.batch_size_examples,
+            _own_part(data.batch_size_examples),
+        )
+        self._evaluator = Evaluator(
+            self.config.model,
+            self._buckets,
+            data.eval_batch_size_examples,
+            mesh,
+            _own_part(data.eval_batch_size_examples),
+        )
+        self._has_told_constant = False
+
+    def train_batches(self) -> Any:
+        """Opens the training batches at their beginning."""
+        return batches.shuffled_batches(self.padding, self.config.seed)
+
+    def epoch(self, iterator: Any) -> float:
+        """Passes over the training rows so far."""
+        size = self.config.data.batch_size_examples
+        per_epoch = -(-len(self.data.train) // size)
+        return batches.epochs(iterator.get_state(), per_epoch)
+
+    def begin_evaluation(self, params: Any) -> Callable[[], dict[str, float]]:
+        """Dispatches an evaluation of all validation splits."""
+        begun = [
+            (split, self._evaluator.begin(params, split))
+            for split in self.data.validation
+        ]
+
+        def finish() -> dict[str, float]:
+            found = {}
+            for split, logits in begun:
+                scores = self._score(split, logits())
+                if split is self.data.validation[0]:
+                    found["eval_loss"] = scores.loss
+                found |= evaluation.named(split, scores.outcome.values)
+            return found
+
+        return finish
+
+    def _score(self, split: Any, logits: np.ndarray) -> Scores:
+        task, classes = self.data.task, self.data.classes
+        scores = evaluation.score(task, classes, split, logits)
+        if scores.outcome.is_constant and not self._has_told_constant:
+            self._has_told_constant = True
+            name = task.metrics[0].replace("_", " ")
+            opening.warn_once(
+                f"all predictions for {split.name} are the same: its {name} is "
+                f"{scores.outcome.values[task.metrics[0]]:.3f}"
+            )
+        return scores
+
+    def objective(self, row: dict[str, Any]) -> float | None:
+        """What the best checkpoint minimises."""
+        return -row[self.metric] if self.metric in row else None
+
+    def is_over(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether evaluations no longer improve."""
+        return results.is_over(rows, self.metric, self.config.patience_evals)
+
+    def test(self, params: Any) -> dict[str, Scores]:
+        """Evaluates the test splits."""
+        return {
+            split.name: self._score(split, self._evaluator.begin(params, split)())
+            for split in self.data.test
+        }
+
+
+def finetune(
+    run: _Run,
+    found: Found | None,
+    checkpoints: Checkpoints,
+    read_params: Callable[[], Any],
+) -> int:
+    """Trains to the last step, and tests the best model.
+
+    Args:
+      run: the run.
+      found: its earlier part, to resume; None for a new run.
+      checkpoints: checkpoints to restore and save.
+      read_params: reads the parameters to start from.
+
+    Returns:
+      The exit code: 0, or that of the signal that stopped the run.
+
+    Raises:
+      CheckpointError: a checkpoint cannot be written, or none can be read.
+      DivergedError: the loss stays infinite.
+      MemoryError: the model is too large for the devices.
+      OSError: the metrics cannot be written.
+    """
+    config, setup = run.config, run.setup
+    out_of_memory.check(setup.abstract_state)
+    state, iterator = training_loop.begin(
+        config, setup, run.train_batches, checkpoints, found, read_params
+    )
+    first = int(state.step)
+    opening.save_settings(config, found, state)
+    print(summary(config, run.data, state))
+    evaluated = None
+    if first == 0:
+        example = run.padding(np.arange(min(run.padding.size, len(run.data.train))))
+        evaluated = training_loop.evaluate_first(
+            setup, state, run.begin_evaluation, example
+        )
+        value = evaluated[run.metric]
+        print(f"\nBefore training, held-out {run.metric[5:]} {value:.3f}\n")
+    else:
+        print(f"\nContinued after step {first:,}.\n")
+    if found and found.changes:
+        print(continuation.describe(config, found, state), end="\n\n")
+    finished = training_loop.train(
+        config,
+        setup,
+        state,
+        iterator,
+        checkpoints,
+        Counted("examples", config.data.batch_size_examples),
+        epoch=run.epoch,
+        begin_evaluation=run.begin_evaluation,
+        first_evaluation=evaluated,
+        objective=run.objective,
+        is_over=run.is_over,
+    )
+    last = int(finished.state.step)
+    if finished.interruption is not None:
+        print(
+            f"\nStopped by {finished.interruption.received.name} after step {last:,}, "
+            f"which is saved. To continue: {resume(config)}"
+        )
+        return finished.interruption.exit_code
+    if last < config.steps:
+        print(
+            f"\nEnded after step {last:,}: {config.patience_evals} evaluations without "
+            f"a better {run.metric[5:]}"
+        )
+    print("\n" + _report(run, finished.state, finished.rows, checkpoints.steps, first))
+    print(farewell(config))
+    return 0
+
+
+def _report(
+    run: _Run,
+    state: TrainState,
+    rows: list[dict[str, Any]],
+    saved: list[int],
+    first: int,
+) -> str:
+    """Tests the best model, once, and writes results.json."""
+    config, last = run.config, int(state.step)
+    known = results.load(config.output_dir)
+    if first == last and known is not None and known["steps"] == last:
+        return results.describe(known)
+    best = results.best_row(rows, run.metric)["step"]
+    params, step = state.params, last
+    if best != last and best in saved and run.data.test:
+        abstract = run.setup.abstract_state.params
+        choice = CheckpointChoice(step=best)
+        restored = restore_params(config.output_dir, abstract, choice, console.warn)
+        params, step = restored.params, best
+    found = results.make(config, run.data, state, rows, run.test(params), step)
+    if processes.is_first():
+        results.save(config.output_dir, found)
+    return results.describe(found)
+
+
+def _own_part(rows: int) -> slice:
+    """Rows of a batch for this process."""
+    share = rows // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def _check_batches(config: FinetuneConfig, mesh: Mesh) -> None:
+    parts = config.gradient_accumulation_steps
+    check_rows("--batch-size-examples", config.data.batch_size_examples, parts, mesh)
+    check_rows(
+        "--eval-batch-size-examples", config.data.eval_batch_size_examples, 1, mesh
+    )
+
+
+def _check_optimizer(config: FinetuneConfig) -> None:
+    check_has_subspaces(config)
+    name = config.optimizer.name
+    if config.freeze == "matrices" and name != "adamw":
+        raise ValueError(
+            f"--freeze matrices leaves nothing to --optimizer {name}, which is for "
+            "matrices: give --optimizer adamw, which updates the rest"
+        )
+    optimizers.check_rank(config.optimizer, config.model)
+
+
+def run(config: FinetuneConfig) -> int:
+    """Opens data, model, directory and devices of a run, trains, returns the exit code.
+
+    Errors that a user can cause end the program with one line.
+    """
+    compilation_cache.use(config.start)
+    out_of_memory.trim_after_compilations()
+    quiet_orbax()
+    with contextlib.ExitStack() as stack:
+        with console.user_errors(ValueError, OSError):
+            stack.enter_context(processes.silence_all_but_first())
+            hosts.check_same_program(config)
+            with processes.together(ValueError):
+                services.check_packages(config)
+                mesh = make_mesh(config.mesh)
+                _check_batches(config, mesh)
+                prepared = prepare(config, opening.warn_once)
+                config = prepared.config
+                _check_optimizer(config)
+            found = opening.open_shared(stack, config)
+            with processes.together(ValueError):
+                read_params = _reader(prepared, now=not found)
+                if processes.is_first() and not found:
+                    # The config first: it marks the other files as this program's own.
+                    save_config(config, config.output_dir / CONFIG_FILE)
+                    prepared.tokenizer.save(config.output_dir)
+        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(placement.rules())
+        # From here on a ValueError is a bug and shows a traceback.
+        with (
+            console.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
+            out_of_memory.one_line_errors(),
+            Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
+        ):
+            return finetune(_Run(prepared, mesh), found, checkpoints, read_params)
+
+
+def _reader(prepared: Prepared, *, now: bool) -> Callable[[], Any]:
+    """A function that reads the parameters; `now`: holds them until the first call."""
+    held = [read_weights(prepared, opening.warn_once)] if now else []
+    return lambda: held.pop() if held else read_weights(prepared, opening.warn_once)
