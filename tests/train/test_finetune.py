@@ -1,12 +1,14 @@
 """train.finetune from end to end, and its last words when something is wrong."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from unittest import mock
 
 import pytest
 
+from models import encoder_weights
 from tests.train.finetuning.common import (
     MODEL,
     sentiment_rows,
@@ -14,7 +16,8 @@ from tests.train.finetuning.common import (
     write_rows,
 )
 from tests.train.program import TIMINGS, assert_refuses, read_metrics, run
-from train import finetune
+from train import export, finetune, generate, predict, results
+from train.generation import exporting
 from train.system import out_of_memory
 
 FLAGS = [
@@ -159,6 +162,44 @@ def test_it_ends_early_without_improvement_and_stays_so(place, tmp_path):
     again = start(*argv)
     assert again.returncode == 0, again.stderr
     assert len(read_metrics(tmp_path / "run")) == 10
+
+
+def test_a_model_predicts_rows_of_a_file_as_it_was_scored(
+    finished, place, tmp_path, capsys
+):
+    directory, _ = finished
+    argv = ["--checkpoint", directory, "--file", place / "test.jsonl"]
+    argv = [str(each) for each in [*argv, "--output-dir", tmp_path / "found"]]
+    predict.main(argv)
+    out = capsys.readouterr().out
+    assert "Scores     accuracy 1.0000 of 20 rows" in out
+    assert "Classes    0 negative, 1 positive" in out
+    lines = (tmp_path / "found" / "SST-2.tsv").read_text().splitlines()
+    assert lines == ["index\tprediction", *(f"{i}\t{i // 10 ^ 1}" for i in range(20))]
+    refuse = functools.partial(assert_refuses, predict.main, capsys)
+    refuse(argv, "SST-2.tsv exists already")
+    refuse([*argv[:2], "--task", "axb"], "--task axb has the classes entailment")
+    refuse([*argv[:2], "--task", "stsb"], "needs a model for regression")
+    refuse([*argv[:2], "--split", "validation"], "the run had no --validation-file")
+    refuse(["--checkpoint", place], "is not the directory of a run")
+    assert_refuses(generate.main, capsys, argv[:2], "is a run of train.finetune")
+
+
+def test_an_export_has_the_names_of_the_classes(finished, tmp_path):
+    directory, _ = finished
+    config = export.ExportConfig(directory, output_dir=tmp_path / "exported")
+    exporting.export(config)
+    found = encoder_weights.load_config(tmp_path / "exported")
+    assert found.labels == ("negative", "positive")
+    assert (tmp_path / "exported" / "tokenizer.json").exists()
+
+
+def test_the_table_shows_finished_runs(finished, capsys, tmp_path):
+    directory, _ = finished
+    results.main([str(directory)])
+    assert "| subtrack" in capsys.readouterr().out
+    assert_refuses(results.main, capsys, [tmp_path], "has no results.json")
+    assert_refuses(results.main, capsys, [directory, directory], "is given twice")
 
 
 def refuses(capsys, argv, *messages):

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from train.config import methods
 from train.config.finetune_config import FinetuneConfig
 from train.finetuning.evaluation import Scores
 from train.finetuning.task_data import TaskData
@@ -64,6 +65,8 @@ def make(
       test_step: step of the checkpoint that was tested.
     """
     metric, first = metric_of(data), data.validation[0]
+    optimizer = methods.resolved(config.optimizer)
+    read = methods.settings_of(optimizer)
     best = best_row(rows, metric)
     last = [row for row in rows if metric in row][-1]
     label = lambda split: data.answers(split.labels[split.is_labelled])
@@ -72,7 +75,7 @@ def make(
         "source": data.source,
         "init_from": config.init_from,
         "optimizer": config.optimizer.name,
-        "rank": config.optimizer.rank,
+        "rank": optimizer.rank if "rank" in read else None,
         "learning_rate": config.optimizer.learning_rate,
         "freeze": config.freeze,
         "metric": data.task.metrics[0],

@@ -1,14 +1,19 @@
 """Export of a trained model to Hugging Face's layout."""
 
+import functools
 import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
-from models import llama_weights
+from models import encoder_weights, llama_weights
+from train.config.finetune_config import FinetuneConfig
 from train.generation.export_config import ExportConfig
 from train.rundir import trained_model as trained
 from train.rundir.checkpoints import CheckpointError, quiet_orbax
 from train.system import compilation_cache, console, files
 from train.tokenization import special_tokens
+from train.tokenization.pairs import PairTokenizer
 
 
 def run(config: ExportConfig) -> None:
@@ -29,16 +34,36 @@ def export(config: ExportConfig) -> pathlib.Path:
     target = (config.output_dir or config.checkpoint / config.to).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"--output-dir {target} is not empty: give another directory")
-    model = trained.load(config.checkpoint, config.choice)
+    write, description = _opened(config)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"--output-dir {target}: {error.strerror}") from error
     with files.replacing(target) as directory:
         directory.mkdir()
-        _write_hugging_face(model, directory)
-    print(f"Exported {model.checkpoint.description}")
+        write(directory)
+    print(f"Exported {description}")
     return target
+
+
+def _opened(config: ExportConfig) -> tuple[Callable[[pathlib.Path], None], str]:
+    """A function that writes the model of a run to a directory, and its description."""
+    directory, choice = config.checkpoint, config.choice
+    if trained.is_finetuned(directory):
+        tuned = trained.load_config_of(FinetuneConfig, directory)
+        restored = trained.load_params(directory, tuned.model, choice)
+        write = functools.partial(_write_encoder, directory, tuned, restored.params)
+        return write, f"step {restored.step:,}"
+    model = trained.load(directory, choice)
+    write = functools.partial(_write_hugging_face, model)
+    return write, model.checkpoint.description
+
+
+def _write_encoder(
+    run: pathlib.Path, config: FinetuneConfig, params: Any, directory: pathlib.Path
+) -> None:
+    files_of_run = PairTokenizer(run, config.data.max_length_tokens).files
+    encoder_weights.save(directory, config.model, params, tokenizer_files=files_of_run)
 
 
 def _write_hugging_face(model: trained.Trained, directory: pathlib.Path) -> None:

@@ -1,18 +1,21 @@
 """Loading of a trained model from the directory of a run."""
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from flax import nnx
 
 from models import llama
 from train.config.pretrain_config import PretrainConfig
-from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice
+from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, RunConfig
 from train.rundir.checkpoint_reading import Restored, restore_params
 from train.rundir.saved_config import CONFIG_FILE, load_config
+from train.step.architectures import Architecture, abstract_params
 from train.system import console
 from train.tokenization import special_tokens
 from train.tokenization.tokenizer import Tokenizer
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 class Trained(NamedTuple):
@@ -57,6 +60,38 @@ def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> 
       CheckpointError: it has no checkpoint, or a damaged one.
       OSError: a file cannot be read.
     """
+    config = load_config_of(PretrainConfig, directory)
+    checkpoint = load_params(directory, config.model, choice)
+    tokenizer = Tokenizer.load(directory)
+    # Files of earlier versions may set a begin token that was not used in training.
+    tokenizer.mark_documents(
+        begin=config.data.begins_documents, end=config.data.ends_documents
+    )
+    return Trained(config, checkpoint, tokenizer)
+
+
+def is_finetuned(directory: pathlib.Path) -> bool:
+    """Whether a directory is that of a run of train.finetune.
+
+    Raises:
+      ValueError: config.json is damaged.
+      OSError: config.json cannot be read.
+    """
+    data = special_tokens.read_json(directory / CONFIG_FILE).get("data")
+    return isinstance(data, dict) and "task" in data
+
+
+def load_config_of(kind: type[Config], directory: pathlib.Path) -> Config:
+    """Loads the config of a run.
+
+    Args:
+      kind: its class; runs of other programs are refused.
+      directory: the run's `--output-dir`.
+
+    Raises:
+      ValueError: there is no run of this kind in the directory.
+      OSError: the file cannot be read.
+    """
     saved = directory / CONFIG_FILE
     if not saved.exists():
         raise ValueError(
@@ -68,12 +103,24 @@ def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> 
             f"--checkpoint {directory} is not the directory of a run but a model in "
             "Hugging Face's layout already"
         )
-    config = load_config(PretrainConfig, saved)
-    abstract = llama.abstract_params(config.model)
-    checkpoint = restore_params(directory, abstract, choice, console.warn)
-    tokenizer = Tokenizer.load(directory)
-    # Files of earlier versions may set a begin token that was not used in training.
-    tokenizer.mark_documents(
-        begin=config.data.begins_documents, end=config.data.ends_documents
-    )
-    return Trained(config, checkpoint, tokenizer)
+    if is_finetuned(directory) != (kind is not PretrainConfig):
+        program = "pretrain" if kind is not PretrainConfig else "finetune"
+        raise ValueError(
+            f"--checkpoint {directory} is a run of train.{program}, whose model this "
+            "program does not use"
+        )
+    return load_config(kind, saved)
+
+
+def load_params(
+    directory: pathlib.Path,
+    model: Architecture,
+    choice: CheckpointChoice = BEST_OR_NEWEST,
+) -> Restored:
+    """Restores parameters of a run; warns of damaged checkpoints that it skips.
+
+    Raises:
+      ValueError: there is no such checkpoint.
+      CheckpointError: there is none, or a damaged one.
+    """
+    return restore_params(directory, abstract_params(model), choice, console.warn)
