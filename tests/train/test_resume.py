@@ -55,6 +55,20 @@ def test_killed_at_any_moment_it_continues_to_the_last_bit(uninterrupted, tmp_pa
     assert read_values(tmp_path) == read_values(uninterrupted)
 
 
+@pytest.mark.slow
+def test_a_resumed_run_may_update_in_the_backward_pass(uninterrupted, tmp_path):
+    losses = {}
+    for flags in ([], ["--update-in-backward"]):
+        directory = shutil.copytree(uninterrupted, tmp_path / str(len(flags)))
+        argv = ["--resume", "--output-dir", directory, "--steps", STEPS + 6]
+        done = run(*argv, "--remat", "full", *flags)
+        assert done.returncode == 0, done.stderr
+        rows = read_metrics(directory)[-6:]
+        losses[len(flags)] = [row["loss"] for row in rows]
+        assert rows[-1]["skipped_steps"] == 0
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_sigterm_saves_and_exits_with_0(uninterrupted, tmp_path):
     flags = [*FLAGS, "--output-dir", tmp_path]
     code, out, err = stop_after(31, signal.SIGTERM, start(*flags), tmp_path)
