@@ -9,7 +9,7 @@ import optax
 from jax.lax import optimization_barrier
 
 from subtrack_jax._internal.dependence import used_keys
-from subtrack_jax._internal.layered_model import LayeredModel
+from subtrack_jax._internal.layered_model import LayeredModel, Params
 from subtrack_jax._internal.loops import apply_if
 from subtrack_jax._internal.stacked_state import StackedState
 
@@ -36,130 +36,183 @@ class BackwardUpdate(NamedTuple):
 
 
 class BackwardStep(NamedTuple):
-    """One step for parameters of known shapes."""
+    """One step for parameters of known shapes.
+
+    Attributes:
+      model: the model.
+      state: parts of the optimizer's state.
+      stack: key of the layers' parameters.
+      max_gradient_norm: for clipping; infinite for none.
+    """
 
     model: LayeredModel
     state: StackedState
     stack: str
     max_gradient_norm: float
 
-    def __call__(self, params, opt_state, batch, weight) -> BackwardUpdate:
-        model, state = self.model, self.state
-        layers = params[self.stack]
+    def __call__(
+        self, params: Params, opt_state: optax.OptState, batch: Any, weight: Any
+    ) -> BackwardUpdate:
+        """Takes the step; arguments are those of the step of `update_in_backward`."""
+        model, layers = self.model, params[self.stack]
         rest = {key: tree for key, tree in params.items() if key != self.stack}
         if not rest:
             raise ValueError(f"params has nothing beside {self.stack!r}")
         batch = model.split(batch)
         x, saved = model.forward(rest, layers, batch)
-
         part = jax.tree.map(lambda x: x[0], (x, batch))
         early = used_keys(lambda rest: model.before(rest, part[1]), rest)
         late = used_keys(lambda rest: model.after(rest, *part)[0], rest)
         gradients, dx, value, aux = model.gradient_after(late, rest, x, batch, weight)
-
-        def gradient_early(dx):
-            """Gradient of the parameters of `before`, with what `after` adds."""
-            own = model.gradient_before(early, rest, batch, dx)
-            return {
-                key: jax.tree.map(jnp.add, gradients[key], tree)
-                if key in gradients
-                else tree
-                for key, tree in own.items()
-            }
-
-        outside = {
+        # Complete before the layers' gradients; those of `before` are not.
+        complete = {
             key: gradients[key] if key in late else _zeros(tree)
             for key, tree in rest.items()
             if key not in early
         }
-        norm, factor = None, jnp.float32(1)
+
+        def gradient_early(dx):
+            """Gradient of the parameters of `before`, with what `after` adds."""
+            own = model.gradient_before(early, rest, batch, dx)
+            shared = early & late  # tied embeddings
+            return own | {key: _sum(own[key], gradients[key]) for key in shared}
+
+        norm, factor = None, None
         if self.max_gradient_norm < math.inf:
-            dx_first, squares = self._measure(layers, saved, dx)
-            squares += _squares(outside) + _squares(gradient_early(dx_first))
+            first_dx, squares = self._measure(layers, saved, dx)
+            squares += _squares(complete) + _squares(gradient_early(first_dx))
             norm = jnp.sqrt(squares)
             factor = jnp.minimum(self.max_gradient_norm / norm, 1)
-
-        def updated(ok, keys, gradient, params, opt_state):
-            """Parameters and state after an update, squares of the gradient, ok."""
-            squares = _squares(gradient)
-            ok &= jnp.isfinite(squares)
-            if norm is not None:
-                gradient = _scaled(factor, gradient)
-
-            def update(carry):
-                params, opt_state = carry
-                updates, opt_state = state.update(keys, gradient, opt_state, params)
-                return optax.apply_updates(params, updates), opt_state
-
-            new = apply_if(ok, update, (params, opt_state), "update")
-            return *new, squares, ok
+        ok = jnp.isfinite(value) & (norm is None or jnp.isfinite(norm))
+        new_params, new_state, found = dict(params), opt_state, jnp.float32(0)
 
         def update_outside(ok, gradient):
-            keys = gradient.keys()
-            own = {key: rest[key] for key in keys}
-            return updated(ok, keys, gradient, own, state.part(opt_state, keys))
+            own = {key: rest[key] for key in gradient}
+            part = self.state.part(opt_state, gradient.keys())
+            return self._update(ok, factor, gradient, own, part)
+
+        if early and complete:
+            own, part, squares, ok = update_outside(ok, complete)
+            # Before the layers, through which these gradients would live.
+            own, part, dx = optimization_barrier((own, part, dx))
+            new_params |= own
+            new_state = self.state.join(new_state, part, complete.keys())
+            found += squares
+        dx, layers, stacks, squares, ok = self._update_layers(
+            ok, factor, layers, opt_state, saved, dx
+        )
+        new_params |= {self.stack: layers}
+        new_state = self.state.with_stacks(new_state, stacks)
+        found += squares
+        last = gradient_early(dx) if early else complete
+        own, part, squares, ok = update_outside(ok, last)
+        new_params |= own
+        # Shared state is written once, by the last update.
+        new_state = self.state.join(new_state, part, last.keys(), shared=True)
+        found += squares
+        return BackwardUpdate(
+            value,
+            aux,
+            new_params,
+            new_state,
+            jnp.sqrt(found) if norm is None else norm,
+            ok,
+        )
+
+    def _update(
+        self,
+        ok: jax.Array,
+        factor: jax.Array | None,
+        gradient: Params,
+        params: Params,
+        state: optax.OptState,
+    ) -> tuple[Params, optax.OptState, jax.Array, jax.Array]:
+        """Updates some parameters if all gradients so far are finite.
+
+        Args:
+          ok: whether they are.
+          factor: of the gradient; None: 1.
+          gradient: by key of the parameters.
+          params: the same parameters.
+          state: the part of the state for these.
+
+        Returns:
+          The parameters and the state, the sum of squares of the gradient, and whether
+          it is finite, too.
+        """
+        squares = _squares(gradient)
+        ok &= jnp.isfinite(squares)
+
+        def update(carry):
+            params, state = carry
+            scaled = gradient if factor is None else _scaled(factor, gradient)
+            updates, state = self.state.update(gradient.keys(), scaled, state, params)
+            return optax.apply_updates(params, updates), state
+
+        return *apply_if(ok, update, (params, state), "update"), squares, ok
+
+    def _update_layers(
+        self,
+        ok: jax.Array,
+        factor: jax.Array | None,
+        layers: Any,
+        opt_state: optax.OptState,
+        saved: Any,
+        dx: Any,
+    ) -> Any:
+        """Backward pass through the layers, with an update of each.
+
+        Args:
+          ok: as in `_update`.
+          factor: likewise.
+          layers: parameters of all layers.
+          opt_state: the state of all parameters.
+          saved: activations before each layer.
+          dx: gradient by the last activations.
+
+        Returns:
+          The gradient by the first activations, parameters and stacked state of the
+          layers, the sum of squares of their gradients, and whether all are finite.
+        """
+        state, keys = self.state, {self.stack}
 
         def backward(carry, at):
-            dx, layers, stacks, squares, ok = carry
+            dx, layers, stacks, found, ok = carry
             k, x = at
             # Slices of the stacks are read once and written once: the guard's loop and
             # the barriers materialise them. A fusion that reads a stack which another
             # one writes would have the compiler copy the stack for every layer.
             own, slices = optimization_barrier(_slice((layers, stacks), k))
-            gradient, dx = model.gradient_layer(_first(own), x, dx)
-            gradient = {self.stack: jax.tree.map(lambda g: g[None], gradient)}
-            mine = state.part(state.with_stacks(opt_state, slices), {self.stack})
-            new, mine, found, ok = updated(
-                ok, {self.stack}, gradient, {self.stack: own}, mine
+            gradient, dx = self.model.gradient_layer(_first(own), x, dx)
+            part = state.part(state.with_stacks(opt_state, slices), keys)
+            new, part, squares, ok = self._update(
+                ok,
+                factor,
+                {self.stack: jax.tree.map(lambda g: g[None], gradient)},
+                {self.stack: own},
+                part,
             )
-            mine = state.join(opt_state, mine, {self.stack})
-            pieces = optimization_barrier((new[self.stack], state.stacks(mine)))
-            layers, stacks = _put((layers, stacks), pieces, k)
-            return (dx, layers, stacks, squares + found, ok), None
+            slices = state.stacks(state.join(opt_state, part, keys))
+            new, slices = optimization_barrier((new[self.stack], slices))
+            layers, stacks = _put((layers, stacks), (new, slices), k)
+            return (dx, layers, stacks, found + squares, ok), None
 
-        ok = jnp.isfinite(value) & jnp.isfinite(factor)
-        last = outside if not early else {}
-        first = {} if not early else outside
-        total = jnp.float32(0)
-        done, done_state = {}, opt_state
-        if first:
-            # Before the loop, so that these gradients do not live through it.
-            new, new_state, total, ok = update_outside(ok, first)
-            (done, part_state), dx = optimization_barrier(((new, new_state), dx))
-            done_state = state.join(opt_state, part_state, first.keys())
-        carry = dx, layers, state.stacks(opt_state), total, ok
-        (dx, layers, stacks, total, ok), _ = jax.lax.scan(
-            backward, carry, (jnp.arange(state.depth), saved), reverse=True
-        )
-        last = gradient_early(dx) if early else outside
-        new, part_state, found, ok = update_outside(ok, last)
-        # Shared state is written once, by the last update.
-        new_state = state.join(
-            state.with_stacks(done_state, stacks), part_state, last.keys(), shared=True
-        )
-        new_params = {**done, **new, self.stack: layers}
-        return BackwardUpdate(
-            value,
-            aux,
-            {key: new_params[key] for key in params},
-            new_state,
-            jnp.sqrt(total + found) if norm is None else norm,
-            ok,
-        )
+        carry = dx, layers, state.stacks(opt_state), jnp.float32(0), ok
+        at = jnp.arange(state.depth), saved
+        return jax.lax.scan(backward, carry, at, reverse=True)[0]
 
-    def _measure(self, layers, saved, dx):
-        """Backward pass that keeps the square norm of the layers' gradients only."""
+    def _measure(self, layers: Any, saved: Any, dx: Any) -> tuple[Any, jax.Array]:
+        """Backward pass that keeps the sum of squares of the layers' gradients only."""
 
         def backward(carry, at):
-            dx, squares = carry
+            dx, found = carry
             k, x = at
             own = optimization_barrier(_first(_slice(layers, k)))
             gradient, dx = self.model.gradient_layer(own, x, dx)
-            return (dx, squares + _squares(gradient)), None
+            return (dx, found + _squares(gradient)), None
 
         at = jnp.arange(self.state.depth), saved
-        carry, _ = jax.lax.scan(backward, (dx, jnp.float32(0)), at, reverse=True)
-        return carry
+        return jax.lax.scan(backward, (dx, jnp.float32(0)), at, reverse=True)[0]
 
 
 def _slice(stack: Any, k: jax.Array) -> Any:
@@ -176,6 +229,10 @@ def _put(stack: Any, piece: Any, k: jax.Array) -> Any:
 
 def _first(tree: Any) -> Any:
     return jax.tree.map(lambda x: x[0], tree)
+
+
+def _sum(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
 
 
 def _zeros(tree: Any) -> Any:

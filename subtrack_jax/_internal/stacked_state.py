@@ -116,10 +116,10 @@ class StackedState:
     def join(
         self, state: Any, part: Any, keys: Collection[str], shared: bool = False
     ) -> Any:
-        """Replaces the entries of these keys, and shared state if told so.
+        """Replaces the entries of these keys, and optionally the shared state.
 
         Args:
-          state: a whole state.
+          state: the state of all parameters.
           part: state of `part`, of which other entries are masked.
           keys: the keys.
           shared: whether what is about no parameter is taken from the part, too.
@@ -176,8 +176,8 @@ class StackedState:
         if not is_own or deeper != (self.depth + 1, *shape[1:]):
             raise ValueError(
                 f"{name} of the optimizer's state has the shape {shape}, and {deeper}"
-                f" with one layer more: it is no stack of states of {self._stack!r},"
-                " so that they cannot be updated layer by layer."
+                f" with one layer more: it is not stacked like the parameters of"
+                f" {self._stack!r}, which then cannot be updated layer by layer."
             )
         return True
 
