@@ -8,9 +8,8 @@ import shutil
 import jax
 
 from subtrack_jax.optimizers import FAMILY
-from train import compare, export, generate
+from train import compare, export, finetune, generate, predict, pretrain, results
 from train.cli import command_line
-from train.config.presets import PRESETS
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
@@ -60,7 +59,10 @@ def test_the_programs_take_the_flags_that_the_readme_gives_them(tmp_path, monkey
     shutil.copytree(weights, tmp_path / "path/to/llama")
     monkeypatch.chdir(tmp_path)
     programs = {
-        "train.pretrain": lambda argv: command_line.parse(PRESETS, "tiny", "", argv),
+        "train.pretrain": pretrain.read,
+        "train.finetune": finetune.read,
+        "train.predict": predict.read,
+        "train.results": results.read,
         "train.generate": lambda argv: command_line.read(
             generate.GenerateConfig, "", argv
         ),
