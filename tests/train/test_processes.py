@@ -31,7 +31,8 @@ FLAGS += ["--mesh", "fsdp=4,tensor=2", "--diagnostics"]
 # Cannot read the arrays of one step.
 HALF_BLIND = """
 import sys
-from train import checkpoint_reading as reading, pretrain
+from train import pretrain
+from train.rundir import checkpoint_reading as reading
 read = reading.read_arrays
 def fail(reader, step, items):
     if step == {step}:

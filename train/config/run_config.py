@@ -118,7 +118,7 @@ class CompilationConfig:
       compilation_cache_dir: directory for compiled programs, which makes the next start
         fast; may be deleted at any time. auto: JAX_COMPILATION_CACHE_DIR of the
         environment, else subtrack_jax/compilation in the user's cache directory. none:
-        no cache.
+        no cache, as always with several processes on CPUs.
     """
 
     compilation_cache_dir: str = "auto"

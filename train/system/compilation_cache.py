@@ -36,6 +36,13 @@ def use(config: CompilationConfig) -> None:
     if directory == "none":
         jax.config.update("jax_enable_compilation_cache", False)
         return
+    if not jax.config.jax_enable_compilation_cache:
+        if directory != "auto":
+            console.warn(
+                f"--compilation-cache-dir {directory} is not used: the cache is off, "
+                "by JAX_ENABLE_COMPILATION_CACHE or for several processes on CPUs"
+            )
+        return
     if _OF_JAX in os.environ:
         if directory != "auto":
             console.warn(

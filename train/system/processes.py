@@ -43,6 +43,10 @@ def connected(start: StartConfig) -> Iterator[None]:
             f"cannot connect to the other processes: {str(error).rstrip('.')}. Check "
             "--coordinator-address, and that all processes are started"
         ) from error
+    if jax.default_backend() == "cpu":
+        # A training step from the cache waits forever for the other processes, if their
+        # devices are CPUs (JAX 0.10.2). Before the first compilation: later is ignored.
+        jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
     except SystemExit as stop:

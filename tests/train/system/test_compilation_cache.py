@@ -62,6 +62,18 @@ def test_compiled_programs_are_kept_and_used(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("directory", ["auto", "given"])
+def test_a_cache_that_is_off_stays_off(tmp_path, monkeypatch, capsys, directory):
+    jax.config.update("jax_enable_compilation_cache", False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    use(directory)
+    assert not jax.config.jax_enable_compilation_cache
+    told = capsys.readouterr().err
+    assert told.startswith("warning: --compilation-cache-dir given is not used") == (
+        directory == "given"
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b"half", bytes(700)])
 def test_a_damaged_file_is_one_line_and_made_anew(tmp_path, capsys, content):
     use(tmp_path)
