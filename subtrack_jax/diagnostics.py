@@ -48,7 +48,7 @@ def captured_energy(
 
     Args:
       low_rank: which leaves have a basis, and where.
-      gradients: of any dtype; need not be those that the bases come from.
+      gradients: gradients of any dtype, not necessarily those behind the bases.
       opt_state: state of one low-rank optimizer, in any wrapper.
 
     Returns:
@@ -87,7 +87,7 @@ def recovery_ratio(
 
     Args:
       low_rank: which leaves have a basis, and where.
-      gradients: of the step that made `opt_state`.
+      gradients: gradients of the step that returned `opt_state`.
       opt_state: state of an optimizer that recovers and limits the growth.
 
     Returns:
@@ -130,7 +130,7 @@ def error_slopes(
 
     Args:
       low_rank: which leaves have a basis, and where.
-      gradients: of any dtype; need not be those that the bases come from.
+      gradients: gradients of any dtype, not necessarily those behind the bases.
       opt_state: state of one low-rank optimizer, in any wrapper.
 
     Returns:

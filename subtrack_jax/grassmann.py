@@ -63,7 +63,7 @@ def tangent(
 
     Args:
       basis: orthonormal, of shape (m, r).
-      gradient: of shape (m, n).
+      gradient: (m, n).
       scale: takes the tangent at `gradient / scale` without dividing the
         gradient; see `power_of_two` of the products module.
 
@@ -117,7 +117,7 @@ def line_search(
 
     Args:
       basis: orthonormal, of shape (m, r).
-      gradient: of shape (m, n).
+      gradient: (m, n).
       u: unit vector of shape (m,), orthogonal to the basis.
       v: unit vector of shape (r,).
 
@@ -200,7 +200,7 @@ def orthonormalize(basis: jax.Array) -> jax.Array:
     error e in S^T S - I becomes 3/4 e^2.
 
     Args:
-      basis: of shape (m, r) with |S^T S - I| well below 1.
+      basis: (m, r), with |S^T S - I| well below 1.
 
     Returns:
       The basis of the same subspace, of shape (m, r).
@@ -267,7 +267,7 @@ def captured_energy(basis: jax.Array, gradient: jax.Array) -> jax.Array:
 
     Args:
       basis: orthonormal, of shape (m, r).
-      gradient: of shape (m, n).
+      gradient: (m, n).
 
     Returns:
       |S^T G|_F^2 / |G|_F^2, a scalar in [0, 1]; 1 for a zero gradient, of

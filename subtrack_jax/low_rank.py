@@ -133,11 +133,10 @@ class LowRank:
     def describe(self, params: optax.Params) -> str:
         """Formats a table of each leaf's state.
 
-        One line a leaf: its shape, the matrix it is seen as, the side of the
-        basis, the rank, and the bytes of basis and moments beside those of
-        Adam's moments, both in the default dtype (the parameter's, float32 at
-        least). Leaves that get the plain rule, because nothing chose them or
-        because the rank is not below their smaller side, say so.
+        One row per leaf: shape, shape of its matrix, side of the basis, rank, and
+        the bytes of basis and moments beside those of Adam's moments, both in the
+        default dtype (the parameter's, float32 at least). The rank is "plain" for
+        leaves that were not chosen or whose smaller side is not above the rank.
 
         Args:
           params: arrays or `jax.ShapeDtypeStruct`s.

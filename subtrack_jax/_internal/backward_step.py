@@ -131,7 +131,7 @@ class BackwardStep(NamedTuple):
 
         Args:
           ok: whether they are.
-          factor: of the gradient; None: 1.
+          factor: factor of the gradient; None: 1.
           gradient: by key of the parameters.
           params: the same parameters.
           state: the part of the state for these.
@@ -164,7 +164,7 @@ class BackwardStep(NamedTuple):
 
         Args:
           ok: as in `_update`.
-          factor: likewise.
+          factor: as in `_update`.
           layers: parameters of all layers.
           opt_state: the state of all parameters.
           saved: activations before each layer.

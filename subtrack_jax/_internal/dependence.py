@@ -47,7 +47,7 @@ def used_keys(
     """Keys of a function's first argument whose leaves it reads.
 
     Args:
-      function: of a dictionary of trees, and of others.
+      function: a function of a dictionary of trees, and of others.
       first: the dictionary; arrays or shapes.
       *others: the other arguments.
 

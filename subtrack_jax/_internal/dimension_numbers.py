@@ -78,7 +78,7 @@ def resolve(wanted: Any, tree: Any, leaves: Sequence[NamedLeaf]) -> list[Any]:
     Args:
       wanted: as `LowRank.dimension_numbers`.
       tree: parameters, gradients or shapes.
-      leaves: those of the tree, in order.
+      leaves: leaves of the tree, in order.
 
     Returns:
       A spec or None for each leaf.

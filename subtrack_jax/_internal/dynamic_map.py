@@ -32,9 +32,9 @@ def encode(
     moment, divided by a small root, can only become smaller.
 
     Args:
-      x: of any shape with a last axis; not negative for uint8.
+      x: array of at least one axis; not negative for uint8.
       dtype: int8 or uint8.
-      count: of the step; None rounds to the nearest code.
+      count: number of the step, for stochastic rounding; None rounds to nearest.
 
     Returns:
       Codes of the shape of x, and the scale of each block, in x's dtype. A block's

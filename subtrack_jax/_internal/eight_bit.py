@@ -30,9 +30,9 @@ class EightBitAdamState(NamedTuple):
       mu: codes of the first moment, int8 in the moment's shape; the moment itself
         where a leaf is too small to be coded.
       nu: codes of the root of the second moment, uint8, likewise.
-      mu_scale: of each block along the last axis; `optax.MaskedNode` where nothing
+      mu_scale: scales of blocks along the last axis; `optax.MaskedNode` where nothing
         is coded.
-      nu_scale: likewise.
+      nu_scale: scales of `nu`, likewise.
     """
 
     count: jax.Array  # type: ignore[assignment]  # also a method of tuples
@@ -153,7 +153,7 @@ def with_scales_of(shapes: Any, state: Any) -> Any:
     small to be coded, and is if the stack was.
 
     Args:
-      shapes: of a new state, of any rule.
+      shapes: shapes of a new state, of any rule.
       state: the given state.
 
     Returns:

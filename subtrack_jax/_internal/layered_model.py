@@ -63,7 +63,7 @@ class LayeredModel:
         """Gradient of `after`.
 
         Args:
-          keys: of the parameters to differentiate.
+          keys: keys of the parameters to differentiate.
           rest: parameters outside of the stack.
           x: activations after the last layer.
           batch: from `split`.
@@ -119,7 +119,7 @@ class LayeredModel:
         """Sums gradients over the parts in float32; stacks other results.
 
         Args:
-          function: of a part, returns its gradient and other results.
+          function: from a part to its gradient and other results.
           like: tree of the parameters.
           *xs: its arguments, for all parts.
 

@@ -94,7 +94,7 @@ def range_finder(
 
     Args:
       key: a PRNG key.
-      gradient: of shape (m, n); any scale, rank-deficient as well. For zero the
+      gradient: (m, n); any scale, rank-deficient as well. For zero the
         basis is random: on coordinate axes, a gradient that lives on other rows
         would never be found.
       rank: columns of the basis, at most min(m, n).

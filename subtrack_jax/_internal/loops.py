@@ -35,7 +35,7 @@ def apply_if(
       predicate: scalar bool.
       function: from a tree to one of the same structure, shapes and dtypes.
       operand: the tree.
-      name: of the loop, in profiles and compiled programs.
+      name: the loop's name in profiles and compiled programs.
 
     Returns:
       `function(operand)` where the predicate is true, else the operand.
@@ -65,7 +65,7 @@ def while_loop(
     """`jax.lax.while_loop` with a derivative in forward and reverse mode.
 
     Args:
-      condition: of the carry alone, a scalar bool.
+      condition: from the carry to a scalar bool.
       body: from the carry to the next one.
       init: the first carry.
       most_trips: the loop never takes more; a derivative takes as many, those after
@@ -158,8 +158,8 @@ def cond(
 
     Args:
       predicate: scalar bool.
-      true_function: of the operands.
-      false_function: likewise, with results of the same structure and shapes.
+      true_function: from the operands to the results.
+      false_function: likewise, to results of the same structure and shapes.
       *operands: trees of arrays.
 
     Returns:

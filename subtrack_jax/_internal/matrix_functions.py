@@ -53,7 +53,7 @@ def polar_factor(matrix: jax.Array) -> jax.Array:
     """Orthogonal factor of the polar decomposition, by Newton-Schulz iteration.
 
     Args:
-      matrix: of shape (r, r), singular values at most 1.
+      matrix: (r, r), with singular values of at most 1.
 
     Returns:
       A matrix of shape (r, r) whose singular values are 1 where they were not tiny.

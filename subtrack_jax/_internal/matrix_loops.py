@@ -37,7 +37,7 @@ class Stack(NamedTuple):
 
     Attributes:
       view: how the leaf is seen as matrices.
-      leaf: of the view's shape.
+      leaf: array of the view's shape.
       others: a tuple of trees of arrays, batch axes first.
     """
 
@@ -65,7 +65,7 @@ def map_matrices(function: Callable[..., Any], stacks: Sequence[Stack]) -> list[
     is compiled once.
 
     Args:
-      function: of a matrix (m, n) and one entry of each of the others of its stack.
+      function: from a matrix (m, n) and one entry of each of the others.
       stacks: the leaves.
 
     Returns:
@@ -91,10 +91,10 @@ def map_stack(
     along that axis would have every device gather the others' matrices.
 
     Args:
-      function: of the view of one matrix, its slice of the leaf, and one entry of
+      function: from the view of one matrix, its slice of the leaf, and one entry of
         each of `others`.
       view: how the leaf is seen as matrices.
-      leaf: of the view's shape.
+      leaf: array of the view's shape.
       *others: trees of arrays whose leading axes are the batch axes.
 
     Returns:
@@ -143,7 +143,7 @@ def map_large(
     Args:
       function: of a view, its leaf and `others`: those given, or those of one matrix.
       view: how the leaf is seen as matrices.
-      leaf: of the view's shape.
+      leaf: array of the view's shape.
       *others: trees of arrays whose leading axes are the batch axes.
 
     Returns:

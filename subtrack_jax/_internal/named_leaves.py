@@ -20,8 +20,8 @@ class NamedLeaf(NamedTuple):
 
     Attributes:
       name: keys of its path, joined by "/"; metadata around an array does not show.
-      shape: of the array, () for a Python number.
-      dtype: likewise.
+      shape: shape of the array, () for a Python number.
+      dtype: dtype of the array; of a number, JAX's default.
     """
 
     name: str

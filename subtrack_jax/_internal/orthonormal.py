@@ -55,7 +55,7 @@ def blocked_q(matrix: jax.Array) -> jax.Array:
     and half a minute over its own QR.
 
     Args:
-      matrix: of shape (m, r) with r <= m; any rank. Those of a stack that is mapped
+      matrix: (m, r), r <= m; any rank. Those of a stack that is mapped
         over take as many passes as the one that needs most.
 
     Returns:

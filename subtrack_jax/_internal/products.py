@@ -93,8 +93,8 @@ def replicated(matrix: jax.Array, axes: Sequence[int] = (-2, -1)) -> jax.Array:
     its columns while it is decomposed.
 
     Args:
-      matrix: of shape (..., m, n).
-      axes: that are not to be split; others stay where they are.
+      matrix: (..., m, n).
+      axes: axes to gather; the others stay split as they are.
 
     Returns:
       The same matrix.

@@ -143,8 +143,8 @@ class StackedState:
 
         Args:
           keys: their keys.
-          gradients: of these.
-          state: of `part`; that of the stack may be of some layers, as all else.
+          gradients: gradients of these parameters.
+          state: from `part`; the stack may have fewer layers, as in all arguments.
           params: these parameters.
 
         Returns:

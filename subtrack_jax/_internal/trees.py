@@ -24,7 +24,7 @@ def map_leaves(
       low_rank: from an array, without its box, and its view.
       plain: from a leaf, in its box.
       params: the tree.
-      views: of `LowRank.views`.
+      views: result of `LowRank.views`.
 
     Returns:
       The tree of results, which take the place of boxes as well.

@@ -55,7 +55,7 @@ def check_precise(
     A dtype is known of traced values too.
 
     Args:
-      name: of the hyper-parameter.
+      name: name of the hyper-parameter.
       value: a number or an array.
       accept: whether a value is in range.
       requirement: the range in words.

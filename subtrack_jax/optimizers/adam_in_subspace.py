@@ -78,7 +78,7 @@ def adam_in_subspace(
       dimension_numbers: which leaves are low-rank and which of their axes form the
         matrix; see `LowRank`. None: every leaf of two axes, embeddings and heads
         among them, which the papers leave to plain Adam.
-      seed: of random numbers, an int of 32 bits; see `track_subspace`.
+      seed: seed of random numbers, an int of 32 bits; see `track_subspace`.
       mu_dtype: dtype of the first moment; None for the parameter's, float32 at least;
         "int8" is an older spelling of `moments_dtype="int8"`.
       moments_dtype: "int8" for both moments in eight bits, block by block.

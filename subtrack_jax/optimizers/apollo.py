@@ -37,7 +37,7 @@ def apollo(
       update_interval: steps between two projections.
       scale: alpha; the update is multiplied by its root, as in the paper.
       growth_limit: the update may grow by this factor a step; None for no limit.
-      seed: of the projections; see `draw_projection`.
+      seed: seed of the projections; see `draw_projection`.
       per: "columns" of the matrix have a factor each, or a "matrix" one alone.
 
     Returns:
@@ -85,7 +85,7 @@ def apollo_mini(
       update_interval: steps between two projections.
       scale: alpha; the update is multiplied by its root, as in the paper.
       growth_limit: the update may grow by this factor a step; None for no limit.
-      seed: of the projections; see `draw_projection`.
+      seed: seed of the projections; see `draw_projection`.
       per: "columns" of the matrix have a factor each, or a "matrix" one alone.
 
     Returns:

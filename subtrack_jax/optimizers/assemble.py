@@ -24,7 +24,7 @@ def assemble(
     """Chains the stages of a method.
 
     Args:
-      low_rank: that of all stages.
+      low_rank: the `LowRank` of all stages.
       first: the stage that chooses and moves the subspaces.
       rule: computes directions inside of them.
       last: makes updates of the directions.

@@ -99,7 +99,7 @@ def low_rank_method(
       transport: see `Method`.
       recovery: see `Method`.
       family: where to register it; another dictionary for one's own methods.
-      **defaults: of shared arguments, where the method has its own.
+      **defaults: the method's own defaults of shared arguments.
 
     Returns:
       The decorator.

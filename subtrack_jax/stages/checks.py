@@ -91,7 +91,7 @@ def expect_shapes(
       field: name of the field.
       found: the field: an array for each low-rank leaf, `optax.MaskedNode` for others.
       updates: arrays or records.
-      views: of `LowRank.views`.
+      views: result of `LowRank.views`.
       shape_of: from a view to the shape that belongs to it, or None.
 
     Raises:
@@ -152,7 +152,7 @@ def expect_gradients(updates: Any, state: Any) -> None:
 
     Args:
       updates: the gradients, `None` where there is none.
-      state: of the same structure, with something for each parameter.
+      state: tree of the same structure, with an entry per parameter.
 
     Raises:
       ValueError: naming the leaves.

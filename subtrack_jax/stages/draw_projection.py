@@ -63,7 +63,7 @@ def draw_projection(
     Args:
       low_rank: which leaves are projected, on which side and to which rank.
       update_interval: steps between two projections, at least 1.
-      seed: of the projections, which depend on it, on the step and on the shape of a
+      seed: seed of the projections, which depend on it, the step and the shape of a
         matrix alone.
       draw: (key, m, rank, dtype) -> projection of shape (m, rank).
 

@@ -38,10 +38,10 @@ def feed_back(
 ) -> optax.GradientTransformationExtraArgs:
     """Passes momentum and error of a chain back to its tracker.
 
-    Its trackers are given the bias-corrected first moment of the last step
-    (`Tracker.needs_momentum`). With error feedback nothing is dropped for good: what
-    a step misses of the gradient, and what the moments lose when the basis moves, is
-    added to the next gradient (LDAdam's generalised error feedback, Robert et al.
+    Trackers of the chain receive the bias-corrected first moment of the last step
+    (`Tracker.needs_momentum`). With error feedback no part of a gradient is lost: what
+    a step leaves out, and what the moments lose when the basis moves, is added to the
+    next gradient (LDAdam's generalised error feedback, Robert et al.
     2024, arXiv 2410.16103, algorithm 1):
     E = G - S A + b1 / (1 - b1) (S_{t-1} M_{t-1} - S C M_{t-1}).
     It costs a buffer of the parameter's size, in float32 at least, and two products.

@@ -82,7 +82,7 @@ class LowRankLeaf:
         """Calls a function of records, matrix by matrix where `map_large` does.
 
         Args:
-          function: of a record and one entry of each of `stacks`, whose results have
+          function: from a record and one entry of each of `stacks` to results that have
             the batch axes of the record in front.
           *stacks: trees of arrays whose leading axes are the batch axes.
 

@@ -47,7 +47,7 @@ def recover_and_scale(
     With the direction N of the inner rule and phi_j = |N_:j| / |A_:j|, the
     update is scale * S N + recovery_scale * gamma * L, where
     L = (G - S A) diag(phi) is the part of the gradient outside of the subspace,
-    each column scaled as the rule scaled the part inside (Fira, arXiv
+    each column with the factor by which the rule changed the part inside (Fira, arXiv
     2410.01623, section 3; SubTrack++, equations 10 to 12). The limiter
     gamma = min(1, growth_limit * l / |L|) keeps the norm of the recovered term
     from growing faster than `growth_limit` a step over its last norm l. A last
@@ -59,9 +59,9 @@ def recover_and_scale(
 
     Args:
       low_rank: the same `LowRank` as in the other stages.
-      scale: alpha, of the part inside of the subspace.
+      scale: alpha, the factor of the part inside of the subspace.
       recovery: "columns" as above, or "none" for the part inside alone.
-      recovery_scale: of the part outside, applied after the limiter.
+      recovery_scale: factor of the part outside, applied after the limiter.
       growth_limit: zeta, at least 1; None for no limiter.
       residual: "exact" as above; "published" is G - scale S A, as the published
         code of Fira and SubTrack has it, which adds back some of what is inside:
@@ -133,8 +133,8 @@ def scale_gradient(
 
     Args:
       low_rank: the same `LowRank` as in the other stages.
-      scale: of the update.
-      per: "columns" or "matrix", what has a factor of its own.
+      scale: factor of the update.
+      per: "columns" for a factor per column, "matrix" for one per matrix.
       growth_limit: zeta, at least 1; None for no limiter.
 
     Returns:
@@ -216,7 +216,7 @@ def _last_stage(
     """Builds a stage from records to updates, with norms in its state for a limit.
 
     Args:
-      name: of the stage.
+      name: name of the stage.
       low_rank: the same as in the other stages.
       finish: from a record, its last norm, the growth limit and the values to the
         matrix of its update and its new norm.

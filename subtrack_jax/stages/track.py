@@ -56,8 +56,8 @@ def track_subspace(
       low_rank: which leaves have a basis, where and of which rank.
       tracker: how a basis starts and moves.
       update_interval: steps between moves, from 1 to 2^31 - 1.
-      seed: of the tracker's random numbers, an int of 32 bits. They depend on it, on
-        the step and on the matrix' shape alone: all matrices of a shape share one
+      seed: seed of the tracker's random numbers, an int of 32 bits. They depend on it,
+        the step and the matrix' shape alone: all matrices of a shape share one
         draw. A stacked leaf, its slices in leaves of their own, the same leaves in
         another tree, and each leaf updated by itself therefore evolve alike, which
         draws by path or by position would not. Give leaves optimizers with other

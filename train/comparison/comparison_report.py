@@ -66,8 +66,8 @@ def notes(
 
     Args:
       main: entries of the first tables.
-      entries: of all tables.
-      tuning_seeds: those on which rates were searched, if that is not all seeds.
+      entries: entries of all tables.
+      tuning_seeds: seeds of the search over rates, unless all.
     """
     seeds = f"seed{'s' * (len(tuning_seeds) > 1)} {', '.join(map(str, tuning_seeds))}"
     searched = f" on {seeds}" if tuning_seeds else ""

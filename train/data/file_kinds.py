@@ -47,7 +47,7 @@ def kind_of(
       path: the file.
       start: the first bytes of its uncompressed content.
       field: field of rows that holds the text.
-      compression: of the file, None if there is none.
+      compression: compression of the file, or None.
       notes: gets a remark where content and name disagree.
 
     Raises:

@@ -63,7 +63,7 @@ def read_json(
 
     Args:
       path: the file.
-      compression: of the file.
+      compression: compression of the file, or None.
       start: the first bytes of its content.
       convert: makes an item of each value.
 

@@ -60,7 +60,7 @@ def make(
       config: the run.
       data: its rows.
       state: its last state.
-      rows: of metrics.jsonl.
+      rows: rows of metrics.jsonl.
       test: evaluations of the test splits.
       test_step: step of the checkpoint that was tested.
     """

@@ -28,7 +28,7 @@ def content(
 
     Args:
       task: the task.
-      name: of the file: .tsv is GLUE's form, .jsonl SuperGLUE's.
+      name: name of the file: .tsv is GLUE's form, .jsonl SuperGLUE's.
       indices: the rows' own numbers.
       predictions: names of classes, or numbers.
 

@@ -210,7 +210,7 @@ def encode_table(
       task: arranges their texts.
       classes: names of the classes by the model's id.
       tokenizer: encodes them.
-      name: of the split.
+      name: name of the split.
       where: the rows' origin, for messages.
       must_have_labels: refuse rows without a label.
       seen: classes that occur in training; None: any.

@@ -52,7 +52,7 @@ def begin(
       config: the run.
       setup: its set-up.
       train_batches: opens the training batches at their beginning.
-      checkpoints: those of the run.
+      checkpoints: the run's checkpoints.
       found: the run to resume; None: a new one.
       read_params: reads initial parameters; None: they are random.
 
@@ -123,7 +123,7 @@ def train(
       setup: its set-up.
       state: from `begin`; it is donated.
       batches: from `begin`.
-      checkpoints: those of the run.
+      checkpoints: the run's checkpoints.
       counted: what a step counts.
       epoch: passes over the data, so far.
       begin_evaluation: dispatches an evaluation.

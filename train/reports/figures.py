@@ -42,7 +42,7 @@ def band(
       axes: where to draw; gets a grid.
       x: the place of each group.
       groups: the values at each x.
-      color: of line and band.
+      color: color of line and band.
       alpha: opacity of the band.
       **line: other properties of the line.
     """

@@ -13,9 +13,9 @@ def plot(
     """Draws training and held-out loss over the steps as a PNG.
 
     Args:
-      rows: of metrics.jsonl; other held-out metrics get a panel of their own.
-      title: of the figure.
-      path: of the PNG.
+      rows: rows of metrics.jsonl; other held-out metrics get a panel of their own.
+      title: title of the figure.
+      path: path of the PNG.
       unit: what losses are means of, in the plural.
     """
     evaluated = [row for row in rows if "eval_loss" in row]

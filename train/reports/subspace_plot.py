@@ -27,9 +27,9 @@ def plot(rows: list[dict[str, Any]], title: str, path: pathlib.Path) -> None:
     without any, no file is written.
 
     Args:
-      rows: of `diagnostics.jsonl`.
-      title: of the figure.
-      path: of the PNG.
+      rows: rows of `diagnostics.jsonl`.
+      title: title of the figure.
+      path: path of the PNG.
     """
     shown = {name: _values(rows, name) for name in QUANTITIES if _values(rows, name)}
     if not shown:

@@ -132,7 +132,7 @@ def finish_step(
       opt_state: the new state of the optimizer.
       applied: scalar bool, False for a step that was skipped.
       schedule: the learning rate.
-      metrics: those of the batch and its gradient.
+      metrics: metrics of the batch and its gradient.
 
     Returns:
       The new state, and all metrics.
