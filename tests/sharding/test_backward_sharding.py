@@ -22,10 +22,8 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize(
-    "axis_type",
-    [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("axis_type", sharded.AXIS_TYPES)
 def test_a_mesh_changes_nothing(axis_type):
     mesh = sharded.mesh(axis_type)
     optimizer, params = single.OPTIMIZERS["subtrack"], single.make_params()
