@@ -75,6 +75,7 @@ def make(
         "source": data.source,
         "init_from": config.init_from,
         "optimizer": config.optimizer.name,
+        "settings": {name: getattr(optimizer, name) for name in sorted(read)},
         "rank": optimizer.rank if "rank" in read else None,
         "learning_rate": config.optimizer.learning_rate,
         "freeze": config.freeze,

@@ -1,6 +1,7 @@
 """Table of the results of several runs: mean and deviation over seeds."""
 
 import collections
+import json
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from train.system import console
 
 # Runs that agree in the first are in one table, in both in one row.
 _TABLE = ("task", "source", "init_from", "metric")
-_ROW = ("optimizer", "rank", "learning_rate", "freeze", "steps")
+_ROW = ("optimizer", "settings", "freeze", "steps")
 
 
 def run(config: ResultsConfig) -> None:
@@ -44,13 +45,14 @@ def table(found: Sequence[dict[str, Any]]) -> str:
       ValueError: a run is given twice.
     """
     parts = []
-    for key, runs in _grouped(found, _TABLE).items():
-        task, source, model, metric = key
+    for runs in _grouped(found, _TABLE):
+        task, source, model, metric = (runs[0].get(name) for name in _TABLE)
         head = [
-            *("optimizer", "rank", "rate", f"held-out {metric}", "last", "test"),
+            *("optimizer", "rank", "rate", "steps"),
+            *(f"held-out {metric}", "last", "test"),
             *("runs", "state MiB", "rows/s"),
         ]
-        rows = [head] + [_row(each) for each in _grouped(runs, _ROW).values()]
+        rows = [head] + [_row(each) for each in _grouped(runs, _ROW)]
         majority = _spread([each["majority"] for each in runs])
         parts.append(
             f"{task}, rows of {source}, {model}; majority class {majority}\n\n"
@@ -61,11 +63,12 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 def _grouped(
     found: Sequence[dict[str, Any]], names: Sequence[str]
-) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+) -> list[list[dict[str, Any]]]:
     groups = collections.defaultdict(list)
     for each in found:
-        groups[tuple(each.get(name) for name in names)].append(each)
-    return dict(groups)
+        key = json.dumps([each.get(name) for name in names], sort_keys=True)
+        groups[key].append(each)
+    return list(groups.values())
 
 
 def _row(runs: list[dict[str, Any]]) -> list[str]:
@@ -73,6 +76,8 @@ def _row(runs: list[dict[str, Any]]) -> list[str]:
     name = first["optimizer"]
     if first["freeze"] != "none":
         name += f", {first['freeze']} frozen"
+    if first["settings"].get("moments_dtype") is not None:
+        name += f", {first['settings']['moments_dtype']} moments"
     tests = [
         values[first["metric"]] for each in runs for values in each["test"].values()
     ]
@@ -81,6 +86,7 @@ def _row(runs: list[dict[str, Any]]) -> list[str]:
         name,
         rank,
         f"{first['learning_rate']:g}",
+        f"{first['steps']:,}",
         _spread([each["best"] for each in runs]),
         _spread([each["last"] for each in runs]),
         _spread(tests) if tests else "",

@@ -1,10 +1,13 @@
 """Reads the splits of a task: from the hub, a local directory, or files."""
 
+import itertools
+import logging
 import pathlib
-from typing import Any, NamedTuple
+import re
+from typing import NamedTuple
 
 from train.config.task_data_config import TaskDataConfig
-from train.config.tasks import GLUE, SUPERGLUE, Task
+from train.config.tasks import Task
 from train.data.row_files import Table, class_names, read_rows
 from train.data.sources import fingerprint
 
@@ -13,6 +16,8 @@ _NO_DATA = (
     "(--task mrpc), a dataset (--dataset NAME or DIRECTORY), or files of your own "
     "(--train-file rows.jsonl --text-field text --label-field label)"
 )
+# Other names of a split's files.
+_SHORT_NAMES = {"validation": ("validation", "val", "dev")}
 
 
 class Tables(NamedTuple):
@@ -70,34 +75,63 @@ def read_dataset(data: TaskDataConfig, task: Task) -> Tables:
       ValueError: it has no such configuration, or its rows cannot be parsed.
       OSError: there is no such dataset, or it cannot be reached.
     """
-    import datasets
-
     name = data.dataset or task.dataset
     config = data.dataset_config
-    if config is None and (data.dataset is None or task.dataset is not None):
+    if config is None and task.dataset is not None:
         config = task.config
     flags = f"--dataset {name}" + (f" --dataset-config {config}" if config else "")
-    source, directory = f"{name}, {config}" if config else name, None
-    if pathlib.Path(name).expanduser().is_dir():
-        directory = pathlib.Path(name).expanduser()
-        # Copies without the hub's README have a directory for each configuration.
-        if config is not None and (directory / config).is_dir():
-            directory, config = directory / config, None
-        elif not (directory / "README.md").exists():
-            config = None
-    datasets.disable_progress_bars()
-    try:
-        found = datasets.load_dataset(
-            str(directory or name), config, revision=data.dataset_revision
+    directory = pathlib.Path(name).expanduser()
+    if directory.is_dir() and not (directory / "README.md").exists():
+        own = directory / (config or "")
+        found = _read_directory(own if own.is_dir() else directory, task, flags)
+    else:
+        is_local = directory.is_dir()
+        place = str(directory) if is_local else name
+        found = _load_dataset(place, config, data.dataset_revision, flags)
+    where = {split: f"split {split} of {flags}" for split in found}
+    return Tables(found, where, f"{name}, {config}" if config else name)
+
+
+def _read_directory(
+    directory: pathlib.Path, task: Task, flags: str
+) -> dict[str, Table]:
+    """Reads files named by their split: train.jsonl, test_matched-00000.parquet.
+
+    datasets would take both validation splits of MNLI for one.
+    """
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    found = {}
+    for split in (task.train, *task.validation, *task.test):
+        names = _SHORT_NAMES.get(split, (split,))
+        own = [path for path in files if re.split("[-.]", path.name)[0] in names]
+        tables = [read_rows(path, f"{flags}: {path}") for path in own]
+        if tables:
+            rows = list(itertools.chain.from_iterable(each.rows for each in tables))
+            found[split] = Table(rows, tables[0].class_names)
+    if not found:
+        raise ValueError(
+            f"{flags}: {directory} has no files named by a split, such as "
+            f"{task.train or task.test[0]}.jsonl"
         )
+    return found
+
+
+def _load_dataset(
+    place: str, config: str | None, revision: str | None, flags: str
+) -> dict[str, Table]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    # Each attempt to reach the hub would be a line of its own.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    try:
+        found = datasets.load_dataset(place, config, revision=revision)
     except Exception as error:  # whatever the reading library raises
         raise _explained(error, flags) from error
-    splits = {
+    return {
         split: Table(list(rows), class_names(rows.features))
         for split, rows in found.items()
     }
-    where = {split: f"split {split} of {flags}" for split in splits}
-    return Tables(splits, where, source)
 
 
 def _explained(error: Exception, flags: str) -> Exception:
@@ -115,9 +149,3 @@ def _explained(error: Exception, flags: str) -> Exception:
             "; without the hub, give --dataset with a local directory, or --train-file"
         )
     return kind(f"cannot open {flags}: {reason[:300]}{advice}")
-
-
-def is_benchmark(data: TaskDataConfig, task: Task) -> bool:
-    """Whether rows are the benchmark's own, whose test labels are hidden."""
-    name: Any = data.dataset or task.dataset
-    return not data.files and name in (GLUE, SUPERGLUE)

@@ -1,5 +1,6 @@
 """Download of tokenizers from Hugging Face's hub, or from its local cache."""
 
+import logging
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
@@ -75,6 +76,8 @@ def download_model(name: str) -> pathlib.Path:
             "model.safetensors and tokenizer.json, or the name of a repository on the "
             "hub"
         )
+    # Each attempt to reach the hub would be a line of its own.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(name, allow_patterns=list(_MODEL_FILES))

@@ -78,24 +78,27 @@ RESULTS = {
     **{"optimizer": "subtrack", "rank": 8, "learning_rate": 1e-4, "freeze": "none"},
     **{"best": 0.8, "last": 0.7, "steps": 9, "majority": 0.5, "seed": 0},
     **{"test": {"test": {"loss": 1.0, "accuracy": 0.75}}, "state_bytes": 2**21},
-    **{"examples_per_second": 10.0},
+    **{"examples_per_second": 10.0, "settings": {"b1": 0.9}},
 }
 
 
 def test_seeds_are_averaged_and_sources_kept_apart():
+    frozen = {"optimizer": "adamw", "rank": None, "freeze": "matrices", "test": {}}
     runs = [
         RESULTS,
         RESULTS | {"seed": 1, "best": 0.9},
-        RESULTS
-        | {"optimizer": "adamw", "rank": None, "freeze": "matrices", "test": {}},
+        RESULTS | frozen,
+        RESULTS | {"settings": {"b1": 0.8, "moments_dtype": "int8"}},
         RESULTS | {"source": "b"},
     ]
     first, second = results_table.table(runs).split("\n\nsst2, rows of b")
     assert first.startswith("sst2, rows of a, m; majority class 50.00")
-    _, _, ours, theirs = first.splitlines()[2:]
+    _, _, ours, theirs, other = first.splitlines()[2:]
     cells = [cell.strip() for cell in ours.strip("|").split("|")]
     assert cells == [
-        *("subtrack", "8", "0.0001", "85.00 ± 7.07", "70.00", "75.00", "2", "2.0", "10")
+        *("subtrack", "8", "0.0001", "9", "85.00 ± 7.07", "70.00", "75.00"),
+        *("2", "2.0", "10"),
     ]
     assert "adamw, matrices frozen" in theirs
+    assert "subtrack, int8 moments" in other
     assert len(second.splitlines()) == 5

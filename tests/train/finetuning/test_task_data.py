@@ -262,10 +262,9 @@ def test_damaged_files_are_refused_with_the_place(tmp_path, name, content, messa
         read_rows(tmp_path / "gone.csv", "--train-file x")
 
 
-def test_a_directory_in_the_layout_of_the_hub_is_read(weights, tmp_path, monkeypatch):
+def test_a_directory_in_the_layout_of_the_hub_is_read(weights, tmp_path):
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     features = datasets.Features(
         sentence=datasets.Value("string"),
         label=datasets.ClassLabel(names=["negative", "positive"]),
@@ -284,6 +283,26 @@ def test_a_directory_in_the_layout_of_the_hub_is_read(weights, tmp_path, monkeyp
     assert (len(found.train), len(found.validation[0])) == (20, 6)
     assert found.test == ()  # its labels are hidden
     assert found.source == f"{tmp_path / 'glue'}, sst2"
+    mnli = tmp_path / "glue" / "mnli"
+    mnli.mkdir()
+    row = {"premise": "a cat", "hypothesis": "a dog"}
+    for split, count in {"train": 9, "validation_matched": 4}.items():
+        rows = [row | {"label": i % 3} for i in range(count)]
+        write_rows(mnli / f"{split}.jsonl", rows)
+    write_rows(mnli / "validation_mismatched.jsonl", [row | {"label": "neutral"}])
+    found, _ = opened(weights, task="mnli", dataset=str(tmp_path / "glue"))
+    sizes = {split.name: len(split) for split in found.validation}
+    assert sizes == {"validation_matched": 4, "validation_mismatched": 1}
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match=r"has no files named by a split, .*train"):
+        opened(weights, task="sst2", dataset=str(empty))
+    script = tmp_path / "script"
+    script.mkdir()
+    (script / "README.md").write_text("")
+    (script / "script.py").write_text("")
+    with pytest.raises(ValueError, match="loading scripts are not run: give --dataset"):
+        opened(weights, task="boolq", dataset=str(script))
     with pytest.raises((ValueError, OSError), match="cannot open --dataset"):
         opened(weights, task="custom", dataset=str(tmp_path / "empty" / "x"))
 
