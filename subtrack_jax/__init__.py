@@ -11,6 +11,9 @@ transformations. Start with `subtrack`; build your own from the four stages:
 
 `LowRank` says which leaves, axes and rank. Between stages a low-rank leaf is a
 `LowRankLeaf` record; every other leaf is the plain array that it was.
+
+`update_in_backward` builds a training step that runs any optimizer in the backward
+pass, with one layer's gradient in memory at a time.
 """
 
 from subtrack_jax import diagnostics, grassmann

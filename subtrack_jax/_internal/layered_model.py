@@ -14,9 +14,9 @@ Params = dict[str, Any]
 class LayeredModel:
     """A model whose layers are called one after another, on a batch in parts.
 
-    Layers are outside, parts of the batch inside, so that the gradient of one layer
-    is complete before that of the next begins. Arrays of all parts have these as their
-    leading axis.
+    The outer loop is over layers, the inner one over parts of the batch, so that the
+    gradient of one layer is complete before that of the next begins. Batches and
+    activations have a leading axis of parts.
 
     Attributes:
       before: (parameters outside of the stack, part) -> activations.
