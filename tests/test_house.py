@@ -30,6 +30,7 @@ FLOORS = {
         ("system",),
         ("tokenization",),
         ("data",),
+        ("conversations",),
         ("step",),
         ("reports",),
         ("rundir",),

@@ -46,6 +46,10 @@ class Backend(abc.ABC):
         """Prevents text from being encoded as these tokens."""
 
     @abc.abstractmethod
+    def special_names(self) -> dict[str, int]:
+        """Ids of all special tokens by name."""
+
+    @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes texts in parallel."""
 
@@ -121,6 +125,10 @@ class JsonBackend(Backend):
                 token = tokenizers.AddedToken(name, special=True)
                 self._tokenizer.add_special_tokens([token])
 
+    def special_names(self) -> dict[str, int]:
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {token.content: index for index, token in added if token.special}
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encode = self._tokenizer.encode_batch_fast
         return [encoding.ids for encoding in encode(texts, add_special_tokens=False)]
@@ -186,6 +194,11 @@ class SentencePieceBackend(Backend):
 
     def mark_special(self, ids: Iterable[int]) -> None:
         """Does nothing: SentencePiece never encodes text as control tokens."""
+
+    def special_names(self) -> dict[str, int]:
+        processor = self._processor
+        own = filter(processor.is_control, range(processor.vocab_size()))
+        return {processor.id_to_piece(index): index for index in own} | self._added
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode(list(texts))

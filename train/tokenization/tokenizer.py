@@ -140,6 +140,39 @@ class Tokenizer:
         """Ids that stop generation: they end a text or begin the next one."""
         return tuple(dict.fromkeys([*self.special.ends, *self.document_start]))
 
+    @property
+    def special_names(self) -> dict[str, int]:
+        """Ids of all special tokens by name."""
+        return self._backend.special_names()
+
+    @property
+    def chat_template(self) -> str | None:
+        """Template of conversations in Jinja, None if there is none; `save` saves it.
+
+        Raises:
+          ValueError: it is not text.
+        """
+        given = self._kept.settings.get("chat_template")
+        if isinstance(given, list):  # several by name
+            named = [each for each in given if isinstance(each, dict)]
+            given = {each.get("name"): each.get("template") for each in named}.get(
+                "default"
+            )
+        if not isinstance(given, str | None):
+            raise ValueError(
+                f"{special_tokens.TOKENIZER_FILE}: chat_template={str(given)[:60]!r} "
+                "must be a template in Jinja"
+            )
+        return given
+
+    @chat_template.setter
+    def chat_template(self, source: str) -> None:
+        self._kept.settings["chat_template"] = source
+
+    def mark_special(self, ids: Sequence[int]) -> None:
+        """Prevents text from being encoded as these tokens."""
+        self._backend.mark_special(ids)
+
     def mark_documents(self, *, begin: bool, end: bool) -> None:
         """Chooses which special tokens surround the text of a document.
 

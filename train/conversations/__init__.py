@@ -1,0 +1,1 @@
+"""Conversations: formats of rows, chat templates, tokens that the loss counts."""
