@@ -57,15 +57,18 @@ class Attention(nnx.Module):
         positions: jax.Array,
         rotary: Rotary,
         cache: Cache,
+        segments: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Applies causal attention, to `x` alone or to a cache and `x`.
 
         Args:
           x: (batch, length, hidden).
-          positions: (length,) int32, consecutive.
+          positions: (length,) int32, consecutive, with a cache; else not used.
           rotary: the angles of these positions.
           cache: this layer's keys and values before `positions`; None: `x` starts
             the sequence.
+          segments: (batch, length), without a cache; attention stays within equal
+            ones. None: within rows.
 
         Returns:
           (batch, length, hidden), and the cache with these positions added.
@@ -78,7 +81,9 @@ class Attention(nnx.Module):
         key = apply_rotary(heads(self.key), rotary)
         value = heads(self.value)
         if cache is None:
-            y = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+            y = jax.nn.dot_product_attention(
+                query, key, value, mask=_within(segments), is_causal=True
+            )
         else:
             cache = KeyValueCache(
                 _write(cache.keys, key, positions[0]),
@@ -89,6 +94,13 @@ class Attention(nnx.Module):
                 query, cache.keys, cache.values, mask=seen[None, None]
             )
         return self.output(y.reshape(*x.shape[:2], -1)), cache
+
+
+def _within(segments: jax.Array | None) -> jax.Array | None:
+    """Mask of queries and keys of equal segments: (batch, 1, length, length)."""
+    if segments is None:
+        return None
+    return (segments[:, :, None] == segments[:, None, :])[:, None]
 
 
 def _write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
@@ -124,8 +136,10 @@ class Layer(nnx.Module):
         positions: jax.Array,
         rotary: Rotary,
         cache: Cache,
+        segments: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
         """Applies the block; arguments and results are those of `Attention`."""
-        y, cache = self.attention(self.attention_norm(x), positions, rotary, cache)
+        normed = self.attention_norm(x)
+        y, cache = self.attention(normed, positions, rotary, cache, segments)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), cache

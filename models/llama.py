@@ -78,10 +78,24 @@ class Llama(nnx.Module):
         """Maps tokens (batch, length) to float32 logits (batch, length, vocabulary)."""
         return self.logits(self.hidden_states(tokens))
 
-    def hidden_states(self, tokens: jax.Array) -> jax.Array:
-        """Inputs of the head: (batch, length, hidden) in the compute dtype."""
-        positions = jnp.arange(tokens.shape[1])
-        return self._run(tokens, positions, None)[0]
+    def hidden_states(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
+        """Inputs of the head: (batch, length, hidden) in the compute dtype.
+
+        Args:
+          tokens: (batch, length) token ids.
+          positions: (batch, length) int32, of tokens in their texts, where rows have
+            several. None: 0, 1, ...
+          segments: (batch, length) int32, equal for tokens of the same text, which do
+            not see others. None: every row is one text.
+        """
+        if positions is None:
+            positions = jnp.arange(tokens.shape[1])
+        return self._run(tokens, positions, None, segments)[0]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Maps `hidden_states` to float32 logits (..., vocabulary)."""
@@ -124,20 +138,26 @@ class Llama(nnx.Module):
         return self.logits(hidden[:, last]), cache
 
     def _run(
-        self, tokens: jax.Array, positions: jax.Array, cache: Cache
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cache: Cache,
+        segments: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
-        apply = _layer_at(self.config, positions)
+        apply = _layer_at(self.config, positions, segments)
         x = self.embedding(tokens)
         x, cache = scan_layers(self.layers, apply, x, cache, self.config.remat)
         return self.norm(x), cache
 
 
-def _layer_at(config: LlamaConfig, positions: jax.Array) -> Callable[..., Any]:
+def _layer_at(
+    config: LlamaConfig, positions: jax.Array, segments: jax.Array | None = None
+) -> Callable[..., Any]:
     """Function that applies a layer to activations at some positions."""
     rotary = rotary_angles(
         positions, config.head_size, config.rotary_base, config.rotary_scaling
     )
-    return lambda layer, x, cache: layer(x, positions, rotary, cache)
+    return lambda layer, x, cache: layer(x, positions, rotary, cache, segments)
 
 
 class LlamaParts(NamedTuple):

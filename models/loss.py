@@ -20,7 +20,12 @@ class Head(Protocol):
 class LanguageModel(Head, Protocol):
     """Protocol of a language model."""
 
-    def hidden_states(self, tokens: jax.Array) -> jax.Array:
+    def hidden_states(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
         """Inputs of the head, (batch, length, hidden)."""
 
 
@@ -40,6 +45,8 @@ def token_loss(
     inputs: jax.Array,
     targets: jax.Array,
     mask: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    segments: jax.Array | None = None,
     *,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> TokenLoss:
@@ -56,6 +63,8 @@ def token_loss(
       targets: (batch, length), the next token of each input.
       mask: (batch, length) bool, False for targets to ignore, whose ids are not used;
         None: all True.
+      positions: (batch, length), see `Llama.hidden_states`, as are segments.
+      segments: (batch, length), for several texts in a row.
       logits_at_once: maximum number of float32 logits in memory.
 
     Returns:
@@ -71,7 +80,7 @@ def token_loss(
     >>> f"{sums.loss / sums.count:.1f} nats"
     '4.2 nats'
     """
-    hidden = model.hidden_states(inputs)
+    hidden = model.hidden_states(inputs, positions, segments)
     if mask is None:
         mask = jnp.ones(targets.shape, bool)
     return hidden_loss(model, hidden, targets, mask, logits_at_once)

@@ -11,7 +11,7 @@ from models.config import RotaryScaling
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines of the rotary angles, (length, head_size / 2), float32."""
+    """Cosines and sines of the rotary angles, (..., length, head_size / 2), float32."""
 
     cos: jax.Array
     sin: jax.Array
@@ -55,13 +55,13 @@ def rotary_angles(
     """Cosines and sines of the rotary angles of given positions.
 
     Args:
-      positions: (length,) integers.
+      positions: (length,) or (batch, length) integers.
       head_size: dimensions of a head, even.
       base: see `rotary_frequencies`.
       scaling: see `rotary_frequencies`.
     """
     frequencies = jnp.asarray(rotary_frequencies(head_size, base, scaling), jnp.float32)
-    angles = positions.astype(jnp.float32)[:, None] * frequencies
+    angles = positions.astype(jnp.float32)[..., None] * frequencies
     return Rotary(jnp.cos(angles), jnp.sin(angles))
 
 
@@ -78,7 +78,7 @@ def apply_rotary(x: jax.Array, rotary: Rotary) -> jax.Array:
       The same shape and dtype. The dot product of two rotated vectors depends on
       their relative position alone.
     """
-    cos, sin = rotary.cos[:, None, :], rotary.sin[:, None, :]
+    cos, sin = rotary.cos[..., None, :], rotary.sin[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

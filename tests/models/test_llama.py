@@ -410,3 +410,34 @@ def test_published_shapes(name, hidden, mlp, heads, layers, millions):
 def test_impossible_shapes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CONFIG, **changes)
+
+
+def test_texts_in_one_row_do_not_see_each_other():
+    """Loss and gradient of packed texts are those of padded ones."""
+    model, length = make_model(num_layers=2), 16
+    config, params = model.config, parameters(model)
+    texts = [make_tokens((size,), seed=size) for size in (4, 7, 5)]
+    packed = {
+        name: np.zeros((1, length), np.int32)
+        for name in ("inputs", "targets", "positions", "segments")
+    }
+    padded = {name: np.zeros((3, length), np.int32) for name in packed}
+    start = 0
+    for number, text in enumerate(texts):
+        size = len(text) - 1
+        values = (text[:-1], text[1:], np.arange(size), number + 1)
+        for name, value in zip(packed, values, strict=True):
+            packed[name][0, start : start + size] = value
+            padded[name][number, :size] = value
+        start += size
+    del padded["positions"]
+    padded["mask"], packed["mask"] = padded.pop("segments") > 0, packed["segments"] > 0
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params, batch):
+        model = nnx.merge(llama.definition(config), params)
+        return llama.token_loss(model, **batch).loss
+
+    expected, found = (loss(params, batch) for batch in (padded, packed))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
