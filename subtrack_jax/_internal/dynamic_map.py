@@ -17,7 +17,10 @@ _COARSE = 3  # decades with few codes
 
 
 def encode(
-    x: jax.Array, dtype: jax.typing.DTypeLike, count: jax.Array | None = None
+    x: jax.Array,
+    dtype: jax.typing.DTypeLike,
+    count: jax.Array | None = None,
+    rows: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Quantises numbers by the dynamic map, in blocks along the last axis.
 
@@ -35,6 +38,7 @@ def encode(
       x: array of at least one axis; not negative for uint8.
       dtype: int8 or uint8.
       count: number of the step, for stochastic rounding; None rounds to nearest.
+      rows: places of the rows of a slice in its matrix, by which they are dithered.
 
     Returns:
       Codes of the shape of x, and the scale of each block, in x's dtype. A block's
@@ -51,7 +55,7 @@ def encode(
     steps = _product(is_below, 0.5, fraction) * 2 ** (bits - 1)
     # The number of code c is at position c + 1/2.
     position = steps * (1 + (fraction * _product(is_below, 10, fraction) - 0.1) / 0.9)
-    shift = 0 if count is None else _dither(count, position)
+    shift = 0 if count is None else _dither(count, position, rows)
     shift = jnp.where(is_below[-_COARSE], -0.49 if is_signed else 0.49, shift)
     code = jnp.clip(position + shift, 0, 2**bits - 1)
     code = jnp.sign(blocks).astype(jnp.int32) * code.astype(jnp.int32)
@@ -83,7 +87,7 @@ def _product(conditions: list[jax.Array], factor: float, like: jax.Array) -> jax
     return result
 
 
-def _dither(count: jax.Array, blocks: jax.Array) -> jax.Array:
+def _dither(count: jax.Array, blocks: jax.Array, rows: jax.Array | None) -> jax.Array:
     """Dither of each number: shifts in [-1/2, 1/2) with mean 0 over steps.
 
     Multiples of irrational numbers modulo 1, in fixed point, of which the next fills
@@ -95,7 +99,10 @@ def _dither(count: jax.Array, blocks: jax.Array) -> jax.Array:
     column = place(blocks.ndim - 2) * blocks.shape[-1] + place(blocks.ndim - 1)
     dither += column * jnp.uint32(3242174889)
     if blocks.ndim > 2:
-        dither += place(blocks.ndim - 3) * jnp.uint32(2447445413)
+        row = place(blocks.ndim - 3)
+        if rows is not None:
+            row = rows.astype(jnp.uint32)[:, None, None]
+        dither += row * jnp.uint32(2447445413)
     return (dither >> 8).astype(blocks.dtype) * 2.0**-24 - 0.5
 
 

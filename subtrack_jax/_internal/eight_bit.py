@@ -42,7 +42,9 @@ class EightBitAdamState(NamedTuple):
     nu_scale: optax.Updates
 
 
-def in_eight_bits(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+def in_eight_bits(
+    adam: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
     """Stores the Adam moments of a rule in eight bits between steps.
 
     Leaves of at least 4096 numbers are coded, if their last axis has 32 at least.
@@ -53,7 +55,8 @@ def in_eight_bits(adam: optax.GradientTransformation) -> optax.GradientTransform
       adam: with a state of type `optax.ScaleByAdamState`.
 
     Returns:
-      The same rule with an `EightBitAdamState`.
+      The same rule with an `EightBitAdamState`. Its `update` takes
+      `slice_rows`: the places of a leaf's rows in the matrix that it is a slice of.
     """
 
     def init_fn(params):
@@ -75,12 +78,14 @@ def in_eight_bits(adam: optax.GradientTransformation) -> optax.GradientTransform
             nu_scale=scales(),
         )
 
-    return optax.GradientTransformation(init_fn, Partial(_update_coded, adam))
+    update_fn = Partial(_update_coded, adam)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _update_coded(adam, updates, state, params=None):
+def _update_coded(adam, updates, state, params=None, slice_rows=None, **extra_args):
+    del extra_args
     updates, moments = adam.update(updates, decode_moments(state), params)
-    return updates, encode_moments(moments, state)
+    return updates, encode_moments(moments, state, slice_rows)
 
 
 def transported(transport: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,7 +118,9 @@ def decode_moments(state: EightBitAdamState) -> optax.ScaleByAdamState:
 
 
 def encode_moments(
-    moments: optax.ScaleByAdamState, before: EightBitAdamState
+    moments: optax.ScaleByAdamState,
+    before: EightBitAdamState,
+    rows: jax.Array | None = None,
 ) -> EightBitAdamState:
     """Encodes moments, dithered; see `encode`.
 
@@ -121,6 +128,7 @@ def encode_moments(
       moments: the moments.
       before: the state before them, which decides on the leaves to encode. Their size
         cannot: one layer of a stack of norms is smaller than the stack.
+      rows: of slices; see `encode`.
 
     Returns:
       The state with the new codes.
@@ -131,7 +139,7 @@ def encode_moments(
         def code(leaf, scale):
             if is_masked(leaf) or is_masked(scale):
                 return leaf, optax.MaskedNode()
-            return encode(function(leaf), dtype, count)
+            return encode(function(leaf), dtype, count, rows)
 
         boxed: Any = jax.tree.structure(moments, is_leaf=is_masked)
         bare: Any = jax.tree.structure(unboxed(moments), is_leaf=is_masked)

@@ -56,6 +56,22 @@ def apply_if(
     return result
 
 
+def hold(tree: Tree, never: jax.Array) -> Tree:
+    """Keeps arrays in memory of their own, not recomputed by each operation on them.
+
+    A barrier that the CPU compiler keeps too: a loop that makes no trip.
+
+    Args:
+      tree: the arrays.
+      never: scalar bool that is False, which the compiler must not find out.
+
+    Returns:
+      The same arrays.
+    """
+    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+    return apply_if(never, zeros, tree, "hold")
+
+
 def while_loop(
     condition: Callable[[Tree], jax.Array],
     body: Callable[[Tree], Tree],

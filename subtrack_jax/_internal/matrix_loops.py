@@ -104,7 +104,7 @@ def map_stack(
         return function(view, leaf, *others)
     axis = view.batch_axes[0]
     size, rest = view.shape[axis], view.without(axis)
-    side_by_side = _possible_pieces(size, leaf)
+    side_by_side = possible_pieces(size, leaf)
     loop = size // side_by_side
 
     def call(leaf, *others):
@@ -155,7 +155,7 @@ def map_large(
     return function(view, leaf, *others)
 
 
-def _possible_pieces(size: int, leaf: jax.Array) -> int:
+def possible_pieces(size: int, leaf: jax.Array) -> int:
     """Maximum number of shards along an axis of a leaf.
 
     Automatic axes do not tell: any of them that divide the size may split it.

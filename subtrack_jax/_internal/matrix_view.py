@@ -63,6 +63,11 @@ class MatrixView:
         return (*self.batch_shape, self.rank, n)
 
     @property
+    def coordinates_size(self) -> int:
+        """Number of coordinates of all matrices."""
+        return math.prod(self.coordinates_shape)
+
+    @property
     def _order(self) -> tuple[int, ...]:
         return self.batch_axes + self.row_axes + self.column_axes
 

@@ -9,6 +9,11 @@ import optax
 def state_bytes(optimizer: optax.GradientTransformation, params: optax.Params) -> int:
     """Bytes of an optimizer's state, from shapes alone.
 
+    A training step holds more: the parameters, their gradients, what the model keeps
+    for its backward pass, and, of the optimizer's own, coordinates, moments in float32
+    and the update of one slice of a stack of kernels (of every kernel at once, if each
+    is a leaf). `jax.jit(step).lower(...).compile().memory_analysis()` has the sum.
+
     Args:
       optimizer: any optax transformation.
       params: arrays or `jax.ShapeDtypeStruct`s; nothing is allocated.

@@ -10,6 +10,7 @@ from subtrack_jax.low_rank import LowRank
 from subtrack_jax.stages.feed_back import feed_back
 from subtrack_jax.stages.monitor import monitor_energy
 from subtrack_jax.stages.project import project
+from subtrack_jax.stages.slices import chain_in_slices
 
 
 def assemble(
@@ -39,10 +40,11 @@ def assemble(
       ValueError: if the decay or the learning rate is out of its range.
     """
     watch = (monitor_energy(low_rank),) if monitor else ()
-    stages = (first, project(low_rank), *watch, rule)
+    before, stages = (first,), (project(low_rank), *watch, rule)
     if feedback is not None:
-        stages = (feed_back(low_rank, optax.chain(*stages), *feedback),)
-    return optax.chain(*stages, last, *_decay_and_descend(*end))
+        inner = optax.chain(*before, *stages)
+        before, stages = (feed_back(low_rank, inner, *feedback),), ()
+    return chain_in_slices(before, (*stages, last), _decay_and_descend(*end))
 
 
 def _decay_and_descend(

@@ -78,6 +78,16 @@ class LowRankLeaf:
             return DenseRotation(self.basis, self.previous_basis)
         return self.rank_one
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields with batch axes in front, by name."""
+        shared = "gradient", "moved", "view", "box"
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in shared
+        }
+
     def map(self, function: Callable[..., Any], *stacks: Any) -> Any:
         """Calls a function of records, matrix by matrix where `map_large` does.
 
@@ -94,13 +104,7 @@ class LowRankLeaf:
             record = self.replace(view=view, gradient=gradient, **fields)
             return function(record, *stacks)
 
-        shared = "gradient", "moved", "view", "box"
-        fields = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in shared
-        }
-        return map_large(of_one, self.view, self.gradient, fields, *stacks)
+        return map_large(of_one, self.view, self.gradient, self.fields, *stacks)
 
     def replace(self, **changes: Any) -> Self:
         """Returns a copy with some fields replaced."""

@@ -87,8 +87,9 @@ def stage(
 
         mesh = meshes.explicit_mesh(updates)
         if mesh is not None:
-            arguments = updates, state, taken
-            shapes = jax.eval_shape(run, *_without_sharding(arguments))
+            replicated = NamedSharding(mesh, PartitionSpec())
+            inside = meshes.with_automatic_axes(run, mesh, replicated)
+            shapes = jax.eval_shape(inside, updates, state, taken)
             out_sharding = _result_shardings(*shapes, updates, state, mesh)
             run = meshes.with_automatic_axes(run, mesh, out_sharding)
         new_updates, new_state = run(updates, state, taken)
@@ -114,10 +115,6 @@ def _boxed_like(updates: Any, new_updates: Any) -> Any:
 
     is_leaf = lambda node: is_record(node) or is_box(node)
     return jax.tree.map(boxed, updates, new_updates, is_leaf=is_leaf)
-
-
-def _without_sharding(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def _result_shardings(new_updates, new_state, updates, state, mesh) -> Any:

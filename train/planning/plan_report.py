@@ -68,7 +68,7 @@ def make_run(config: PlanConfig, mesh: Mesh) -> PretrainConfig:
 def table(footprints: Sequence[Footprint], memory_bytes: int | None) -> str:
     """Formats a table with one column per footprint."""
     rows = [("memory per device", *(each.title for each in footprints))]
-    for name in ("parameters", "optimizer_state", "gradients", "temporaries", "total"):
+    for name in ("total", "parameters", "optimizer_state", "gradients", "temporaries"):
         sizes = (_size(getattr(each, name)) for each in footprints)
         rows.append((f"  {name.replace('_', ' ')}", *sizes))
     if memory_bytes is not None:

@@ -43,16 +43,16 @@ class Cost:
 def table(costs: Mapping[str, Cost], interval: int) -> str:
     """Formats a Markdown table, one row per optimizer; ratios are to the first."""
     base = next(iter(costs.values()))
-    titles = ["optimizer"]
+    titles = ["optimizer", "memory in all", "/ first"]
     if base.steady_seconds is not None:
         titles += ["steady step", "/ first", "refresh / own steady", "first step"]
         titles += [f"mean of {interval} / first"]
     if base.steady_cycles is not None:
         titles += ["estimated steady step", "/ first"]
-    titles += ["compile", "/ first", "state", "temporaries", "peak"]
+    titles += ["compile", "/ first", "state", "temporaries"]
     rows = [titles]
     for name, cost in costs.items():
-        row = [name]
+        row = [name, _size(cost.peak_bytes), f"{cost.peak_bytes / base.peak_bytes:.2f}"]
         if cost.steady_seconds is not None:
             steady = spread(cost.steady_seconds).median
             mean = cost.amortised_seconds(interval) / base.amortised_seconds(interval)
@@ -76,13 +76,15 @@ def table(costs: Mapping[str, Cost], interval: int) -> str:
         row += [
             f"{spread(cost.compile_seconds).median:.1f} s",
             _ratio(ratio(cost.compile_seconds, base.compile_seconds)),
-            *(
-                f"{size / 2**20:,.0f} MiB"
-                for size in (cost.state_bytes, cost.temporary_bytes, cost.peak_bytes)
-            ),
+            _size(cost.state_bytes),
+            _size(cost.temporary_bytes),
         ]
         rows.append(row)
     return tables.markdown(rows)
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def _ratio(value: Spread) -> str:
