@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -135,6 +136,31 @@ def _scan(update, state, params, gradients):
 def run(optimizer: optax.GradientTransformation, params: Any, gradients: Any) -> Run:
     """Runs an optimizer on recorded gradients, `(steps, ...)`; params stay constant."""
     return _scan(optimizer.update, optimizer.init(params), params, gradients)
+
+
+def is_same_program(
+    one: optax.GradientTransformation, other: optax.GradientTransformation, params: Any
+) -> bool:
+    """Whether JAX traces `init` and `update` of both to the same operations.
+
+    Then all their results are bit-equal, and nothing has to be compiled to see it.
+    """
+
+    def traced(optimizer):
+        def both(gradients, state, params):
+            first = jax.tree.leaves(optimizer.init(params))
+            return first, jax.tree.leaves(optimizer.update(gradients, state, params))
+
+        state = jax.eval_shape(optimizer.init, params)
+        jaxpr = jax.make_jaxpr(both)(params, state, params)
+        # Addresses of functions are printed, constants are not.
+        text = re.sub(r" at 0x[0-9a-f]+", "", str(jaxpr))
+        return text, [np.asarray(constant) for constant in jaxpr.consts]
+
+    (text, constants), (other_text, others) = map(traced, (one, other))
+    return text == other_text and all(
+        np.array_equal(a, b) for a, b in zip(constants, others, strict=True)
+    )
 
 
 def orthonormality_error(basis: Any) -> float:

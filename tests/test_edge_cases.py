@@ -159,7 +159,10 @@ def test_a_bad_first_gradient(name):
 
 @pytest.mark.parametrize(
     "name, bad_step",
-    [*((name, INTERVAL) for name in common.OPTIMIZERS), ("subtrack", 0), ("apollo", 0)],
+    [
+        *((name, INTERVAL) for name in common.REPRESENTATIVES),
+        *[("online_subspace_descent", INTERVAL), ("subtrack", 0), ("apollo", 0)],
+    ],
 )
 def test_apply_if_finite_recovers(name, bad_step):
     """The bad step has no effect: the rest is the run without it."""
@@ -227,7 +230,10 @@ def test_a_gradient_inside_of_the_span_keeps_the_basis(name, batch):
     common.assert_all_finite((run.updates, run.state))
 
 
-@BY_NAME
+@pytest.mark.parametrize(
+    "name",
+    [*common.REPRESENTATIVES, "fira", "online_subspace_descent", "orthogonal_subtrack"],
+)
 def test_the_scale_of_the_gradient_does_not_matter(name):
     """Adam's scale invariance (with eps=0) holds for all stages."""
     gradients = _gradients()

@@ -64,8 +64,13 @@ def test_a_number_is_coded_as_one_of_its_neighbours(dtype, x64):
     assert np.all((away >= -0.02 * apart)[is_coarse])
 
 
-@pytest.mark.parametrize("row", [32, 64, 160, 257, 1376, 5461])
-@pytest.mark.parametrize("dtype", BITS)
+@pytest.mark.parametrize(
+    ("dtype", "row"),
+    [
+        *(("int8", row) for row in (32, 160, 1376)),
+        *(("uint8", row) for row in (64, 257, 5461)),
+    ],
+)
 def test_round_trip(row, dtype):
     """Normal numbers within a hundredth; a second round trip changes nothing."""
     x = jnp.abs(jax.random.normal(jax.random.key(0), (2, 128, row)))

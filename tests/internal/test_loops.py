@@ -79,7 +79,7 @@ def test_programs_grow_with_leaves_and_not_with_their_square(name):
         lowered = jax.jit(optimizer.update).lower(params, state, params)
         return len(lowered.as_text())
 
-    few, many, more = map(size, (20, 60, 100))
+    few, many, more = map(size, (10, 30, 50))
     assert more - many < 1.25 * (many - few)
 
 

@@ -32,9 +32,15 @@ def probabilities_by_hand(logits, temperature, top_k, top_p):
     return [weights[i] / total if i in nucleus else 0.0 for i in range(len(logits))]
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-@pytest.mark.parametrize("top_k", [None, 1, 7, 40, 1000])
-@pytest.mark.parametrize("top_p", [None, 1e-6, 0.5, 0.9, 1.0])
+# Every pair of top_k and top_p, with one temperature after another.
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [
+        ([0.3, 1.0, 2.5][(i + j) % 3], top_k, top_p)
+        for i, top_k in enumerate([None, 1, 7, 40, 1000])
+        for j, top_p in enumerate([None, 1e-6, 0.5, 0.9, 1.0])
+    ],
+)
 def test_probabilities_are_those_of_the_definition(temperature, top_k, top_p):
     sampling = Sampling(temperature, top_k, top_p)
     got = np.exp(generation.log_probabilities(jnp.array(LOGITS), sampling))

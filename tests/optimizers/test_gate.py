@@ -79,10 +79,13 @@ def test_transposing_the_gradient_transposes_the_update(name, side):
         "square": MATRIX,
         "square_transposed": swapped,
     }
+    leaves = ("wide", "square") if name in common.REPRESENTATIVES else ("wide",)
+    gradients = {leaf: g for leaf, g in gradients.items() if leaf.startswith(leaves)}
+    numbers = {leaf: numbers[leaf] for leaf in gradients}
     optimizer = _optimizer(name, side=side, dimension_numbers=numbers)
     params = jax.tree.map(lambda g: jnp.zeros_like(g[0]), gradients)
     updates = common.run(optimizer, params, gradients).updates
-    for leaf in ("wide", "square"):
+    for leaf in leaves:
         _assert_close(updates[leaf + "_transposed"].mT, updates[leaf])
 
 
@@ -102,10 +105,10 @@ def test_a_stacked_leaf_is_its_slices(name):
         return common.run(optimizer, params, gradients).updates
 
     together = updates_of({"stacked": stacked, **slices})
-    alone = updates_of(slices["layer_1"])
     for k in range(stacked.shape[1]):
         _assert_close(together["stacked"][:, k], together[f"layer_{k}"])
-    _assert_close(together["stacked"][:, 1], alone)
+    if name in common.REPRESENTATIVES:
+        _assert_close(together["stacked"][:, 1], updates_of(slices["layer_1"]))
 
 
 @pytest.mark.parametrize("name", ["subtrack", "subtrack_grad"])

@@ -95,11 +95,11 @@ LDADAM = {
 
 
 @pytest.mark.parametrize("name", LDADAM)
-def test_ldadam(golden, name, precision):
+def test_ldadam(golden, name):
     """Computes its own bases: signs of an SVD or QR do not matter to it."""
     arguments, suspects = LDADAM[name]
     optimizer = stj.ldadam(LEARNING_RATE, rank=4, eps=1e-12, init="svd", **arguments)
-    run = _run(golden, optimizer, precision)
+    run = _run(golden, optimizer, "float32")
     suspects = f"the power iteration, what it looks at, or {suspects}"
     _check_weights(golden, run, name, TOLERANCE["float32"], suspects)
 
@@ -111,12 +111,12 @@ def test_ldadam(golden, name, precision):
         ("apollo_mini", 1, dict(scale=128.0**0.5, per="matrix")),
     ],
 )
-def test_apollo_on_recorded_projections(golden, precision, name, rank, scaling):
+def test_apollo_on_recorded_projections(golden, name, rank, scaling):
     """Projections are PyTorch's random numbers, so the recorded ones are used."""
     for shape, axes in OFFICIAL_AXES.items():
         low_rank = stj.LowRank(rank, axes)
         drawn = golden[f"{shape}/{name}_projections"]
-        drawn = jnp.asarray(drawn if shape == "wide" else drawn.mT, precision)
+        drawn = jnp.asarray(drawn if shape == "wide" else drawn.mT, "float32")
         interval = COMMON["update_interval"]
         step = iter(range(len(drawn)))
 
@@ -130,7 +130,7 @@ def test_apollo_on_recorded_projections(golden, precision, name, rank, scaling):
             stj.scale_gradient(low_rank, growth_limit=None, **scaling),
             optax.scale_by_learning_rate(LEARNING_RATE),
         )
-        gradients = jnp.asarray(golden[f"{shape}/gradients"], precision)
+        gradients = jnp.asarray(golden[f"{shape}/gradients"], "float32")
         state, updates = optimizer.init(gradients[0]), []
         for gradient in gradients:  # not jitted: every step draws its own projection
             update, state = optimizer.update(gradient, state)
@@ -140,17 +140,21 @@ def test_apollo_on_recorded_projections(golden, precision, name, rank, scaling):
         _check_weights(golden, run, name, TOLERANCE["float32"], suspects)
 
 
-@pytest.mark.parametrize("name", RECORDED)
-def test_subtrack(golden, name, precision):
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "float64") for name in RECORDED), ("subtrack_line_search", "float32")],
+)
+def test_subtrack(golden, name, dtype):
     optimizer, arguments, suspects = RECORDED[name]
     optimizer = optimizer(LEARNING_RATE, init="svd", **COMMON, **arguments)
-    run = _run(golden, optimizer, precision)
-    _check_weights(golden, run, name, TOLERANCE[precision], suspects)
+    with jax.enable_x64(dtype == "float64"):
+        run = _run(golden, optimizer, dtype)
+    _check_weights(golden, run, name, TOLERANCE[dtype], suspects)
     for shape in ("wide", "square"):
         error = np.abs(
             _projector(run.bases[shape]) - _projector(golden[f"{shape}/{name}_basis"])
         ).max()
-        assert error < TOLERANCE[precision], (
+        assert error < TOLERANCE[dtype], (
             f"{shape}/{name}: the basis is {error:.1e} away from the recorded one, "
             f"whatever the weights do. Suspect {suspects}."
         )
@@ -203,7 +207,7 @@ def _replay(golden) -> stj.Tracker:
         ),
     ],
 )
-def test_on_recorded_bases(golden, precision, name, recovery, suspects):
+def test_on_recorded_bases(golden, name, recovery, suspects):
     """GaLore and Fira depend on the SVD's arbitrary signs, so bases are given."""
     low_rank = stj.LowRank(rank=4, dimension_numbers=OFFICIAL_AXES)
     optimizer = optax.chain(
@@ -213,7 +217,7 @@ def test_on_recorded_bases(golden, precision, name, recovery, suspects):
         stj.recover_and_scale(low_rank, **recovery),
         optax.scale_by_learning_rate(LEARNING_RATE),
     )
-    run = _run(golden, optimizer, precision)
+    run = _run(golden, optimizer, "float32")
     # Recorded in float32, so float64 is not closer.
     _check_weights(
         golden,

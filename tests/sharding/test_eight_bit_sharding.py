@@ -32,6 +32,7 @@ def test_on_a_mesh(axis_type, name):
     # 192 columns are two blocks: codes in eight shards, scales in two.
     few_blocks = sharded.Split(common.Leaf((64, 192)), P("fsdp", "tensor"))
     splits = {**SPLITS, "few_blocks": few_blocks}
+    del splits["wide"]
     optimizer = sharded.optimizer(name, splits, rank=24, mu_dtype="int8")
     recorded = common.drifting_tree(sharded.leaves(splits), 4)
     zeros = common.at(recorded, 0)

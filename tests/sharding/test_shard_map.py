@@ -18,7 +18,7 @@ OTHER_KINDS = ("ldadam", "online_subspace_descent", "apollo")
 CASES = {
     **{
         name: (common.OPTIMIZERS[name], {"rank": 2, "update_interval": 2})
-        for name in ("subtrack", "grass_walk", "golore", *OTHER_KINDS)
+        for name in ("subtrack", "golore", *OTHER_KINDS)
     },
     "eight_bits": (stj.subtrack, {"rank": 32, "mu_dtype": "int8"}),
 }

@@ -32,15 +32,17 @@ SPLITS = {
     "odd": sharded.Split(common.Leaf((8, 13)), P("fsdp", None)),
     "vector": sharded.Split(common.Leaf((8,), None), P("tensor")),
 }
+# Between them both orientations, split stacks, and a side that is not divided.
+FEW_SPLITS = ("layers last", "experts", "odd")
 
 
-def _gradients(mesh=None):
+def _gradients(splits, mesh=None):
     """Recorded gradients with an axis of steps, on the mesh if there is one."""
-    tree = common.drifting_tree(sharded.leaves(SPLITS), STEPS)
+    tree = common.drifting_tree(sharded.leaves(splits), STEPS)
     if mesh is None:
         return tree
     return {
-        name: jax.device_put(x, NamedSharding(mesh, P(None, *SPLITS[name].spec)))
+        name: jax.device_put(x, NamedSharding(mesh, P(None, *splits[name].spec)))
         for name, x in tree.items()
     }
 
@@ -78,31 +80,34 @@ def test_equals_one_device(name):
     place = list(common.OPTIMIZERS).index(name)
     both = name in ("subtrack", "ldadam")
     kinds = sharded.AXIS_TYPES if both else [sharded.AXIS_TYPES[place % 2]]
-    _check_against_one_device(name, kinds)
+    names = SPLITS if both else [FEW_SPLITS[place % 3], "vector"]
+    _check_against_one_device(name, kinds, {name: SPLITS[name] for name in names})
 
 
 @pytest.mark.parametrize("name", ["subtrack", "ldadam", "apollo"])
 def test_one_large_matrix_after_another_equals_one_device(name, monkeypatch):
     monkeypatch.setattr(matrix_loops, "LARGE", 1)
-    _check_against_one_device(name, sharded.AXIS_TYPES[name == "subtrack" :][:1])
+    splits = SPLITS if name == "subtrack" else {"experts": SPLITS["experts"]}
+    kinds = sharded.AXIS_TYPES[name == "subtrack" :][:1]
+    _check_against_one_device(name, kinds, splits)
 
 
-def _check_against_one_device(name, axis_types):
-    optimizer = sharded.optimizer(name, SPLITS, rank=4, weight_decay=0.1)
-    params = common.zeros(sharded.leaves(SPLITS))
-    want, want_state = _trained(optimizer, params, _gradients())
+def _check_against_one_device(name, axis_types, splits):
+    optimizer = sharded.optimizer(name, splits, rank=4, weight_decay=0.1)
+    params = common.zeros(sharded.leaves(splits))
+    want, want_state = _trained(optimizer, params, _gradients(splits))
     for axis_type in axis_types:
         mesh = sharded.mesh(axis_type)
         with jax.set_mesh(mesh):
-            placed = jax.device_put(params, sharded.shardings(SPLITS, mesh))
+            placed = jax.device_put(params, sharded.shardings(splits, mesh))
             got, got_state = _trained(
                 optimizer,
                 placed,
-                _gradients(mesh),
+                _gradients(splits, mesh),
                 stj.state_sharding(optimizer, placed),
             )
         assert jax.tree.structure(got_state) == jax.tree.structure(want_state)
-        for leaf in SPLITS:
+        for leaf in splits:
             change = np.max(np.abs(want[leaf]))
             np.testing.assert_allclose(
                 got[leaf], want[leaf], rtol=0, atol=1e-5 * change, err_msg=leaf

@@ -183,9 +183,9 @@ def test_stacked_equals_unstacked():
     """Equal up to rounding, which may choose the neighbouring code."""
     gradients = common.drifting_tree(LEAVES, 2 * INTERVAL)
     run = common.run(_subtrack(init="svd"), common.zeros(LEAVES), gradients)
+    alone = _subtrack(init="svd", dimension_numbers=None)
     for layer in range(3):
         one = {"kernel": gradients["layers"][:, layer]}
-        alone = _subtrack(init="svd", dimension_numbers=None)
         got = common.run(alone, common.at(one, 0), one).updates["kernel"]
         want = run.updates["layers"][:, layer]
         assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)

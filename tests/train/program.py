@@ -35,6 +35,11 @@ ENVIRONMENT = os.environ | {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
 }
+# A run with all that it can write.
+STEPS = 100
+FLAGS = [*SMALL, "--steps", STEPS, "--eval-every-steps", 40, "--eval-tokens", 500]
+FLAGS += ["--checkpoint-every-steps", 20, "--diagnostics", "--tensorboard"]
+FLAGS += ["--peak-teraflops", 1]
 TIMINGS = {"elapsed_seconds", "tokens_per_second", "peak_memory_bytes", "mfu"}
 
 
@@ -56,10 +61,15 @@ def assert_refuses(main, capsys, argv, *messages):
     return err
 
 
+def keeps_memory():
+    """Programs in this process do not register what trims memory of later tests."""
+    return mock.patch.object(out_of_memory, "trim_after_compilations")
+
+
 def assert_pretrain_refuses(capsys, argv, *messages):
     """As `assert_refuses`, of train.pretrain on the eight devices of this process."""
     argv = [*argv, "--mesh", "tensor=8"]
-    with mock.patch.object(out_of_memory, "trim_after_compilations"):
+    with keeps_memory():
         return assert_refuses(pretrain.main, capsys, argv, *messages)
 
 
@@ -74,12 +84,12 @@ def limited_file_size(most_bytes):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def run(*argv, program="train.pretrain", devices=1, **options):
+def run(*argv, program="train.pretrain", devices=1, environment=None, **options):
     """Waits for the program; its output is in the result."""
     return subprocess.run(
         command(*argv, program=program),
         cwd=ROOT,
-        env=ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)},
+        env=ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)} | (environment or {}),
         capture_output=True,
         text=True,
         timeout=400,
@@ -101,14 +111,19 @@ def start(*argv, program="train.pretrain"):
     )
 
 
-def stop_after(rows, sent, process, directory):
-    """Sends a signal once so many steps are written down; returns (code, out, err)."""
+def wait_for_rows(rows, process, directory):
+    """Waits until so many steps of a run are written down."""
     deadline = time.monotonic() + 240
     metrics = directory / "metrics.jsonl"
     while not metrics.exists() or metrics.read_bytes().count(b"\n") <= rows:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.005)
+
+
+def stop_after(rows, sent, process, directory):
+    """Sends a signal once so many steps are written down; returns (code, out, err)."""
+    wait_for_rows(rows, process, directory)
     process.send_signal(sent)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err

@@ -84,17 +84,22 @@ def test_the_step_that_is_timed_is_the_one_of_its_name():
 
 
 @pytest.mark.parametrize("measure", ["update", "step"])
-def test_a_table_and_its_numbers(tmp_path, measure):
-    """The program as a user runs it, small."""
-    done = run(
-        *["--preset", "tiny", "--num-layers", 1, "--measure", measure, "--rounds", 2],
-        *["--refresh-rounds", 1, "--optimizers", "adamw,subtrack", "--rank", 4],
-        *["--sequence-length-tokens", 8, "--batch-size-sequences", 2],
-        *["--output", tmp_path / "new" / "small"],
-        program="train.benchmark",
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_a_table_and_its_numbers(tmp_path, measure, capsys):
+    """The program as a user runs it, small, and once in a process of its own."""
+    flags = [
+        *["--preset", "tiny", "--num-layers", "1", "--measure", measure],
+        *["--rounds", "2", "--refresh-rounds", "1", "--rank", "4"],
+        *["--optimizers", "adamw,subtrack", "--output", str(tmp_path / "new/small")],
+        *["--sequence-length-tokens", "8", "--batch-size-sequences", "2"],
+    ]
+    if measure == "step":
+        done = run(*flags, program="train.benchmark")
+        assert done.returncode == 0, done.stderr
+        out = done.stdout
+    else:
+        benchmark.main(flags)
+        out = capsys.readouterr().out
+    lines = out.splitlines()
     assert len(lines) == 4
     assert "steady step" in lines[0]
     assert lines[3].split("|")[1].strip() == "subtrack"

@@ -9,6 +9,7 @@ import pytest
 
 from tests.train.program import (
     SMALL,
+    STEPS,
     assert_pretrain_refuses,
     read_metrics,
     run,
@@ -18,25 +19,15 @@ from train.generation import exporting
 from train.loop import messages
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The directory of a short run, and what it printed."""
-    directory = tmp_path_factory.mktemp("runs") / "first"
-    flags = ["--steps", 42, "--eval-every-steps", 20, "--output-dir", directory]
-    flags += ["--tensorboard", "--peak-teraflops", 1]
-    done = run(*SMALL, *flags)
-    assert done.returncode == 0, done.stderr
-    return directory, done
-
-
-def test_a_short_run_learns_and_leaves_its_files(finished):
-    directory, done = finished
+def test_a_run_learns_and_leaves_its_files(uninterrupted):
+    directory = uninterrupted.directory
 
     rows = read_metrics(directory)
-    assert [row["step"] for row in rows] == list(range(43))
+    assert [row["step"] for row in rows] == list(range(STEPS + 1))
     before, *rows = rows
+    out = uninterrupted.out
     assert before["eval_loss"] == pytest.approx(math.log(300), abs=0.5)
-    assert f"Before training, held-out loss {before['eval_loss']:.3f}" in done.stdout
+    assert f"Before training, held-out loss {before['eval_loss']:.3f}" in out
     seconds = 0.0
     for step, row in enumerate(rows, 1):
         assert row["tokens_per_second"] > 0
@@ -50,37 +41,37 @@ def test_a_short_run_learns_and_leaves_its_files(finished):
         assert row["skipped_steps"] == 0
         assert 0 < row["captured_energy"] < 1
     evaluations = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
-    assert list(evaluations) == [20, 40, 42]
+    assert list(evaluations) == [40, 80, STEPS]
     assert rows[-1]["loss"] < rows[0]["loss"] - 1
-    assert evaluations[42] < evaluations[20] < rows[0]["loss"] - 0.5
+    assert evaluations[STEPS] < evaluations[40] < rows[0]["loss"] - 0.5
 
     assert all(0 < row["mfu"] < 1 for row in rows)
     assert len(list((directory / "tensorboard").iterdir())) == 1
     assert (directory / "curve.png").read_bytes().startswith(b"\x89PNG")
     saved = json.loads((directory / "config.json").read_text())
     assert saved["optimizer"]["name"] == "subtrack"
-    assert saved["steps"] == 42
+    assert saved["steps"] == STEPS
     tokenizer = json.loads((directory / "tokenizer.json").read_text())
     assert len(tokenizer["model"]["vocab"]) == 300
     # A sample before and one after, and a progress bar.
-    assert done.stdout.count("The whale") == 2
-    assert f"held-out loss {evaluations[42]:.3f}" in done.stdout
-    assert "it was never lower" in done.stdout
-    assert sorted(p.name for p in (directory / "checkpoints").iterdir()) == ["40", "42"]
-    assert "42/42" in done.stderr
-    assert "MFU=" in done.stderr
-    assert f"perplexity {math.exp(evaluations[42]):.2f}" in done.stdout
-    assert f"train.pretrain --resume --output-dir {directory}\n" in done.stdout
-    assert f"train.generate --checkpoint {directory}\n" in done.stdout
-    assert f"train.export --checkpoint {directory} --to hf\n" in done.stdout
+    assert out.count("The whale") == 2
+    assert f"held-out loss {evaluations[STEPS]:.3f}" in out
+    assert "it was never lower" in out
+    assert {p.name for p in (directory / "checkpoints").iterdir()} == {"80", "100"}
+    assert f"{STEPS}/{STEPS}" in uninterrupted.err
+    assert "MFU=" in uninterrupted.err
+    assert f"perplexity {math.exp(evaluations[STEPS]):.2f}" in out
+    assert f"train.pretrain --resume --output-dir {directory}\n" in out
+    assert f"train.generate --checkpoint {directory}\n" in out
+    assert f"train.export --checkpoint {directory} --to hf\n" in out
 
 
-def test_a_loss_that_is_not_finite_is_skipped_then_the_end(tmp_path):
+def test_a_loss_that_is_not_finite_is_skipped_then_the_end(uninterrupted, tmp_path):
     """A learning rate beyond all reason; what came before stays."""
-    flags = [*SMALL, "--steps", 40, "--learning-rate", 1e30]
+    flags = [*SMALL, "--steps", 40, "--learning-rate", 1e30, "--seed", 7]
     flags += ["--max-gradient-norm", 1e30]
     flags += ["--optimizer", "adamw", "--max-skipped-steps-in-a-row", 4]
-    done = run(*flags, "--eval-tokens", 300, "--output-dir", tmp_path)
+    done = run(*flags, "--eval-tokens", 500, "--output-dir", tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
@@ -90,6 +81,9 @@ def test_a_loss_that_is_not_finite_is_skipped_then_the_end(tmp_path):
     assert [row["skipped_steps"] for row in rows[-5:]] == [0, 1, 2, 3, 4]
     assert rows[-1]["loss"] is None
     assert all("captured_energy" not in row for row in rows)
+    # Another seed: other weights.
+    seed_0 = read_metrics(uninterrupted.directory)[0]["eval_loss"]
+    assert abs(rows[0]["eval_loss"] - seed_0) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -124,14 +118,16 @@ def test_the_end_tells_the_last_and_the_best_held_out_loss(losses, message):
     assert message in messages.outcome([{"step": 1}, *rows], [10, 11])
 
 
-def test_starts_from_weights_of_another_program(finished, tmp_path):
+def test_starts_from_weights_of_another_program(uninterrupted, tmp_path):
     """Their shape and tokenizer; the first loss is the one they had."""
-    flags = ["--sequence-length-tokens", 32]
-    directory = shutil.copytree(finished[0], tmp_path / "first")
+    # The same held-out tokens.
+    flags = ["--sequence-length-tokens", 32, "--batch-size-sequences", 4]
+    flags += ["--held-out-fraction", 0.01]
+    directory = shutil.copytree(uninterrupted.directory, tmp_path / "first")
     exported = exporting.export(export.ExportConfig(directory))
     # Too high a rate: what was given stays the best, and is kept.
     flags += ["--init-from", exported, "--rank", 8, "--steps", 1]
-    flags += ["--learning-rate", 1]
+    flags += ["--eval-tokens", 500, "--learning-rate", 1]
     again = run(*flags, "--output-dir", tmp_path / "second")
     assert again.returncode == 0, again.stderr
     before = re.search(r"Before training, held-out loss (\S+):", again.stdout)[1]

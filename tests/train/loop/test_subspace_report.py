@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
-import signal
 import time
 
 import jax
@@ -15,15 +13,8 @@ import pytest
 import scipy.linalg
 
 from tests import common
-from tests.train.program import (
-    SMALL,
-    assert_pretrain_refuses,
-    read_rows,
-    read_values,
-    run,
-    start,
-    stop_after,
-)
+from tests.train import program
+from tests.train.program import assert_pretrain_refuses, read_rows
 from train.cli import command_line
 from train.config.presets import PRESETS
 from train.config.run_config import ReportConfig
@@ -39,8 +30,6 @@ from train.step.train_state import TrainState
 from train.system.json_lines import JsonLines
 from train.system.stopwatch import Stopwatch
 
-FLAGS = [*SMALL, "--steps", 43, "--eval-tokens", 300, "--checkpoint-every-steps", 4]
-FLAGS += ["--diagnostics"]
 INTERVAL, STEPS = 3, 14
 MATRICES = {
     "layers/attention/query/kernel": common.Leaf((2, 6, 10), (1,), (2,)),
@@ -281,56 +270,21 @@ def test_labels_are_short_and_tell_apart(matrices, labels):
 # --- The program ----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def looked_at(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("runs") / "looked_at"
-    done = run(*FLAGS, "--output-dir", directory)
-    assert done.returncode == 0, done.stderr
-    return directory
-
-
-def test_a_run_writes_and_draws(looked_at):
-    rows = read_rows(looked_at / DIAGNOSTICS_FILE)
-    assert len(rows) == 9 * 7 * 2
-    assert {row["step"] for row in rows} == set(range(1, 43, 5))
+def test_a_run_writes_and_draws(uninterrupted):
+    """What it writes after a kill, or from a later step on, is in test_resume."""
+    directory = uninterrupted.directory
+    rows = read_rows(directory / DIAGNOSTICS_FILE)
+    assert len(rows) == 20 * 7 * 2
+    assert {row["step"] for row in rows} == set(range(1, program.STEPS + 1, 5))
     for row in rows:
         assert 0 < row["captured_energy"] < 1
         assert row["recovery_ratio"] > 0
         assert row["step"] == 1 or 0 < row["grassmann_distance"] <= math.pi / 2
-    assert (looked_at / PLOT_FILE).read_bytes().startswith(b"\x89PNG")
-
-
-def test_killed_and_resumed_it_has_the_same_rows(looked_at, tmp_path):
-    flags = [*FLAGS, "--output-dir", tmp_path]
-    code, _, _ = stop_after(24, signal.SIGKILL, start(*flags), tmp_path)
-    assert code == -signal.SIGKILL
-    done = run("--resume", "--output-dir", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Continued after step" in done.stdout
-    for name in (DIAGNOSTICS_FILE, PLOT_FILE):
-        assert (tmp_path / name).read_bytes() == (looked_at / name).read_bytes()
-    assert read_values(tmp_path) == read_values(looked_at)
-
-
-def test_looking_changes_nothing_else_and_may_begin_late(looked_at, tmp_path):
-    flags = [*FLAGS, "--output-dir", tmp_path]
-    flags.remove("--diagnostics")
-    done = run(*flags)
-    assert done.returncode == 0, done.stderr
-    assert read_values(tmp_path) == read_values(looked_at)
-    assert not (tmp_path / DIAGNOSTICS_FILE).exists()
-    assert not (tmp_path / PLOT_FILE).exists()
-    shutil.rmtree(tmp_path / "checkpoints" / "43")
-    done = run("--resume", "--output-dir", tmp_path, "--diagnostics")
-    assert done.returncode == 0, done.stderr
-    late = read_rows(tmp_path / DIAGNOSTICS_FILE)
-    assert late == [
-        row for row in read_rows(looked_at / DIAGNOSTICS_FILE) if row["step"] > 40
-    ]
+    assert (directory / PLOT_FILE).read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_optimizer_without_subspaces_is_refused(capsys):
-    argv = [*FLAGS, "--optimizer", "adamw"]
+    argv = [*program.FLAGS, "--optimizer", "adamw"]
     assert_pretrain_refuses(capsys, argv, "--optimizer adamw does not have")
 
 
