@@ -167,12 +167,13 @@ class LlamaParts(NamedTuple):
 
     Attributes:
       before: (outside, tokens) -> activations (batch, length, hidden).
-      layer: (parameters of one layer, activations) -> activations.
+      layer: (parameters of one layer, activations, positions, segments) ->
+        activations; the last two as in `Llama.hidden_states`.
       after: (outside, activations, targets, mask) -> `TokenLoss`.
     """
 
     before: Callable[[Any, jax.Array], jax.Array]
-    layer: Callable[[Any, jax.Array], jax.Array]
+    layer: Callable[..., jax.Array]
     after: Callable[[Any, jax.Array, jax.Array, jax.Array], TokenLoss]
 
 
@@ -199,8 +200,10 @@ def parts(config: LlamaConfig) -> LlamaParts:
     def before(outside, tokens):
         return nnx.merge(outside_definition, outside).embedding(tokens)
 
-    def layer(params, x):
-        apply = _layer_at(config, jnp.arange(x.shape[1]))
+    def layer(params, x, positions=None, segments=None):
+        if positions is None:
+            positions = jnp.arange(x.shape[1])
+        apply = _layer_at(config, positions, segments)
         return apply_layer(layer_definition, params, apply, x, None)[0]
 
     def after(outside, x, targets, mask):

@@ -22,7 +22,7 @@ from subtrack_jax._internal.validation import check, check_steps
 def update_in_backward(
     optimizer: optax.GradientTransformation,
     before: Callable[[Any, Any], jax.Array],
-    layer: Callable[[Any, jax.Array], jax.Array],
+    layer: Callable[[Any, jax.Array, Any], jax.Array],
     after: Callable[[Any, jax.Array, Any], Any],
     *,
     stack: str = "layers",
@@ -36,8 +36,8 @@ def update_in_backward(
     is that of the ordinary step, up to rounding, with the ordinary state: of
     `optimizer.init(params)`. Either step can follow the other at any time.
 
-    The model is `after(rest, layers(before(rest, batch)), batch)`, with layers of
-    equal shapes, whose parameters are stacked on a leading axis under one key of
+    The model is `after(rest, layers(before(rest, batch), batch), batch)`, with layers
+    of equal shapes, whose parameters are stacked on a leading axis under one key of
     `params`; `rest` are the parameters under all other keys. Activations between
     layers are saved, those inside of a layer are computed again (as
     `jax.checkpoint` of each layer does).
@@ -58,8 +58,8 @@ def update_in_backward(
       optimizer: any optax transformation, except those that look at the gradients of
         all layers (`optax.apply_if_finite`, `optax.contrib.prodigy`).
       before: from `rest` and a part of the batch to activations, a tree of arrays.
-      layer: from one layer's parameters and activations to activations of the same
-        types.
+      layer: from one layer's parameters, activations and a part of the batch to
+        activations of the same types.
       after: from `rest`, the last activations and a part of the batch to the value
         to minimise, a scalar that is summed over the parts; with `has_aux`, and a
         tree of arrays.
@@ -93,7 +93,7 @@ def update_in_backward(
       >>> step = stj.update_in_backward(
       ...     optimizer,
       ...     before=lambda rest, batch: rest["embedding"][batch["inputs"]],
-      ...     layer=lambda own, x: x + jnp.tanh(x @ own["kernel"]),
+      ...     layer=lambda own, x, batch: x + jnp.tanh(x @ own["kernel"]),
       ...     after=lambda rest, x, batch: jnp.sum(
       ...         (x @ rest["head"] - batch["targets"]) ** 2
       ...     ),

@@ -53,9 +53,11 @@ def _normalised(x, scale):
     return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * scale
 
 
-def layer(own, x):
+def layer(own, x, batch):
+    """Block that adds less to tokens that are masked."""
     y = _normalised(x, own["norm"][None, None])
-    return x + jnp.tanh(y @ own["up"]["kernel"]) @ own["down"]["kernel"]
+    y = jnp.tanh(y @ own["up"]["kernel"]) @ own["down"]["kernel"]
+    return x + jnp.where(batch["mask"], 1, 0.5).astype(x.dtype)[..., None] * y
 
 
 def after(rest, x, batch):
@@ -83,7 +85,7 @@ def make_step(optimizer, layer=layer, **arguments):
 def make_ordinary_step(optimizer, max_gradient_norm=math.inf):
     def mean_loss(params, batch):
         x, _ = jax.lax.scan(
-            lambda x, own: (layer(own, x), None),
+            lambda x, own: (layer(own, x, batch), None),
             before(params, batch),
             params["layers"],
         )
@@ -258,9 +260,9 @@ def test_a_loss_that_is_not_finite_changes_nothing():
 
 
 def test_a_gradient_that_is_not_finite_stops_the_updates_below():
-    def spoilt(own, x):
+    def spoilt(own, x, batch):
         # The root's slope at zero is infinite.
-        return layer(own, x) + 0 * jnp.sqrt(own["switch"])
+        return layer(own, x, batch) + 0 * jnp.sqrt(own["switch"])
 
     optimizer, params = optax.sgd(0.1), make_params()
     params["layers"]["switch"] = jnp.array([1.0, 0.0, 1.0])

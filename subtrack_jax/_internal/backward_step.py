@@ -79,7 +79,7 @@ class BackwardStep(NamedTuple):
 
         norm, factor = None, None
         if self.max_gradient_norm < math.inf:
-            first_dx, squares = self._measure(layers, saved, dx)
+            first_dx, squares = self._measure(layers, saved, batch, dx)
             squares += _squares(complete) + _squares(gradient_early(first_dx))
             norm = jnp.sqrt(squares)
             factor = jnp.minimum(self.max_gradient_norm / norm, 1)
@@ -99,7 +99,7 @@ class BackwardStep(NamedTuple):
             new_state = self.state.join(new_state, part, complete.keys())
             found += squares
         dx, layers, stacks, squares, ok = self._update_layers(
-            ok, factor, layers, opt_state, saved, dx
+            ok, factor, layers, opt_state, saved, batch, dx
         )
         new_params |= {self.stack: layers}
         new_state = self.state.with_stacks(new_state, stacks)
@@ -158,6 +158,7 @@ class BackwardStep(NamedTuple):
         layers: Any,
         opt_state: optax.OptState,
         saved: Any,
+        batch: Any,
         dx: Any,
     ) -> Any:
         """Backward pass through the layers, with an update of each.
@@ -168,6 +169,7 @@ class BackwardStep(NamedTuple):
           layers: parameters of all layers.
           opt_state: the state of all parameters.
           saved: activations before each layer.
+          batch: in parts.
           dx: gradient by the last activations.
 
         Returns:
@@ -183,7 +185,7 @@ class BackwardStep(NamedTuple):
             # the barriers materialise them. A fusion that reads a stack which another
             # one writes would have the compiler copy the stack for every layer.
             own, slices = optimization_barrier(_slice((layers, stacks), k))
-            gradient, dx = self.model.gradient_layer(_first(own), x, dx)
+            gradient, dx = self.model.gradient_layer(_first(own), x, batch, dx)
             part = state.part(state.with_stacks(opt_state, slices), keys)
             new, part, squares, ok = self._update(
                 ok,
@@ -201,14 +203,16 @@ class BackwardStep(NamedTuple):
         at = jnp.arange(state.depth), saved
         return jax.lax.scan(backward, carry, at, reverse=True)[0]
 
-    def _measure(self, layers: Any, saved: Any, dx: Any) -> tuple[Any, jax.Array]:
+    def _measure(
+        self, layers: Any, saved: Any, batch: Any, dx: Any
+    ) -> tuple[Any, jax.Array]:
         """Backward pass that keeps the sum of squares of the layers' gradients only."""
 
         def backward(carry, at):
             dx, found = carry
             k, x = at
             own = optimization_barrier(_first(_slice(layers, k)))
-            gradient, dx = self.model.gradient_layer(own, x, dx)
+            gradient, dx = self.model.gradient_layer(own, x, batch, dx)
             return (dx, found + _squares(gradient)), None
 
         at = jnp.arange(self.state.depth), saved

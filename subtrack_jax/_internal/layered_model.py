@@ -20,7 +20,7 @@ class LayeredModel:
 
     Attributes:
       before: (parameters outside of the stack, part) -> activations.
-      layer: (parameters of one layer, activations) -> activations.
+      layer: (parameters of one layer, activations, part) -> activations.
       after: (parameters outside of the stack, activations, part) -> (value to
         minimise, further results).
       parts: number of parts of a batch, computed sequentially.
@@ -52,7 +52,8 @@ class LayeredModel:
         """Activations after the last layer, and those before each layer, stacked."""
 
         def of_layer(x, parameters):
-            return self._map(lambda x: self.layer(parameters, x), x), x
+            call = lambda x, part: self.layer(parameters, x, part)
+            return self._map(call, x, batch), x
 
         x = self._map(lambda part: self.before(rest, part), batch)
         return jax.lax.scan(of_layer, x, layers)
@@ -89,13 +90,16 @@ class LayeredModel:
         add = lambda x: jnp.sum(x, axis=0)
         return gradient, dx, add(total), jax.tree.map(add, aux)
 
-    def gradient_layer(self, parameters: Any, x: Any, dx: Any) -> tuple[Any, Any]:
+    def gradient_layer(
+        self, parameters: Any, x: Any, batch: Any, dx: Any
+    ) -> tuple[Any, Any]:
         """Gradient of one layer by its parameters, and by its activations."""
 
-        def of_part(x, dx):
-            return jax.vjp(self.layer, parameters, x)[1](dx)
+        def of_part(x, part, dx):
+            call = lambda parameters, x: self.layer(parameters, x, part)
+            return jax.vjp(call, parameters, x)[1](dx)
 
-        return self._sum(of_part, parameters, x, dx)
+        return self._sum(of_part, parameters, x, batch, dx)
 
     def gradient_before(
         self, keys: Collection[str], rest: Params, batch: Any, dx: Any
@@ -109,11 +113,11 @@ class LayeredModel:
 
         return self._sum(of_part, own, batch, dx)[0]
 
-    def _map(self, function: Callable[..., Any], x: Any) -> Any:
+    def _map(self, function: Callable[..., Any], *xs: Any) -> Any:
         """Maps over the parts, sequentially."""
         if self.parts > 1:
-            return jax.lax.map(function, x)
-        return _stacked(function(_only(x)))
+            return jax.lax.map(lambda xs: function(*xs), xs)
+        return _stacked(function(*map(_only, xs)))
 
     def _sum(self, function: Callable[..., Any], like: Any, *xs: Any) -> Any:
         """Sums gradients over the parts in float32; stacks other results.

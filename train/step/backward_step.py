@@ -21,13 +21,13 @@ class LayeredLoss(NamedTuple):
 
     Attributes:
       before: (outside, batch) -> activations.
-      layer: (parameters of one layer, activations) -> activations.
+      layer: (parameters of one layer, activations, batch) -> activations.
       after: (outside, activations, batch) -> sums.
       count: batch -> the sums' `count`.
     """
 
     before: Callable[[Any, Batch], jax.Array]
-    layer: Callable[[Any, jax.Array], jax.Array]
+    layer: Callable[[Any, jax.Array, Batch], jax.Array]
     after: Callable[[Any, jax.Array, Batch], LossSums]
     count: Callable[[Batch], jax.Array]
 

@@ -38,7 +38,9 @@ class NextTokenLoss:
         before, layer, after = llama.parts(self.model)
         return LayeredLoss(
             lambda outside, batch: before(outside, batch["inputs"]),
-            layer,
+            lambda params, x, batch: layer(
+                params, x, batch.get("positions"), batch.get("segments")
+            ),
             lambda outside, x, batch: self._sums(
                 after(outside, x, batch["targets"], batch["mask"])
             ),

@@ -4,6 +4,7 @@ import dataclasses
 import typing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,11 @@ from train.step import optimizers, placement
 from train.step.mesh import make_mesh
 from train.step.setup import llama_setup
 
+# Rows of two texts each.
+TWO_TEXTS = {
+    "positions": jnp.tile(jnp.arange(8) % 4, (8, 1)),
+    "segments": jnp.tile(jnp.arange(8) // 4, (8, 1)),
+}
 FULL = dataclasses.replace(MODEL, remat="full")
 NAMES = set(typing.get_args(OptimizerName)) - {"adafactor"}
 
@@ -36,7 +42,7 @@ def run(setups, steps, mesh=None):
     state, seed = setups[0].create_state(jax.random.key(0)), 0
     for setup in setups:
         for _ in range(steps):
-            batch = make_batch(seed, (8, 8))
+            batch = make_batch(seed, (8, 8)) | TWO_TEXTS
             if mesh is not None:
                 batch = jax.device_put(batch, placement.batch_sharding(mesh))
             state, metrics = setup.train_step(state, batch)
