@@ -15,14 +15,13 @@ from train.finetuning.evaluation import Evaluator, Scores
 from train.finetuning.messages import farewell, resume, summary
 from train.finetuning.preparation import Prepared, prepare, read_weights
 from train.loop import continuation, hosts, opening, training_loop
-from train.loop.journal import DivergedError
 from train.loop.subspace_report import check_has_subspaces
 from train.rundir import services
 from train.rundir.checkpoint_reading import restore_params
-from train.rundir.checkpoints import CheckpointError, Checkpoints, quiet_orbax
+from train.rundir.checkpoints import Checkpoints, quiet_orbax
 from train.rundir.directory import Found
 from train.rundir.saved_config import CONFIG_FILE, save_config
-from train.step import optimizers, placement
+from train.step import optimizers
 from train.step.mesh import check_rows, make_mesh
 from train.step.setup import finetuning
 from train.step.throughput import Counted
@@ -267,14 +266,7 @@ def run(config: FinetuneConfig) -> int:
                     # The config first: it marks the other files as this program's own.
                     save_config(config, config.output_dir / CONFIG_FILE)
                     prepared.tokenizer.save(config.output_dir)
-        stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(placement.rules())
-        # From here on a ValueError is a bug and shows a traceback.
-        with (
-            console.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
-            out_of_memory.one_line_errors(),
-            Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
-        ):
+        with opening.training(config, mesh) as checkpoints:
             return finetune(_Run(prepared, mesh), found, checkpoints, read_params)
 
 

@@ -1,15 +1,20 @@
-"""Beginning of a run: its directory, shared by all processes, and its settings."""
+"""Beginning of a run: directory, shared by all processes, settings, devices."""
 
 import contextlib
+from collections.abc import Iterator
 
 import jax
+from jax.sharding import Mesh
 
 from train.config.run_config import RunConfig
 from train.loop import hosts
+from train.loop.journal import DivergedError
 from train.rundir import disk_space
+from train.rundir.checkpoints import CheckpointError, Checkpoints
 from train.rundir.directory import Found, keep_settings, open_directory
+from train.step import placement
 from train.step.train_state import TrainState
-from train.system import console, processes
+from train.system import console, out_of_memory, processes
 
 
 def open_shared(stack: contextlib.ExitStack, config: RunConfig) -> Found | None:
@@ -45,6 +50,23 @@ def save_settings(config: RunConfig, found: Found | None, state: TrainState) -> 
                 first,
                 evaluates_other_text=bool(found and found.has_other_evaluation),
             )
+
+
+@contextlib.contextmanager
+def training(config: RunConfig, mesh: Mesh) -> Iterator[Checkpoints]:
+    """Sets the devices of a run and opens its checkpoints.
+
+    Errors of the disk, the devices' memory and the loss end the program with one line.
+    A ValueError is a bug from here on and shows a traceback.
+    """
+    with (
+        jax.set_mesh(mesh),
+        placement.rules(),
+        console.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
+        out_of_memory.one_line_errors(),
+        Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
+    ):
+        yield checkpoints
 
 
 def warn_once(message: str) -> None:

@@ -14,14 +14,13 @@ from train.config.pretrain_config import PretrainConfig
 from train.data import dataset as data
 from train.generation import writing
 from train.loop import continuation, hosts, messages, opening, training_loop
-from train.loop.journal import DivergedError
 from train.loop.subspace_report import check_has_subspaces
 from train.rundir import services
 from train.rundir.changes import evaluation_start
-from train.rundir.checkpoints import CheckpointError, Checkpoints, quiet_orbax
+from train.rundir.checkpoints import Checkpoints, quiet_orbax
 from train.rundir.directory import Found
 from train.rundir.saved_config import CONFIG_FILE, save_config
-from train.step import given_weights, optimizers, placement, throughput
+from train.step import given_weights, optimizers, throughput
 from train.step.mesh import check_batch, make_mesh
 from train.step.setup import pretraining
 from train.system import compilation_cache, console, out_of_memory, processes
@@ -189,12 +188,5 @@ def run(config: PretrainConfig) -> int:
             with processes.together(ValueError):
                 read_weights = given_weights.reader(config, now=not found)
             text = _open_text(config, found)
-        stack.enter_context(jax.set_mesh(mesh))
-        stack.enter_context(placement.rules())
-        # From here on a ValueError is a bug and shows a traceback.
-        with (
-            console.user_errors(OSError, CheckpointError, DivergedError, MemoryError),
-            out_of_memory.one_line_errors(),
-            Checkpoints(config.output_dir, config.checkpoint) as checkpoints,
-        ):
+        with opening.training(config, mesh) as checkpoints:
             return pretrain(config, found, text, checkpoints, mesh, read_weights)
