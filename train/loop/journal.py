@@ -140,12 +140,13 @@ class Journal:
         try:
             self._note_checkpoint()
             self._writer.close()
-            loss_plot.plot(
-                self.rows,
-                self._config.title,
-                self._config.output_dir / metrics.CURVE_FILE,
-                unit=self._counted.unit,
-            )
+            if processes.is_first():
+                loss_plot.plot(
+                    self.rows,
+                    self._config.title,
+                    self._config.output_dir / metrics.CURVE_FILE,
+                    unit=self._counted.unit,
+                )
         except OSError:
             if error is None:  # otherwise the first error is reported
                 raise
