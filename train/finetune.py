@@ -7,7 +7,7 @@ from train.cli import command_line
 from train.cli.command_line import Example, Origins
 from train.cli.launch import launch
 from train.config.finetune_config import FINETUNE, FinetuneConfig
-from train.config.finetune_presets import PRESETS, of_task
+from train.config.finetune_presets import PRESETS, adapted
 
 COMMON = (
     *("--preset", "--config", "--resume", "--output-dir", "--init-from"),
@@ -29,8 +29,7 @@ EXAMPLES = (
     ),
     Example(
         "the full-rank baseline",
-        "--preset glue-base --task mrpc --optimizer adamw --b1 0.9 --b2 0.999 "
-        "--output-dir runs/mrpc-adamw",
+        "--preset glue-base --task mrpc --optimizer adamw --output-dir runs/mrpc-adamw",
     ),
     Example(
         "a task of SuperGLUE from a local copy",
@@ -49,8 +48,11 @@ def read(argv: Sequence[str]) -> FinetuneConfig:
 
 
 def starting_values(base: FinetuneConfig, given: Origins) -> FinetuneConfig:
-    """Values that the task and the other flags imply."""
-    base = of_task(base, given.task)
+    """Values that the task, the optimizer and other flags imply."""
+    base = adapted(base, given.task, given.optimizer)
+    if given.warmup_steps is not None:
+        optimizer = dataclasses.replace(base.optimizer, warmup_fraction=None)
+        base = dataclasses.replace(base, optimizer=optimizer)
     is_saved = given.resume or given.config
     if is_saved and given.epochs is not None and given.steps is None:
         # Saved steps were counted with the saved epochs.

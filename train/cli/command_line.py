@@ -36,6 +36,8 @@ class Origins(NamedTuple):
     task: str | None = None
     epochs: str | None = None
     steps: str | None = None
+    optimizer: str | None = None
+    warmup_steps: str | None = None
 
 
 def parse(

@@ -45,24 +45,40 @@ _BATCH_SIZES = {"cola": 32}
 _INTERVALS = {"cb": 100, "copa": 100, "axg": 100, "wsc": 250}
 
 
-def of_task(base: FinetuneConfig, task: str | None) -> FinetuneConfig:
-    """A preset with the settings that were published for a task.
+# Full-rank methods, for which the published baseline has Adam's usual decays.
+_FULL_RANK = ("adamw", "muon", "adafactor")
+# Methods whose scale is not alpha of the papers, or that have their own decays.
+_OWN_SETTINGS = {
+    "ldadam": {"scale": None, "b1": None, "b2": None},
+    "apollo": {"scale": None},
+    "apollo-mini": {"scale": None},
+}
+
+
+def adapted(
+    base: FinetuneConfig, task: str | None, optimizer: str | None
+) -> FinetuneConfig:
+    """A preset with the settings of a task and of an optimizer.
 
     Args:
-      base: the preset; others than the published ones stay as they are.
-      task: the task's name.
+      base: the preset; other configs stay as they are.
+      task: the task's name; None: not given.
+      optimizer: the optimizer's name; None: not given.
     """
-    if task is None or base != PRESETS.get(base.preset):
+    if base != PRESETS.get(base.preset):
         return base
+    settings = dict(_OWN_SETTINGS.get(optimizer, {}))
+    if optimizer in _FULL_RANK:
+        settings = {"b1": OPTIMIZER.b1, "b2": OPTIMIZER.b2}
+    size = base.data.batch_size_examples
     if base.preset == "glue-base":
-        rate = _LEARNING_RATES.get(task, base.optimizer.learning_rate)
-        size = _BATCH_SIZES.get(task, base.data.batch_size_examples)
-        data = _replace(base.data, batch_size_examples=size)
-        optimizer = _replace(base.optimizer, learning_rate=rate)
-        return _replace(base, data=data, optimizer=optimizer)
-    if base.preset == "superglue-large":
-        interval = _INTERVALS.get(task, base.optimizer.update_interval)
-        return _replace(
-            base, optimizer=_replace(base.optimizer, update_interval=interval)
-        )
-    return base
+        size = _BATCH_SIZES.get(task, size)
+        if task in _LEARNING_RATES:
+            settings["learning_rate"] = _LEARNING_RATES[task]
+    if base.preset == "superglue-large" and task in _INTERVALS:
+        settings["update_interval"] = _INTERVALS[task]
+    return _replace(
+        base,
+        data=_replace(base.data, batch_size_examples=size),
+        optimizer=_replace(base.optimizer, **settings),
+    )

@@ -39,6 +39,17 @@ def test_some_settings_depend_on_the_task_unless_given():
     assert read("--task", "cola").optimizer.learning_rate == 1e-4
 
 
+def test_the_optimizer_decides_on_settings_that_are_not_given():
+    adamw = read("--preset", "glue-base", "--optimizer", "adamw").optimizer
+    assert (adamw.b1, adamw.b2) == (0.9, 0.999)
+    apollo = read("--optimizer", "apollo-mini").optimizer
+    assert (apollo.scale, apollo.b1) == (None, 0.9)
+    assert read("--optimizer", "galore").optimizer.scale == 4
+    assert read("--optimizer", "ldadam", "--scale", 2).optimizer.scale == 2
+    warm = read("--warmup-steps", 5).optimizer
+    assert (warm.warmup_steps, warm.warmup_fraction) == (5, None)
+
+
 @pytest.mark.parametrize(
     ("given", "epochs", "steps"),
     [
