@@ -1,5 +1,7 @@
 """Matrices of a stack: sequential, or batched where a mesh splits the stack."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import subtrack_jax as stj
+from subtrack_jax._internal import matrix_loops
 from subtrack_jax._internal.matrix_loops import map_stack
 from tests import sharded
 
@@ -79,3 +82,24 @@ def test_one_matrix_at_a_time_takes_the_room_of_one():
         return run.lower(leaf).compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(30) < 1.1 * temporaries(3)
+
+
+@pytest.mark.parametrize(
+    "largest, on_mesh, is_loop",
+    [(1, True, True), (1, False, False), (961, True, False)],
+)
+def test_large_matrices_on_a_mesh_are_mapped_in_a_loop(
+    monkeypatch, largest, on_mesh, is_loop
+):
+    """Coordinates of 4 x 240 numbers: those of one matrix at a time are replicated."""
+    monkeypatch.setattr(matrix_loops, "LARGE", largest)
+    numbers = optax.contrib.MuonDimensionNumbers(1, 2)
+    view = stj.LowRank(4, numbers).views(jnp.zeros((3, 8, 240)))
+    mesh = sharded.mesh(AxisType.Explicit)
+    sharding = NamedSharding(mesh, P(None, "tensor", None)) if on_mesh else None
+    leaf = jax.ShapeDtypeStruct((3, 8, 240), jnp.float32, sharding=sharding)
+    with jax.set_mesh(mesh) if on_mesh else contextlib.nullcontext():
+        traced = jax.make_jaxpr(
+            lambda leaf: matrix_loops.map_large(lambda _, x: jnp.sin(x), view, leaf)
+        )(leaf)
+    assert ("scan[" in str(traced)) == is_loop

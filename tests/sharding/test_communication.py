@@ -114,12 +114,10 @@ DISTINCT = [n for n in common.OPTIMIZERS if n not in ("apollo_mini", "golore")]
 OTHERS = [name for name in DISTINCT if name != "subtrack"]
 
 
-# Every kind of leaf for one method, two kinds for each of the others.
+# Every kind of leaf for one method, another kind for each of the others.
 @pytest.mark.parametrize(
     "name, kind",
-    [("subtrack", kind) for kind in KINDS]
-    + list(zip(OTHERS, KINDS, strict=False))
-    + list(zip(OTHERS, reversed(KINDS), strict=False)),
+    [("subtrack", kind) for kind in KINDS] + list(zip(OTHERS, KINDS, strict=False)),
 )
 def test_no_gradient_is_sent(name, kind):
     _assert_little_is_sent(name, kind)

@@ -44,9 +44,14 @@ def _bytes_of_arrays(tree, on_device=False):
 # --- Placement ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [8, 0.25])
-@pytest.mark.parametrize("side", ["short", "long"])
-@pytest.mark.parametrize("name", common.OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name, side, rank",
+    [
+        *((name, "short", 8) for name in common.OPTIMIZERS),
+        *((name, "long", 0.25) for name in common.OPTIMIZERS),
+        *(("subtrack", side, rank) for side, rank in [("short", 0.25), ("long", 8)]),
+    ],
+)
 def test_each_of_eight_devices_holds_an_eighth(name, side, rank):
     mesh = sharded.mesh(AxisType.Auto)
     optimizer = sharded.optimizer(name, sharded.LEAVES, side=side, rank=rank)
@@ -318,8 +323,9 @@ BOXED = {
 }
 
 
-@BY_AXIS_TYPE
-@pytest.mark.parametrize("kind", BOXED)
+@pytest.mark.parametrize(
+    "kind, axis_type", list(zip(BOXED, sharded.AXIS_TYPES, strict=True))
+)
 def test_metadata_does_not_reach_low_rank_state(kind, axis_type):
     """Low-rank state has its own sharding; values are equal; updates keep the boxes."""
     make, unbox, get_shardings = BOXED[kind]
