@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -86,11 +86,7 @@ class FinetuneConfig(RunConfig):
     checkpoint: CheckpointConfig = CHECKPOINT
 
     def __post_init__(self):
-        if self.steps == 0 or (self.steps is None and self.epochs == 0):
-            raise ValueError(
-                f"--epochs {self.epochs:g} and --steps {self.steps}: there is nothing "
-                "to train; give one of them"
-            )
+        check_length(self)
         super().__post_init__()
         check(self, not_negative, "epochs")
         check(self, positive, "eval_every_epochs")
@@ -102,3 +98,12 @@ class FinetuneConfig(RunConfig):
     def title(self) -> str:
         """Heading of the run's plots."""
         return f"{self.data.chosen_task.name}, {self.optimizer.name}"
+
+
+def check_length(config: Any) -> None:
+    """Raises a ValueError if neither epochs nor steps give a run a length."""
+    if config.steps == 0 or (config.steps is None and config.epochs == 0):
+        raise ValueError(
+            f"--epochs {config.epochs:g} and --steps {config.steps}: there is nothing "
+            "to train; give one of them"
+        )

@@ -2,15 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
+from train.config.sft_config import LossOn
 from train.conversations.chat_template import ChatTemplate, Encoded
 from train.conversations.rows import BadRowError, Message
 from train.tokenization.tokenizer import Tokenizer
-
-LossOn = Literal["answers", "last-answer", "all"]
 
 
 @dataclasses.dataclass(frozen=True)

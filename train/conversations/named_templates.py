@@ -4,10 +4,6 @@ None begins with the token that begins a text: `ChatTemplate` adds it where the
 tokenizer has it.
 """
 
-from typing import Literal
-
-TemplateName = Literal["auto", "alpaca", "chatml", "llama2", "plain", "tokenizer"]
-
 _TASK = "Below is an instruction that describes a task"
 _INPUT = ", paired with an input that provides further context"
 _ASK = " Write a response that appropriately completes the request."

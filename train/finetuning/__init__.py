@@ -1,1 +1,1 @@
-"""Fine-tuning of encoders: rows, labels, batches, metrics, the run, predictions."""
+"""Fine-tuning of encoders on tasks, and of LLaMAs on conversations."""

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -47,7 +47,7 @@ class Padding:
     ):
         self.split, self.size = split, size
         self._buckets, self._padding_id, self._part = buckets, padding_id, part
-        self._lengths = split.lengths
+        self.lengths = split.lengths
 
     def __call__(self, rows: np.ndarray) -> Batch:
         """Makes a batch of at most `size` rows.
@@ -58,7 +58,7 @@ class Padding:
         (rows,).
         """
         split, candidates = self.split, self.split.candidates
-        longest = self._lengths[rows].max(initial=1)
+        longest = self.lengths[rows].max(initial=1)
         length = next(each for each in self._buckets if each >= longest)
         shape = (self.size, candidates, length)
         tokens = np.full(shape, self._padding_id, np.int32)
@@ -121,9 +121,24 @@ def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def shuffled_batches(padding: Padding, seed: int) -> grain.DatasetIterator[Batch]:
+class MakeBatch(Protocol):
+    """Protocol of a function that makes a batch of rows.
+
+    Attributes:
+      lengths: (rows,), tokens of each.
+      size: rows of a batch.
+    """
+
+    lengths: np.ndarray
+    size: int
+
+    def __call__(self, rows: np.ndarray) -> Batch:
+        """Makes a batch of at most `size` rows."""
+
+
+def shuffled_batches(padding: MakeBatch, seed: int) -> grain.DatasetIterator[Batch]:
     """Endless batches for training; `get_state` counts them in `next_index`."""
-    rows = ShuffledRows(padding.split.lengths, padding.size, seed)
+    rows = ShuffledRows(padding.lengths, padding.size, seed)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH_BATCHES)
     return iter(grain.MapDataset.source(rows).map(padding).to_iter_dataset(options))
 
@@ -133,9 +148,9 @@ def epochs(state: dict[str, Any], batches_per_epoch: int) -> float:
     return state["next_index"] / batches_per_epoch
 
 
-def ordered_batches(padding: Padding) -> Iterator[tuple[np.ndarray, Batch]]:
+def ordered_batches(padding: MakeBatch) -> Iterator[tuple[np.ndarray, Batch]]:
     """Batches of all rows once, by length, each with its rows."""
-    order = np.argsort(padding.split.lengths, kind="stable")
+    order = np.argsort(padding.lengths, kind="stable")
     for rows in _cut(order, padding.size):
         yield rows, padding(rows)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -11,6 +11,8 @@ from models import encoder_weights
 from models.encoder_config import EncoderConfig
 from train.config import methods
 from train.config.finetune_config import FinetuneConfig
+from train.config.run_config import RunConfig
+from train.config.sft_config import SftConfig
 from train.finetuning.tables import read_tables
 from train.finetuning.task_data import TaskData, open_data
 from train.step import given_weights
@@ -18,6 +20,7 @@ from train.tokenization import hub
 from train.tokenization.pairs import PairTokenizer
 
 Report = Callable[[str], None]
+Config = TypeVar("Config", FinetuneConfig, SftConfig)
 
 
 class Prepared(NamedTuple):
@@ -86,8 +89,10 @@ def prepare(config: FinetuneConfig, report: Report) -> Prepared:
             attention_dropout=config.dropout,
             head_dropout=None,
         )
-    config = with_steps(dataclasses.replace(config, model=model), len(data.train))
-    _warn_of_interval(config, report)
+    config = dataclasses.replace(config, model=model)
+    size = config.data.batch_size_examples
+    config = with_steps(config, -(-len(data.train) // size))
+    warn_of_interval(config, report)
     return Prepared(config, data, tokenizer, weights)
 
 
@@ -150,17 +155,16 @@ def _listed(names: tuple[str, ...], most: int = 6) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def with_steps(config: FinetuneConfig, rows: int) -> FinetuneConfig:
+def with_steps(config: Config, per_epoch: int) -> Config:
     """The config with its length and its evaluations in steps.
 
     Args:
       config: the run.
-      rows: number of training rows.
+      per_epoch: batches of an epoch.
 
     Raises:
       ValueError: the schedule does not fit the steps.
     """
-    per_epoch = -(-rows // config.data.batch_size_examples)
     return dataclasses.replace(
         config,
         steps=config.steps or max(1, round(config.epochs * per_epoch)),
@@ -169,7 +173,8 @@ def with_steps(config: FinetuneConfig, rows: int) -> FinetuneConfig:
     )
 
 
-def _warn_of_interval(config: FinetuneConfig, report: Report) -> None:
+def warn_of_interval(config: RunConfig, report: Report) -> None:
+    """Warns of subspaces that stay as they are to the end of the run."""
     name = config.optimizer.name
     if not methods.has_subspaces(name) or methods.moves_on_every_step(name):
         return

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -50,14 +49,14 @@ class _Run:
             self._buckets,
             self.config.model.padding_id,
             data.batch_size_examples,
-            _own_part(data.batch_size_examples),
+            processes.own_part(data.batch_size_examples),
         )
         self._evaluator = Evaluator(
             self.config.model,
             self._buckets,
             data.eval_batch_size_examples,
             mesh,
-            _own_part(data.eval_batch_size_examples),
+            processes.own_part(data.eval_batch_size_examples),
         )
         self._has_told_constant = False
 
@@ -213,12 +212,6 @@ def _report(
     if processes.is_first():
         results.save(config.output_dir, found)
     return results.describe(found)
-
-
-def _own_part(rows: int) -> slice:
-    """Rows of a batch for this process."""
-    share = rows // jax.process_count()
-    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def _check_batches(config: FinetuneConfig, mesh: Mesh) -> None:

@@ -87,7 +87,7 @@ def read_dataset(data: TaskDataConfig, task: Task) -> Tables:
     else:
         is_local = directory.is_dir()
         place = str(directory) if is_local else name
-        found = _load_dataset(place, config, data.dataset_revision, flags)
+        found = load_dataset(place, config, data.dataset_revision, flags)
     where = {split: f"split {split} of {flags}" for split in found}
     return Tables(found, where, f"{name}, {config}" if config else name)
 
@@ -116,9 +116,20 @@ def _read_directory(
     return found
 
 
-def _load_dataset(
+def load_dataset(
     place: str, config: str | None, revision: str | None, flags: str
 ) -> dict[str, Table]:
+    """Loads all splits of a dataset on the hub or in a directory.
+
+    Args:
+      place: its name or the directory.
+      config: its configuration.
+      revision: branch, tag or commit on the hub.
+      flags: the flags that name it, for messages.
+
+    Raises:
+      ValueError, OSError: it cannot be opened.
+    """
     import datasets
 
     datasets.disable_progress_bars()

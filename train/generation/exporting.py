@@ -49,7 +49,7 @@ def export(config: ExportConfig) -> pathlib.Path:
 def _opened(config: ExportConfig) -> tuple[Callable[[pathlib.Path], None], str]:
     """A function that writes the model of a run to a directory, and its description."""
     directory, choice = config.checkpoint, config.choice
-    if trained.is_finetuned(directory):
+    if trained.program(directory) == "finetune":
         tuned = trained.load_config_of(FinetuneConfig, directory)
         restored = trained.load_params(directory, tuned.model, choice)
         write = functools.partial(_write_encoder, directory, tuned, restored.params)

@@ -69,10 +69,13 @@ class Journal:
         Args:
           step: the step.
           values: its metrics; `count`, of its tokens or examples, is replaced by the
-            total of all steps.
+            total of all steps, and by its own number if that is `of_loss`.
         """
         values, unit = jax.device_get(values), self._counted.unit
         in_batch = int(values.pop("count"))
+        if self._counted.of_loss is not None:
+            values[self._counted.of_loss] = in_batch
+            in_batch = round(in_batch * float(values.pop(unit)))
         self._total += in_batch
         values[unit] = self._total
         values["elapsed_seconds"] = time.perf_counter() - self._began

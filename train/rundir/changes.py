@@ -38,7 +38,7 @@ RULES: tuple[tuple[str, May, str], ...] = (
     (r"epochs|eval_every_epochs|patience_evals", May.FREELY, ""),
     # Ways to compute the same results.
     (
-        r"mesh|gradient_accumulation_steps|model\.remat|update_in_backward",
+        r"mesh|gradient_accumulation_steps|(model\.)?remat|update_in_backward",
         May.FREELY,
         "",
     ),
@@ -53,6 +53,7 @@ RULES: tuple[tuple[str, May, str], ...] = (
         "weights come from the checkpoint",
     ),
     (r"data\.(tokenizer|bos|bos_and_eos)", May.NEVER, "weights know but one tokenizer"),
+    (r"data\.template", May.NEVER, "answers end as the template says"),
     (r"data\.task", May.NEVER, "the model's head is that of one task"),
     (r"freeze", May.NEVER, "the optimizer's state has another shape"),
     (r"model\.\w*dropout", May.FREELY, ""),  # follows from --dropout
@@ -68,7 +69,7 @@ _OTHER_ROWS = re.compile(
     r"seed|data\.(data_glob|dataset|dataset_config|dataset_split|text_field"
     r"|shuffle_buffer_documents|held_out_fraction|packing|sequence_length_tokens"
     r"|train_file|dataset_revision|pair_field|label_field|max_length_tokens"
-    r"|length_buckets|batch_size_examples)"
+    r"|length_buckets|batch_size_examples|format|skip_bad_rows|loss_on)"
 )
 
 _OWN_FILES = ("data.eval_glob", "data.validation_file")
@@ -76,11 +77,11 @@ _OWN_FILES = ("data.eval_glob", "data.validation_file")
 # Settings of the held-out text; _HELD_OUT if it is split from the training text.
 _EVALUATION = re.compile(
     r"data\.(eval_glob|eval_tokens|packing|sequence_length_tokens|validation_file"
-    r"|pair_field|label_field|max_length_tokens)"
+    r"|pair_field|label_field|max_length_tokens|loss_on)"
 )
 _HELD_OUT = re.compile(
     r"data\.(data_glob|dataset|dataset_config|dataset_eval_split|text_field"
-    r"|held_out_fraction|train_file|dataset_revision)"
+    r"|held_out_fraction|train_file|dataset_revision|format|skip_bad_rows)"
 )
 
 

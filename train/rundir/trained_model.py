@@ -6,8 +6,10 @@ from typing import Any, NamedTuple, TypeVar
 from flax import nnx
 
 from models import llama
+from train.config.finetune_config import FinetuneConfig
 from train.config.pretrain_config import PretrainConfig
 from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, RunConfig
+from train.config.sft_config import SftConfig
 from train.rundir.checkpoint_reading import Restored, restore_params
 from train.rundir.saved_config import CONFIG_FILE, load_config
 from train.step.architectures import Architecture, abstract_params
@@ -16,12 +18,13 @@ from train.tokenization import special_tokens
 from train.tokenization.tokenizer import Tokenizer
 
 Config = TypeVar("Config", bound=RunConfig)
+_KINDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "sft": SftConfig}
 
 
 class Trained(NamedTuple):
     """Parameters of a run's model, with its config and tokenizer."""
 
-    config: PretrainConfig
+    config: PretrainConfig | SftConfig
     checkpoint: Restored
     tokenizer: Tokenizer
 
@@ -60,9 +63,12 @@ def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> 
       CheckpointError: it has no checkpoint, or a damaged one.
       OSError: a file cannot be read.
     """
-    config = load_config_of(PretrainConfig, directory)
+    kind = SftConfig if program(directory) == "sft" else PretrainConfig
+    config = load_config_of(kind, directory)
     checkpoint = load_params(directory, config.model, choice)
     tokenizer = Tokenizer.load(directory)
+    if isinstance(config, SftConfig):
+        return Trained(config, checkpoint, tokenizer)
     # Files of earlier versions may set a begin token that was not used in training.
     tokenizer.mark_documents(
         begin=config.data.begins_documents, end=config.data.ends_documents
@@ -70,15 +76,17 @@ def load(directory: pathlib.Path, choice: CheckpointChoice = BEST_OR_NEWEST) -> 
     return Trained(config, checkpoint, tokenizer)
 
 
-def is_finetuned(directory: pathlib.Path) -> bool:
-    """Whether a directory is that of a run of train.finetune.
+def program(directory: pathlib.Path) -> str:
+    """Program that a run belongs to: pretrain, finetune or sft.
 
     Raises:
       ValueError: config.json is damaged.
       OSError: config.json cannot be read.
     """
     data = special_tokens.read_json(directory / CONFIG_FILE).get("data")
-    return isinstance(data, dict) and "task" in data
+    fields = {"task": "finetune", "template": "sft"}
+    given = data if isinstance(data, dict) else {}
+    return next((fields[name] for name in fields if name in given), "pretrain")
 
 
 def load_config_of(kind: type[Config], directory: pathlib.Path) -> Config:
@@ -103,10 +111,10 @@ def load_config_of(kind: type[Config], directory: pathlib.Path) -> Config:
             f"--checkpoint {directory} is not the directory of a run but a model in "
             "Hugging Face's layout already"
         )
-    if is_finetuned(directory) != (kind is not PretrainConfig):
-        program = "pretrain" if kind is not PretrainConfig else "finetune"
+    own = program(directory)
+    if kind is not _KINDS[own]:
         raise ValueError(
-            f"--checkpoint {directory} is a run of train.{program}, whose model this "
+            f"--checkpoint {directory} is a run of train.{own}, whose model this "
             "program does not use"
         )
     return load_config(kind, saved)

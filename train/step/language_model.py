@@ -52,6 +52,26 @@ class NextTokenLoss:
         return LossSums(total, losses.count, {"loss": losses.loss})
 
 
+@dataclasses.dataclass(frozen=True)
+class AnswerLoss:
+    """`NextTokenLoss` of conversations, whose mask leaves out all but answers.
+
+    Reports `tokens`, the number of all tokens, per counted one.
+
+    Attributes:
+      model: the model's config.
+    """
+
+    model: LlamaConfig
+
+    def __call__(self, params: Any, batch: Batch, key: jax.Array) -> LossSums:
+        """Loss of a batch whose `tokens` (rows,) are the numbers of each row's."""
+        inputs = {name: each for name, each in batch.items() if name != "tokens"}
+        sums = NextTokenLoss(self.model)(params, inputs, key)
+        tokens = jnp.sum(batch["tokens"]).astype(jnp.float32)
+        return LossSums(sums.total, sums.count, {"tokens": tokens})
+
+
 def abstract_batch(data: DataConfig, sharding: Any = None) -> dict[str, Any]:
     """Shapes and dtypes of a batch.
 

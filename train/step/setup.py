@@ -16,9 +16,10 @@ from models.llama import Llama, LlamaConfig
 from models.parameters import MakeModule
 from train.config.finetune_config import FinetuneConfig
 from train.config.pretrain_config import PretrainConfig
+from train.config.sft_config import SftConfig
 from train.step import backward_step, optimizers, placement, train_step
 from train.step.encoder_task import TaskLoss, without_frozen
-from train.step.language_model import NextTokenLoss
+from train.step.language_model import AnswerLoss, NextTokenLoss
 from train.step.train_state import TrainState, abstract_state, initial_state
 from train.step.train_step import Batch, LossFunction, TrainStep
 
@@ -156,6 +157,23 @@ def pretraining(config: PretrainConfig, mesh: Mesh | None = None) -> TrainSetup:
         max_gradient_norm=config.optimizer.max_gradient_norm,
         seed=config.seed,
         update_in_backward=config.update_in_backward,
+    )
+
+
+def supervised(config: SftConfig, mesh: Mesh | None = None) -> TrainSetup:
+    """Set-up of `train.sft` with a config whose model and steps are known."""
+    schedule = optimizers.learning_rate_schedule(config.optimizer, config.steps)
+    return TrainSetup(
+        functools.partial(Llama, config.model),
+        AnswerLoss(config.model),
+        optimizers.make_optimizer(
+            config.optimizer, schedule, config.seed, steps=config.steps
+        ),
+        schedule,
+        mesh=mesh,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        max_gradient_norm=config.optimizer.max_gradient_norm,
+        separate_update=True,
     )
 
 

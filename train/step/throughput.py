@@ -33,11 +33,14 @@ class Counted(NamedTuple):
       unit: its name in metrics, in the plural.
       in_batch: how many a full batch has.
       flops: floating-point operations of a step for one of them. None: they differ.
+      of_loss: name in metrics of what the loss counts, if that is not `unit`; the loss
+        then reports `unit` per each of these.
     """
 
     unit: str
     in_batch: int
     flops: float | None = None
+    of_loss: str | None = None
 
 
 def tokens(model: LlamaConfig, data: DataConfig) -> Counted:

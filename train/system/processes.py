@@ -92,6 +92,12 @@ def agree(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
+def own_part(rows: int) -> slice:
+    """Rows of a batch for this process."""
+    share = rows // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
 def gather(value: Any) -> list[Any]:
     """Gathers the JSON values of all processes in each of them."""
     if is_alone():

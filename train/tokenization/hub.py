@@ -12,6 +12,8 @@ from huggingface_hub import errors
 _MODEL_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"),
     *("special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *("tokenizer.model", "generation_config.json", "chat_template.jinja"),
+    "added_tokens.json",
 )
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

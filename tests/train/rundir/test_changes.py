@@ -10,6 +10,7 @@ from tests.train.rundir.test_directory import TINY, changed
 from train.config.finetune_config import FinetuneConfig
 from train.config.presets import PRESETS
 from train.config.pretrain_config import TextTask
+from train.config.sft_config import SftConfig
 from train.rundir import changes
 
 ENCODER = EncoderConfig("bert", 30, 8, 16, 1, 1, 16, 2, 0)
@@ -17,6 +18,7 @@ TUNING = FinetuneConfig(model=ENCODER)
 NAMES = list(
     changes.flat_values(dataclasses.asdict(TINY))
     | changes.flat_values(dataclasses.asdict(TUNING))
+    | changes.flat_values(dataclasses.asdict(SftConfig(model=TINY.model)))
 )
 
 
@@ -61,7 +63,7 @@ def test_a_task_of_a_comparison_has_differences_too():
 
 FREE = {
     *("output_dir", "mesh", "gradient_accumulation_steps", "model.remat"),
-    "update_in_backward",
+    *("update_in_backward", "remat"),
     *("eval_every_steps", "max_skipped_steps_in_a_row"),
     *("data.token_cache_dir", "data.skip_bad_documents", "model.max_length_tokens"),
     *("epochs", "eval_every_epochs", "patience_evals", "data.eval_batch_size_examples"),
@@ -76,6 +78,7 @@ NEVER = {
         "new_head",
         "freeze",
         "data.task",
+        "data.template",
         "data.tokenizer",
         "data.bos",
         "data.bos_and_eos",
@@ -119,6 +122,7 @@ def test_each_rule_is_of_some_setting():
         *(f"data.{name}" for name in ("train_file", "dataset_revision", "pair_field")),
         *(f"data.{name}" for name in ("label_field", "max_length_tokens")),
         *(f"data.{name}" for name in ("length_buckets", "batch_size_examples")),
+        *(f"data.{name}" for name in ("format", "skip_bad_rows", "loss_on")),
     }
 
 
