@@ -62,12 +62,13 @@ def _measure_one(
         return float(metrics.f1_score(is_true, is_found, zero_division=0))
     if name == "macro_f1":
         return float(metrics.f1_score(truth, found, average="macro", zero_division=0))
+    # Correlations with a constant are undefined.
+    has_one_value = is_constant or len(set(truth.tolist())) < 2
+    if name in ("matthews", "pearson", "spearman") and has_one_value:
+        return 0.0
     if name == "matthews":
         return float(metrics.matthews_corrcoef(truth, found))
     if name in ("pearson", "spearman"):
-        # Undefined for constants, also for true values, and for one row.
-        if is_constant or len(set(truth.tolist())) < 2:
-            return 0.0
         correlate = stats.pearsonr if name == "pearson" else stats.spearmanr
         return float(correlate(truth, found).statistic)
     if name == "exact_match":  # all answers of a question are right
