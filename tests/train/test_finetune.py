@@ -81,6 +81,7 @@ def test_a_run_learns_and_leaves_its_results(finished, place):
     assert results["seed"] == 0
     assert results["state_bytes"] > 1000
     assert results["seconds"] > results["training_seconds"] > 0
+    assert 0 < results["update_seconds"] < results["training_seconds"]
     rows = read_metrics(directory)
     assert [row["step"] for row in rows] == list(range(37))
     evaluated = {
@@ -129,7 +130,7 @@ def test_resumed_at_the_end_of_an_epoch_it_goes_on_as_if_uninterrupted(
     here, there = (
         json.loads((each / "results.json").read_text()) for each in (copy, directory)
     )
-    timed = {"seconds", "training_seconds", "examples_per_second"}
+    timed = {"seconds", "training_seconds", "examples_per_second", "update_seconds"}
     assert {k: v for k, v in here.items() if k not in timed} == {
         k: v for k, v in there.items() if k not in timed
     }

@@ -50,7 +50,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         head = [
             *("optimizer", "rank", "rate", "steps"),
             *(f"held-out {metric}", "last", "test"),
-            *("runs", "state MiB", "rows/s"),
+            *("runs", "state MiB", "rows/s", "update ms"),
         ]
         rows = [head] + [_row(each) for each in _grouped(runs, _ROW)]
         majority = _spread([each["majority"] for each in runs])
@@ -92,8 +92,13 @@ def _row(runs: list[dict[str, Any]]) -> list[str]:
         _spread(tests) if tests else "",
         str(len({each["seed"] for each in runs})),
         f"{first['state_bytes'] / 2**20:.1f}",
-        f"{statistics.median(each['examples_per_second'] for each in runs):,.0f}",
+        f"{_median(runs, 'examples_per_second'):,.0f}",
+        f"{1000 * _median(runs, 'update_seconds'):,.1f}",
     ]
+
+
+def _median(runs: list[dict[str, Any]], name: str) -> float:
+    return statistics.median(each[name] for each in runs)
 
 
 def _spread(values: Sequence[float]) -> str:

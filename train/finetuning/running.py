@@ -1,9 +1,12 @@
 """Fine-tuning run, from opening the data to the test with the best model."""
 
 import contextlib
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -26,6 +29,8 @@ from train.step.setup import finetuning
 from train.step.throughput import Counted
 from train.step.train_state import TrainState
 from train.system import compilation_cache, console, out_of_memory, processes
+
+_TIMED_UPDATES = 5
 
 
 class _Run:
@@ -208,10 +213,30 @@ def _report(
         choice = CheckpointChoice(step=best)
         restored = restore_params(config.output_dir, abstract, choice, console.warn)
         params, step = restored.params, best
-    found = results.make(config, run.data, state, rows, run.test(params), step)
+    test = run.test(params)
+    found = results.make(config, run.data, state, rows, test, step)
+    found["update_seconds"] = _update_seconds(run, state)
     if processes.is_first():
         results.save(config.output_dir, found)
     return results.describe(found)
+
+
+def _update_seconds(run: _Run, state: TrainState) -> float:
+    """Median seconds of an optimizer update between two changes of the subspaces.
+
+    The state is donated.
+    """
+    lengths, size = run.padding.split.lengths, run.padding.size
+    rows = batches.ShuffledRows(lengths, size, run.config.seed)[0]
+    step = run.setup.train_step
+    batch = run.setup.place(run.padding(rows))
+    values = step.compute(state.params, state.step, batch)
+    seconds = []
+    for _ in range(_TIMED_UPDATES):
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(step.apply(state, *values))
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
 
 
 def _check_batches(config: FinetuneConfig, mesh: Mesh) -> None:

@@ -79,6 +79,7 @@ RESULTS = {
     **{"best": 0.8, "last": 0.7, "steps": 9, "majority": 0.5, "seed": 0},
     **{"test": {"test": {"loss": 1.0, "accuracy": 0.75}}, "state_bytes": 2**21},
     **{"examples_per_second": 10.0, "settings": {"b1": 0.9}},
+    **{"update_seconds": 0.0125},
 }
 
 
@@ -97,7 +98,7 @@ def test_seeds_are_averaged_and_sources_kept_apart():
     cells = [cell.strip() for cell in ours.strip("|").split("|")]
     assert cells == [
         *("subtrack", "8", "0.0001", "9", "85.00 ± 7.07", "70.00", "75.00"),
-        *("2", "2.0", "10"),
+        *("2", "2.0", "10", "12.5"),
     ]
     assert "adamw, matrices frozen" in theirs
     assert "subtrack, int8 moments" in other
