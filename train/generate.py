@@ -17,6 +17,10 @@ EXAMPLES = (
         "--temperature 1.0 --top-p 0.95",
     ),
     Example(
+        "a conversation with a model of train.sft",
+        "--chat --checkpoint runs/sft",
+    ),
+    Example(
         "the likeliest text, with a model in Hugging Face's layout",
         "--checkpoint path/to/llama --prompt-file prompt.txt --temperature 0",
     ),

@@ -1,6 +1,7 @@
 """train.sft from end to end, and its last words when something is wrong."""
 
 import functools
+import io
 import json
 import shutil
 from unittest import mock
@@ -11,17 +12,19 @@ import pytest
 
 from models import llama_weights, parameters
 from models.llama import Llama, LlamaConfig
-from tests.train.conversations.common import CHATML, write_tokenizer
+from tests.train.conversations.common import CHAT_END, CHATML, write_tokenizer
 from tests.train.program import TIMINGS, assert_refuses, read_metrics, run
-from train import sft
+from train import export, generate, sft
+from train.conversations.chat_template import ChatTemplate
 from train.system import out_of_memory
+from train.tokenization.tokenizer import Tokenizer
 
 MODEL = LlamaConfig(264, 16, 32, num_layers=2, num_heads=2, max_length_tokens=128)
 FLAGS = [
-    *["--sequence-length-tokens", 96, "--length-buckets", 2, "--epochs", 3],
+    *["--sequence-length-tokens", 96, "--length-buckets", 2, "--epochs", 10],
     *["--batch-size-sequences", 8, "--held-out-fraction", 0.2, "--rank", 4],
-    *["--update-interval", 5, "--learning-rate", 1e-2, "--scale", 1],
-    *["--checkpoint-every-steps", 3, "--gradient-accumulation-steps", 2],
+    *["--update-interval", 5, "--learning-rate", 3e-2, "--scale", 1],
+    *["--checkpoint-every-steps", 12, "--gradient-accumulation-steps", 2],
 ]
 
 
@@ -52,7 +55,8 @@ def talks(count):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sft")
-    write_model(directory, chat_template=CHATML, eos_token="<|im_end|>")
+    end = "<|im_end|>"
+    write_model(directory, chat_template=CHATML, eos_token=end, pad_token=end)
     bad = {"messages": [{"role": "user", "content": "Hi"}]}
     write_rows(directory / "rows.jsonl", [*talks(36), bad])
     return directory
@@ -88,9 +92,9 @@ def test_a_run_learns_and_says_what_it_reads(finished):
     assert "assistant\n[[ok" in done.stdout
     assert "<|im_end|>]]" in done.stdout
     rows = read_metrics(directory)
-    assert len(rows) == 1 + 3 * 4
+    assert len(rows) == 1 + 10 * 4
     assert rows[-1]["eval_loss"] < rows[0]["eval_loss"] - 1
-    assert rows[-1]["epoch"] == 3.0
+    assert rows[-1]["epoch"] == 10.0
     assert 0 < rows[1]["answer_tokens"] < rows[1]["tokens"]
     assert rows[-1]["tokens"] == sum(np.diff([row["tokens"] for row in rows]))
     answers = sum(row["answer_tokens"] for row in rows[1:5])
@@ -98,16 +102,56 @@ def test_a_run_learns_and_says_what_it_reads(finished):
 
 
 def test_resumed_it_goes_on_as_if_uninterrupted(finished, tmp_path):
-    """As after a kill: only the checkpoint of step 9 is left."""
+    """As after a kill: only the checkpoint of step 36, an epoch's last, is left."""
     directory, _ = finished
     copy = shutil.copytree(directory, tmp_path / "copy")
     for path in (copy / "checkpoints").iterdir():
-        if path.name != "9":
+        if path.name != "36":
             shutil.rmtree(path)
     done = run("--resume", "--output-dir", copy, program="train.sft")
     assert done.returncode == 0, done.stderr
-    assert "Continued after step 9." in done.stdout
+    assert "Continued after step 36." in done.stdout
     assert values(copy) == values(directory)
+
+
+@pytest.fixture(scope="module")
+def exported(finished):
+    directory, _ = finished
+    export.main(["--checkpoint", str(directory)])
+    return directory / "hf"
+
+
+def test_the_model_answers_and_stops(finished, exported, capsys, monkeypatch):
+    """Padding and end are the same token: the mask is by position."""
+    for place in (finished[0], exported):
+        argv = ["--chat", "--checkpoint", str(place), "--temperature", "0"]
+        generate.main([*argv, "--prompt", "Hi"])
+        out, _ = capsys.readouterr()
+        assert out in ("ok\n", "okok\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n\nHi\n"))
+    generate.main(argv)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == out.strip()
+    assert set(second) <= {"o", "k"}
+
+
+def test_an_export_has_template_and_end(finished, exported):
+    tokenizer = Tokenizer.load(exported)
+    settings = json.loads((exported / "tokenizer_config.json").read_text())
+    assert settings["chat_template"] == "{{ bos_token }}" + CHATML
+    assert settings["eos_token"] == settings["pad_token"] == "<|im_end|>"
+    for name in ("generation_config.json", "config.json"):
+        assert json.loads((exported / name).read_text())["eos_token_id"] == CHAT_END
+    template = ChatTemplate.open("auto", tokenizer)
+    own = ChatTemplate.open("auto", Tokenizer.load(finished[0]))
+    messages = talks(3)[2]["messages"]
+    assert template.encode(messages) == own.encode(messages)
+
+
+def test_chat_needs_a_template(tmp_path, capsys):
+    write_model(tmp_path)
+    argv = ["--chat", "--checkpoint", tmp_path / "model", "--prompt", "Hi"]
+    assert_refuses(generate.main, capsys, argv, "--chat needs a chat template")
 
 
 def refuses(capsys, argv, *messages):

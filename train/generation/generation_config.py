@@ -10,7 +10,12 @@ from train.config.rules import (
     fits_32_bits,
     not_negative,
 )
-from train.config.run_config import BEST_OR_NEWEST, CheckpointChoice, CompilationConfig
+from train.config.run_config import (
+    BEST_OR_NEWEST,
+    CheckpointChoice,
+    CompilationConfig,
+    Switch,
+)
 
 DEFAULT_PROMPT = "The whale"
 
@@ -24,6 +29,8 @@ class GenerateConfig:
         layout.
       prompt: text to continue; '' starts a new one. None: 'The whale'.
       prompt_file: file with the prompt (UTF-8); - reads the standard input.
+      chat: hold a conversation with the chat template of the model, such as that of a
+        run of train.sft: answers the prompt, or each line of the standard input.
       length_tokens: maximum number of tokens to add to the prompt.
       temperature: divides the logits: below 1 less random, above 1 more, 0 always
         takes the likeliest token.
@@ -39,6 +46,7 @@ class GenerateConfig:
     checkpoint: pathlib.Path
     prompt: str | None = None
     prompt_file: pathlib.Path | None = None
+    chat: Switch = False
     length_tokens: int = 200
     temperature: float = 0.7
     top_k: int | None = None
@@ -51,6 +59,11 @@ class GenerateConfig:
     def __post_init__(self):
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("--prompt and --prompt-file exclude each other")
+        if self.chat and self.num_samples > 1:
+            raise ValueError(
+                f"--num-samples {self.num_samples}: a conversation (--chat) has one "
+                "answer to each message"
+            )
         check(self, at_least_1, "length_tokens", "num_samples")
         check(self, not_negative, "temperature")
         check(self, fits_32_bits, "seed")
@@ -69,3 +82,8 @@ class GenerateConfig:
             raise ValueError(
                 f"--prompt must be UTF-8 text, got {self.prompt!r}"
             ) from error
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether a prompt is given."""
+        return self.prompt is not None or self.prompt_file is not None

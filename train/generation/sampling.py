@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from models.generation import Sampling
-from train.generation import language_model, writing
+from train.generation import chat, language_model, writing
 from train.generation.generation_config import DEFAULT_PROMPT, GenerateConfig
 from train.rundir.checkpoints import CheckpointError, quiet_orbax
 from train.system import compilation_cache, console
@@ -30,6 +30,11 @@ def run(config: GenerateConfig) -> None:
     ):
         prompt = read_prompt(config)
         model = language_model.load(config.checkpoint, config.choice)
+        if config.chat:
+            conversation = chat.Chat(model, config)
+            print(model.description, file=sys.stderr)
+            chat.hold(conversation, prompt if config.has_prompt else None)
+            return
         _warn_of_special_tokens(prompt, model.tokenizer)
         last = None
         for sample, text in generate(config, model, prompt):

@@ -1,6 +1,6 @@
 """Streaming of generated text in complete characters."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 import numpy as np
@@ -55,12 +55,17 @@ def prompt_ids(
       ValueError: the prompt has more tokens than the model can read.
     """
     ids = tokenizer.prompt(prompt) or [tokenizer.end_of_text]
+    check_length(ids, positions, name)
+    return ids
+
+
+def check_length(ids: list[int], positions: int, name: str) -> None:
+    """Raises a ValueError for more tokens than the model can read."""
     if len(ids) > positions:
         raise ValueError(
             f"{name} has {len(ids)} tokens, more than the {positions} that the model "
             "is trained to read: shorten it"
         )
-    return ids
 
 
 def write(
@@ -72,7 +77,7 @@ def write(
     length: int,
     sampling: generation.Sampling,
     positions: int,
-) -> Iterator[list[str | None]]:
+) -> Iterator[tuple[int, str]]:
     """Continues a prompt until the end of the text, once for each key.
 
     Args:
@@ -91,7 +96,30 @@ def write(
     Raises:
       ValueError: the prompt is too long.
     """
-    ids = prompt_ids(tokenizer, prompt, positions)
+    yield from continue_ids(
+        model,
+        tokenizer,
+        prompt_ids(tokenizer, prompt, positions),
+        keys,
+        length=length,
+        sampling=sampling,
+        positions=positions,
+        stops=tokenizer.stops,
+    )
+
+
+def continue_ids(
+    model: llama.Llama,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    keys: jax.Array,
+    *,
+    length: int,
+    sampling: generation.Sampling,
+    positions: int,
+    stops: Collection[int],
+) -> Iterator[tuple[int, str]]:
+    """Continues tokens until one of `stops`; see `write`."""
     streams = [TextStream(tokenizer, ids) for _ in range(len(keys))]
     waiting = ["" for _ in streams]
     current = 0
@@ -101,7 +129,7 @@ def write(
         keys,
         length=length,
         sampling=sampling,
-        stops=tokenizer.stops,
+        stops=stops,
         positions=positions,
     ):
         for row, token in enumerate(tokens.tolist()):
