@@ -200,6 +200,10 @@ def test_the_table_shows_finished_runs(finished, capsys, tmp_path):
     results.main([str(directory)])
     assert "| subtrack" in capsys.readouterr().out
     assert_refuses(results.main, capsys, [tmp_path], "has no results.json")
+    (tmp_path / "results.json").write_text('{"metric": "f1"}')
+    assert_refuses(results.main, capsys, [tmp_path], "has no best, examples_per_second")
+    (tmp_path / "results.json").write_text("{")
+    assert_refuses(results.main, capsys, [tmp_path], "results.json is damaged")
     assert_refuses(results.main, capsys, [directory, directory], "is given twice")
 
 

@@ -15,6 +15,10 @@ from train.system import console
 # Runs that agree in the first are in one table, in both in one row.
 _TABLE = ("task", "source", "init_from", "metric")
 _ROW = ("optimizer", "settings", "freeze", "steps")
+_NEEDED = {
+    *(*_TABLE, *_ROW, "rank", "learning_rate", "majority", "best", "last", "test"),
+    *("seed", "state_bytes", "examples_per_second", "update_seconds"),
+}
 
 
 def run(config: ResultsConfig) -> None:
@@ -31,6 +35,12 @@ def _load(directory: pathlib.Path) -> dict[str, Any]:
         raise ValueError(
             f"{directory} has no {results.RESULTS_FILE}: it is not the directory of a "
             "finished run of train.finetune"
+        )
+    if missing := sorted(_NEEDED - found.keys()):
+        raise ValueError(
+            f"{directory / results.RESULTS_FILE} has no {', '.join(missing)}: another "
+            "version of the program wrote it; delete it, and --resume the run, which "
+            "writes it anew"
         )
     return found
 
