@@ -8,7 +8,7 @@ import shutil
 import jax
 
 from subtrack_jax.optimizers import FAMILY
-from train import compare, export, finetune, generate, predict, pretrain, results
+from train import compare, export, finetune, generate, predict, pretrain, results, sft
 from train.cli import command_line
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
@@ -61,6 +61,7 @@ def test_the_programs_take_the_flags_that_the_readme_gives_them(tmp_path, monkey
     programs = {
         "train.pretrain": pretrain.read,
         "train.finetune": finetune.read,
+        "train.sft": sft.read,
         "train.predict": predict.read,
         "train.results": results.read,
         "train.generate": lambda argv: command_line.read(
