@@ -23,6 +23,12 @@ OPTIMIZERS = {name: method.optimizer for name, method in FAMILY.items()}
 TRACKING = [name for name, method in FAMILY.items() if method.recovery is not None]
 # Between them every kind of stage: tracked, fed back, drawn; recovered and scaled.
 REPRESENTATIVES = ["subtrack", "ldadam", "apollo_mini"]
+# All but those whose stages are those of two others: for tests that compile each.
+DISTINCT = [
+    name
+    for name in OPTIMIZERS
+    if name not in ("subtrack_grad", "fira", "grass_jump", "apollo_mini")
+]
 # Online Subspace Descent learns a projection that is only nearly orthonormal.
 ORTHONORMAL = [name for name in TRACKING if name != "online_subspace_descent"]
 TRACKERS = {

@@ -107,11 +107,7 @@ def _assert_little_is_sent(name, kind, rank=8, axis_type=AxisType.Auto, **argume
             assert collective.elements <= batch * rank * n, collective
 
 
-# Other methods communicate like APOLLO or GaLore.
-DISTINCT = [n for n in common.OPTIMIZERS if n not in ("apollo_mini", "golore")]
-
-
-OTHERS = [name for name in DISTINCT if name != "subtrack"]
+OTHERS = [name for name in common.DISTINCT if name != "subtrack"]
 
 
 # Every kind of leaf for one method, another kind for each of the others.

@@ -71,13 +71,13 @@ def _trained(optimizer, params, gradients, state_shardings=None):
 
 # Methods take turns with the kinds of meshes; the other kind of each is that of
 # `test_state_stays_where_it_is_placed`.
-@pytest.mark.parametrize("name", common.OPTIMIZERS)
+@pytest.mark.parametrize("name", common.DISTINCT)
 def test_equals_one_device(name):
     """Parameters within 1e-5 of their change, refreshes included, and the state.
 
     The scan also refuses a state whose types change.
     """
-    place = list(common.OPTIMIZERS).index(name)
+    place = common.DISTINCT.index(name)
     both = name in ("subtrack", "ldadam")
     kinds = sharded.AXIS_TYPES if both else [sharded.AXIS_TYPES[place % 2]]
     names = SPLITS if both else [FEW_SPLITS[place % 3], "vector"]

@@ -192,7 +192,7 @@ LOW_RANK = functools.partial(sharded.optimizer, "grass_jump", SPLITS)
 WRAPPED = {
     **{
         name: lambda name=name: sharded.optimizer(name, SPLITS)
-        for name in common.OPTIMIZERS
+        for name in common.DISTINCT
     },
     "chain": lambda: optax.chain(optax.clip_by_global_norm(1.0), LOW_RANK()),
     "MultiSteps": lambda: optax.MultiSteps(LOW_RANK(), 2),
