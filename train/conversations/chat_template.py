@@ -119,13 +119,17 @@ class ChatTemplate:
             ends = (*ends, self.end) if known else (self.end, *ends)
             tokenizer.special = tokenizer.special._replace(ends=ends)
 
-    def encode(self, messages: Sequence[Message]) -> Encoded:
+    def encode(self, messages: Sequence[Message], most: int | None = None) -> Encoded:
         """Tokens of a conversation that ends with an answer or a user's message.
+
+        Args:
+          messages: the conversation.
+          most: number of tokens after which the rest may be left out. None: none is.
 
         Raises:
           BadRowError: the template refuses it, or cannot be split at its answers.
         """
-        return self._encode(messages, add_generation_prompt=False)
+        return self._encode(messages, most, add_generation_prompt=False)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a conversation that the model answers.
@@ -133,10 +137,14 @@ class ChatTemplate:
         Raises:
           BadRowError: the template refuses it.
         """
-        return self._encode(messages, add_generation_prompt=True).ids
+        return self._encode(messages, None, add_generation_prompt=True).ids
 
     def _encode(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool
+        self,
+        messages: Sequence[Message],
+        most: int | None,
+        *,
+        add_generation_prompt: bool,
     ) -> Encoded:
         special = self._tokenizer.special_names
         # Names of one character could not be told from text.
@@ -150,7 +158,7 @@ class ChatTemplate:
             for index, message in enumerate(marked)
             if message["role"] == "assistant"
         ]
-        return self._tokens(text, mark, parts, spans)
+        return self._tokens(text, mark, parts, spans, most)
 
     def _span(
         self, text: str, messages: Sequence[Message], index: int
@@ -184,11 +192,14 @@ class ChatTemplate:
         mark: str,
         parts: list[_Part],
         spans: list[tuple[int, int]],
+        most: int | None,
     ) -> Encoded:
         borders = sorted({border for span in spans for border in span})
         ids: list[int] = []
         places = {0: 0}  # number of tokens before each border of the text
         for part in parts:
+            if most is not None and len(ids) > most:
+                break
             places[part.start] = len(ids)
             if part.token is not None:
                 ids.append(part.token)
@@ -202,7 +213,10 @@ class ChatTemplate:
                     places[border] = len(ids) + _common(prefix, own)
                 ids += own
             places[part.end] = len(ids)
-        return Encoded(ids, [(places[start], places[end]) for start, end in spans])
+        left_out = len(ids)
+        return Encoded(
+            ids, [tuple(places.get(each, left_out) for each in span) for span in spans]
+        )
 
     def _compile(self) -> None:
         from jinja2 import TemplateError, sandbox

@@ -83,7 +83,7 @@ def encode(
     refused: dict[str, int] = {}
     for messages in conversations:
         try:
-            encoded = template.encode(messages)
+            encoded = template.encode(messages, most_inputs + 1)
         except BadRowError as error:
             refused[str(error)] = refused.get(str(error), 0) + 1
             continue

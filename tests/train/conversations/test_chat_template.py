@@ -184,9 +184,28 @@ def test_long_conversations_are_cut_or_dropped(tmp_path):
     cut = _split(template, 8)
     assert (cut.cut, cut.dropped, cut.counted.sum()) == (1, 0, 5)
     assert cut.tokens[-1] != END
+    first = _split(template, 4)
+    assert (first.cut, first.counted.sum(), len(first.tokens)) == (1, 2, 5)
     whole = _split(template, 10)
     assert (whole.cut, whole.counted.sum(), whole.lengths.tolist()) == (0, 7, [10])
 
 
 def _split(template, most):
     return encoded.encode("train", [TALK], template, "answers", most)
+
+
+@pytest.mark.parametrize("name", [*GOLDEN, "tokenizer"])
+def test_transformers_gives_the_same_tokens(tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    template, tokenizer = opened(tmp_path, name, **(OWN if name == "tokenizer" else {}))
+    template.keep()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    tokenizer.save(copy)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(copy)
+    ids = theirs.apply_chat_template(TALK, tokenize=True, return_dict=False)
+    assert ids == template.encode(TALK).ids
+    ids = theirs.apply_chat_template(
+        TALK[:3], tokenize=True, return_dict=False, add_generation_prompt=True
+    )
+    assert ids == template.prompt(TALK[:3])
