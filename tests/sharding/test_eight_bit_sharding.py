@@ -23,7 +23,10 @@ SPLITS = {
 
 @pytest.mark.parametrize(
     "axis_type, name",
-    [(AxisType.Explicit, "subtrack"), (AxisType.Auto, "ldadam")],
+    [
+        (AxisType.Explicit, "subtrack"),
+        pytest.param(AxisType.Auto, "ldadam", marks=pytest.mark.slow),
+    ],
     ids=["explicit-subtrack", "auto-ldadam"],
 )
 def test_on_a_mesh(axis_type, name):

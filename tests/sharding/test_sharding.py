@@ -84,7 +84,9 @@ def test_equals_one_device(name):
     _check_against_one_device(name, kinds, {name: SPLITS[name] for name in names})
 
 
-@pytest.mark.parametrize("name", ["subtrack", "ldadam", "apollo"])
+@pytest.mark.parametrize(
+    "name", ["subtrack", pytest.param("ldadam", marks=pytest.mark.slow), "apollo"]
+)
 def test_one_large_matrix_after_another_equals_one_device(name, monkeypatch):
     monkeypatch.setattr(matrix_loops, "LARGE", 1)
     splits = SPLITS if name == "subtrack" else {"experts": SPLITS["experts"]}

@@ -86,12 +86,17 @@ def test_a_batch_that_does_not_divide():
         mesh.check_batch(12, 2, made)
 
 
+# The library's tests compare optimizers on meshes.
 @pytest.mark.parametrize(
-    "text", ["fsdp=4,tensor=2", pytest.param("data=2,tensor=4", marks=pytest.mark.slow)]
+    ("text", "name"),
+    [
+        ("fsdp=4,tensor=2", "adamw"),
+        pytest.param("data=2,tensor=4", "subtrack", marks=pytest.mark.slow),
+    ],
 )
-def test_a_step_on_a_mesh_equals_one_device(text):
+def test_a_step_on_a_mesh_equals_one_device(text, name):
     """Loss, gradient and parameters, across a refresh, also with accumulation."""
-    config = OptimizerConfig(name="subtrack", rank=4, update_interval=2)
+    config = OptimizerConfig(name=name, rank=4, update_interval=2)
     optimizer = optimizers.make_optimizer(config, 1e-2, seed=0)
     model = LlamaConfig(64, 16, 32, num_layers=2, num_heads=2, init_std=0.2)
     rng = np.random.default_rng(0)
