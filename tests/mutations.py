@@ -203,6 +203,18 @@ STAGES = [
         "tests/stages/test_stages.py",
     ),
     _fault(
+        "rows of a slice are dithered from its start",
+        "row = rows.astype(jnp.uint32)[:, None, None]",
+        "row = place(blocks.ndim - 3)",
+        "tests/stages/test_slices.py::test_equal_to_the_chain",
+    ),
+    _fault(
+        "slices of a stack are not held",
+        "parts = hold(barrier(jax.tree.map(pick, stacks, axes)), k < 0)",
+        "parts = barrier(jax.tree.map(pick, stacks, axes))",
+        "tests/stages/test_slices.py::test_temporaries_of_an_embedding_in_eight_bits",
+    ),
+    _fault(
         "dither is the same on every step",
         "dither = count.astype(jnp.uint32) * jnp.uint32(2654435769)",
         "dither = count.astype(jnp.uint32) * jnp.uint32(0)",

@@ -62,6 +62,8 @@ def test_equal_to_the_chain(name, settings, monkeypatch):
         a, b = (np.asarray(x, np.float64) for x in (a, b))
         limit = 1 if is_code else limit * np.max(np.abs(b))
         name = jax.tree_util.keystr(path)
+        # Neighbouring codes only where rounding decides; another dither shifts most.
+        assert not is_code or np.mean(a != b) < 0.02, name
         np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=name)
 
 
