@@ -105,8 +105,9 @@ def _size(size: int) -> str:
 
 def _heading(target: str, mesh: Mesh, run: PretrainConfig) -> str:
     split = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    devices = "one device" if mesh.size == 1 else f"{mesh.size} devices"
     return (
-        f"{run.preset} on {target}: {mesh.size} devices, {split}\n"
+        f"{run.preset} on {target}: {devices}, {split}\n"
         f"A step: {run.data.batch_size_sequences:,} sequences of "
         f"{run.data.sequence_length_tokens:,} tokens, gradient accumulation "
         f"{run.gradient_accumulation_steps}\n"
