@@ -346,7 +346,7 @@ def test_one_chip():
     flags = [*SMALL, "--target", "tpu-v6e:1", "--optimizer", "adamw"]
     done = run(*flags, program="train.plan")
     assert done.returncode == 0, done.stderr
-    assert "tiny on tpu-v6e:1: 1 devices" in done.stdout
+    assert "tiny on tpu-v6e:1: one device" in done.stdout
 
 
 def test_a_slice_that_does_not_exist():
