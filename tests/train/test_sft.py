@@ -212,3 +212,16 @@ def test_another_template_needs_another_directory(finished, place, capsys):
     argv = flags(place, directory, "--template", "plain", "--skip-bad-rows")
     argv += ["--mesh", "fsdp=4,tensor=2", "--allow-changes", "template"]
     refuses(capsys, argv, "--template plain here, auto there, which cannot change")
+
+
+@pytest.mark.slow
+def test_packed_conversations_are_learned_in_fewer_steps(finished, place):
+    directory = place / "packed"
+    argv = flags(place, directory, "--skip-bad-rows", "--packing", "packed")
+    done = run(*argv, "--gradient-accumulation-steps", 1, program="train.sft")
+    assert done.returncode == 0, done.stderr
+    rows, padded = read_metrics(directory), read_metrics(finished[0])
+    assert rows[0]["eval_loss"] == padded[0]["eval_loss"]
+    assert rows[-1]["tokens"] == padded[-1]["tokens"]
+    assert len(rows) < len(padded)
+    assert rows[-1]["eval_loss"] < rows[0]["eval_loss"] - 1

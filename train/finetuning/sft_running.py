@@ -74,22 +74,10 @@ def sft(
     checkpoints: Checkpoints,
     read_params: Callable[[], Any],
 ) -> int:
-    """Trains to the last step.
-
-    Args:
-      run: the run.
-      found: its earlier part, to resume; None for a new run.
-      checkpoints: checkpoints to restore and save.
-      read_params: reads the parameters to start from.
+    """Trains to the last step; arguments and errors: see `running.finetune`.
 
     Returns:
       The exit code: 0, or that of the signal that stopped the run.
-
-    Raises:
-      CheckpointError: a checkpoint cannot be written, or none can be read.
-      DivergedError: the loss stays infinite.
-      MemoryError: the model is too large for the devices.
-      OSError: the metrics cannot be written.
     """
     config, setup = run.config, run.setup
     out_of_memory.check(setup.abstract_state)
