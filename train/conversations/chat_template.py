@@ -5,12 +5,11 @@ mark before the template is rendered, and the mark is removed before encoding.
 Answers are found by rendering the conversation up to and with each of them.
 """
 
-import datetime
-import json
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from train.conversations import jinja_templates
 from train.conversations.named_templates import TEMPLATES, TOKENS
 from train.conversations.rows import BadRowError, Message
 from train.tokenization.tokenizer import Tokenizer
@@ -19,8 +18,6 @@ from train.tokenization.tokenizer import Tokenizer
 _MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 _PROBE = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 _ADVICE = "give another --template: alpaca, chatml, llama2 or plain"
-# Marks of transformers for its own masks.
-_GENERATION = re.compile(r"(\{%-?\s*)(end)?generation(\s*-?%\})")
 
 
 class Encoded(NamedTuple):
@@ -219,20 +216,9 @@ class ChatTemplate:
         )
 
     def _compile(self) -> None:
-        from jinja2 import TemplateError, sandbox
-
-        environment = sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _now
-        environment.filters["tojson"] = _json
-        plain = _GENERATION.sub(
-            lambda m: f"{m[1]}{'endif' if m[2] else 'if true'}{m[3]}", self.source
-        )
         try:
-            self._template = environment.from_string(plain)
-        except TemplateError as error:
+            self._template = jinja_templates.compile_template(self.source)
+        except ValueError as error:
             raise ValueError(
                 f"{self._name}: the chat template cannot be parsed: {error}; {_ADVICE}"
             ) from error
@@ -296,16 +282,3 @@ def _common(first: list[int], second: list[int]) -> int:
     pairs = enumerate(zip(first, second, strict=False))
     shorter = min(len(first), len(second))
     return next((index for index, (a, b) in pairs if a != b), shorter)
-
-
-def _refuse(message: str) -> None:
-    raise ValueError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
-
-
-def _json(value: Any, indent: int | None = None, **options: Any) -> str:
-    del options
-    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -29,8 +29,9 @@ class GenerateConfig:
         layout.
       prompt: text to continue; '' starts a new one. None: 'The whale'.
       prompt_file: file with the prompt (UTF-8); - reads the standard input.
-      chat: hold a conversation with the chat template of the model, such as that of a
-        run of train.sft: answers the prompt, or each line of the standard input.
+      chat: --prompt, or each line of the standard input without it, is a message of a
+        conversation, which the model answers. It needs a chat template, such as that
+        of a run of train.sft.
       length_tokens: maximum number of tokens to add to the prompt.
       temperature: divides the logits: below 1 less random, above 1 more, 0 always
         takes the likeliest token.
