@@ -76,6 +76,14 @@ def expect_state(stage: str, kind: type, state: Any) -> None:
         )
 
 
+def expect_parts(count: int, state: Any) -> None:
+    """Raises a ValueError unless a chain's state has a part for each stage."""
+    if len(state) != count:
+        raise ValueError(
+            f"a chain of {count} stages was given a state of {len(state)}: {_ADVICE}."
+        )
+
+
 def expect_shapes(
     stage: str,
     field: str,

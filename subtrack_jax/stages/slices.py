@@ -12,6 +12,7 @@ from subtrack_jax._internal import matrix_loops
 from subtrack_jax._internal.boxes import content, is_box
 from subtrack_jax._internal.slices import Division, divide, overwrite_slices
 from subtrack_jax._internal.trees import is_masked
+from subtrack_jax.stages.checks import expect_parts
 from subtrack_jax.stages.record import is_record, map_records
 from subtrack_jax.stages.stage import stage
 
@@ -42,6 +43,7 @@ def chain_in_slices(
     first, second = len(before), len(before) + len(stages)
 
     def update_fn(updates, state, params=None, **extra_args):
+        expect_parts(second + len(after), state)
         own = state[:first], state[first:second], state[second:]
         new_state: tuple[Any, ...] = ()
         for part, old in zip(parts, own, strict=True):

@@ -131,8 +131,9 @@ def test_a_compiler_that_estimates_cycles_has_a_column():
     lines = table(costs, interval=200).splitlines()
     title, _, _, middle, last = (" ".join(line.split()) for line in lines)
     assert "| estimated steady step | / first |" in title
-    assert "| subtrack | 30.0 M cycles | 1.50 |" in middle
-    assert "| ldadam | - | - |" in last  # its loops run in every step
+    assert middle.startswith("| subtrack |") and last.startswith("| ldadam |")
+    assert "| 30.0 M cycles | 1.50 |" in middle
+    assert "| - | - |" in last  # its loops run in every step
 
 
 @pytest.mark.parametrize(
