@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
+import pytest
 
 import subtrack_jax as stj
 from subtrack_jax.optimizers import FAMILY
@@ -29,6 +30,8 @@ DISTINCT = [
     for name in OPTIMIZERS
     if name not in ("subtrack_grad", "fira", "grass_jump", "apollo_mini")
 ]
+# Of those, one of each kind of tracker's state: a basis, an error beside it, none.
+KINDS = ["subtrack", "ldadam", "apollo"]
 # Online Subspace Descent learns a projection that is only nearly orthonormal.
 ORTHONORMAL = [name for name in TRACKING if name != "online_subspace_descent"]
 TRACKERS = {
@@ -38,6 +41,14 @@ TRACKERS = {
     "random_walk": stj.random_walk(),
     "random_jump": stj.random_jump(),
 }
+
+
+def others_slow(names, quick=KINDS):
+    """Parameters of a test: all names, of which the default run takes the quick."""
+    return [
+        pytest.param(name, marks=[] if name in quick else pytest.mark.slow)
+        for name in names
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

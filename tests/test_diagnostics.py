@@ -162,7 +162,7 @@ def test_gradients_of_any_size():
     assert_same(fit(zero(gradient)), [ones, zero(ratio), zero(slopes)])
 
 
-@pytest.mark.parametrize("name", ["subtrack", "golore", "ldadam"])
+@pytest.mark.parametrize("name", common.others_slow(["subtrack", "golore", "ldadam"]))
 def test_how_subspaces_move(name):
     leaves = common.LEAVES if name == "subtrack" else FEW
     optimizer = make(leaves, common.OPTIMIZERS[name])
@@ -290,7 +290,11 @@ def test_gradients_with_metadata():
     )
 
 
-@pytest.mark.parametrize("axis_type", sharded.AXIS_TYPES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "axis_type",
+    [pytest.param(AxisType.Auto, marks=pytest.mark.slow), AxisType.Explicit],
+    ids=lambda kind: kind.name,
+)
 def test_sharded_like_on_one_device(axis_type):
     splits = sharded.chosen("tall", "experts")
     leaves = sharded.leaves(splits)

@@ -122,7 +122,7 @@ def test_updates_are_models(name, form):
     assert types(after) == types(state)
 
 
-@pytest.mark.parametrize("name", ["subtrack", "ldadam", "apollo"])
+@pytest.mark.parametrize("name", common.others_slow(common.KINDS, ["subtrack"]))
 def test_trains_like_a_dictionary_of_the_same_arrays(name):
     optimizer = optimizer_of(name, "tree")
     in_dict = common.OPTIMIZERS[name](

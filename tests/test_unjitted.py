@@ -42,7 +42,7 @@ def _training(optimizer, **extra_args):
     return step
 
 
-@pytest.mark.parametrize("name", common.OPTIMIZERS)
+@pytest.mark.parametrize("name", common.others_slow(common.OPTIMIZERS))
 def test_update(name):
     optimizer = common.OPTIMIZERS[name](1e-3, rank=2)
     assert _compilations(_training(optimizer)) == 0

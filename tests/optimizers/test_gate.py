@@ -60,7 +60,13 @@ def _assert_close(got, want, rtol=1e-5):
 
 @pytest.mark.parametrize(
     "name, side",
-    [*((name, "short") for name in common.DISTINCT), ("subtrack", "long")],
+    [
+        *(
+            pytest.param(*each.values, "short", marks=each.marks)
+            for each in common.others_slow(common.DISTINCT)
+        ),
+        ("subtrack", "long"),
+    ],
 )
 def test_transposing_the_gradient_transposes_the_update(name, side):
     """f(G^T) = f(G)^T; for a square matrix the tie is broken by its axes' names."""
@@ -89,7 +95,7 @@ def test_transposing_the_gradient_transposes_the_update(name, side):
         _assert_close(updates[leaf + "_transposed"].mT, updates[leaf])
 
 
-@pytest.mark.parametrize("name", common.DISTINCT)
+@pytest.mark.parametrize("name", common.others_slow(common.DISTINCT))
 def test_a_stacked_leaf_is_its_slices(name):
     """Scanned layers train as the same layers would one by one.
 

@@ -96,12 +96,14 @@ VARIANTS = {
 # Rank 4 is below the smaller side of most leaves and equal to that of one.
 CASES = [
     *((name, 4) for name in VARIANTS),
-    *((name, 1) for name in ("subtrack", "grass_walk", "ldadam", "apollo_mini")),
+    *((name, 1) for name in ("grass_walk", "ldadam", "apollo_mini")),
 ]
 # Precision is a matter of stages and trackers, not of the methods made of them.
 LOW_PRECISION = [
-    *((name, 4) for name in ("subtrack", "ldadam", "online_subspace_descent")),
-    *((name, 1) for name in ("grass_walk", "golore", "apollo_mini")),
+    *((name, 4) for name in ("subtrack", "ldadam")),
+    *((name, 1) for name in ("grass_walk", "apollo_mini")),
+    pytest.param("online_subspace_descent", 4, marks=pytest.mark.slow),
+    pytest.param("golore", 1, marks=pytest.mark.slow),
 ]
 
 # Relative to the leaf's total change. A bfloat16 leaf is compared in the length of

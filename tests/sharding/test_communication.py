@@ -107,13 +107,17 @@ def _assert_little_is_sent(name, kind, rank=8, axis_type=AxisType.Auto, **argume
             assert collective.elements <= batch * rank * n, collective
 
 
-OTHERS = [name for name in common.DISTINCT if name != "subtrack"]
+OTHERS = common.others_slow(name for name in common.DISTINCT if name != "subtrack")
 
 
 # Every kind of leaf for one method, another kind for each of the others.
 @pytest.mark.parametrize(
     "name, kind",
-    [("subtrack", kind) for kind in KINDS] + list(zip(OTHERS, KINDS, strict=False)),
+    [("subtrack", kind) for kind in KINDS]
+    + [
+        pytest.param(*other.values, kind, marks=other.marks)
+        for other, kind in zip(OTHERS, KINDS, strict=False)
+    ],
 )
 def test_no_gradient_is_sent(name, kind):
     _assert_little_is_sent(name, kind)

@@ -45,7 +45,7 @@ def _optimizer(name):
     return make(1e-2, dimension_numbers=axes, **settings)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", common.others_slow(CASES, ["ldadam", "eight_bits"]))
 def test_a_model_of_its_own_on_every_device(name):
     """Ensembles, experts, local SGD: states differ, and equal those on one device."""
     optimizer, mesh = _optimizer(name), _mesh()

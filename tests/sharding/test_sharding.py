@@ -71,7 +71,7 @@ def _trained(optimizer, params, gradients, state_shardings=None):
 
 # Methods take turns with the kinds of meshes; the other kind of each is that of
 # `test_state_stays_where_it_is_placed`.
-@pytest.mark.parametrize("name", common.DISTINCT)
+@pytest.mark.parametrize("name", common.others_slow(common.DISTINCT))
 def test_equals_one_device(name):
     """Parameters within 1e-5 of their change, refreshes included, and the state.
 

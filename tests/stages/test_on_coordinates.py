@@ -226,11 +226,10 @@ def _least_squares():
     return loss
 
 
-@pytest.mark.parametrize("recovery", ["none", "columns"])
 @pytest.mark.parametrize(
-    "name, transport",
-    [(name, None) for name in RULES]
-    + [(name, stj.transport_momentum) for name in WITH_MOMENTUM],
+    "name, transport, recovery",
+    [(name, None, "columns") for name in RULES]
+    + [(name, stj.transport_momentum, "none") for name in WITH_MOMENTUM],
 )
 def test_trains(name, transport, recovery):
     """Trains across many refreshes, with the momentum kept or transported."""

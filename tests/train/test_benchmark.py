@@ -83,7 +83,9 @@ def test_the_step_that_is_timed_is_the_one_of_its_name():
     assert all(moved(0)) and all(moved(10)) and not any(moved(1))
 
 
-@pytest.mark.parametrize("measure", ["update", "step"])
+@pytest.mark.parametrize(
+    "measure", ["update", pytest.param("step", marks=pytest.mark.slow)]
+)
 def test_a_table_and_its_numbers(tmp_path, measure, capsys):
     """The program as a user runs it, small, and once in a process of its own."""
     flags = [

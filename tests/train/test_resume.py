@@ -97,6 +97,7 @@ def test_sigterm_saves_and_exits_with_0(uninterrupted, tmp_path):
     assert read_rows(tmp_path / DIAGNOSTICS_FILE) == late
 
 
+@pytest.mark.slow
 def test_interrupting_saves_too(tmp_path):
     flags = [*FLAGS, "--output-dir", tmp_path]
     code, out, err = stop_after(3, signal.SIGINT, start(*flags), tmp_path)
@@ -127,6 +128,7 @@ def test_two_damaged_checkpoints_leave_no_way_on(copy, capsys):
     assert len(list((copy / "checkpoints").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_truncated_newest_checkpoint_is_reported_and_the_one_before_used(
     uninterrupted, copy
 ):

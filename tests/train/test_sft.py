@@ -101,6 +101,7 @@ def test_a_run_learns_and_says_what_it_reads(finished):
     assert answers == sum(row["answer_tokens"] for row in rows[5:9])
 
 
+@pytest.mark.slow
 def test_resumed_it_goes_on_as_if_uninterrupted(finished, tmp_path):
     """As after a kill: only the checkpoint of step 36, an epoch's last, is left."""
     directory, _ = finished

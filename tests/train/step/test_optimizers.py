@@ -77,6 +77,7 @@ def up(params):
     return {"layers": {"mlp": params["layers"]["mlp"]}}
 
 
+@pytest.mark.slow
 def test_each_name_is_a_method_of_its_own(up):
     gradients = jax.tree.map(
         lambda x: jax.random.normal(jax.random.key(1), x.shape), up
