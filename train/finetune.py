@@ -1,6 +1,5 @@
 """Fine-tunes an encoder on labelled text: `python -m train.finetune --help`."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from train.cli import command_line
@@ -50,14 +49,7 @@ def read(argv: Sequence[str]) -> FinetuneConfig:
 def starting_values(base: FinetuneConfig, given: Origins) -> FinetuneConfig:
     """Values that the task, the optimizer and other flags imply."""
     base = adapted(base, given.task, given.optimizer)
-    if given.warmup_steps is not None:
-        optimizer = dataclasses.replace(base.optimizer, warmup_fraction=None)
-        base = dataclasses.replace(base, optimizer=optimizer)
-    is_saved = given.resume or given.config
-    if is_saved and given.epochs is not None and given.steps is None:
-        # Saved steps were counted with the saved epochs.
-        base = dataclasses.replace(base, steps=None)
-    return base
+    return command_line.with_given_lengths(base, given)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

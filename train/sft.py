@@ -1,10 +1,9 @@
 """Fine-tunes a LLaMA on conversations: `python -m train.sft --help`."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from train.cli import command_line
-from train.cli.command_line import Example, Origins
+from train.cli.command_line import Example
 from train.cli.launch import launch
 from train.config.sft_config import PRESETS, SFT, SftConfig
 
@@ -37,17 +36,8 @@ def read(argv: Sequence[str]) -> SftConfig:
     """Parses the command line, with defaults from a preset or a saved config."""
     layout = {"common": COMMON, "examples": EXAMPLES}
     return command_line.parse(
-        PRESETS, "default", SFT, argv, adapt=starting_values, **layout
+        PRESETS, "default", SFT, argv, adapt=command_line.with_given_lengths, **layout
     )
-
-
-def starting_values(base: SftConfig, given: Origins) -> SftConfig:
-    """Values that the other flags imply."""
-    is_saved = given.resume or given.config
-    if is_saved and given.epochs is not None and given.steps is None:
-        # Saved steps were counted with the saved epochs.
-        base = dataclasses.replace(base, steps=None)
-    return base
 
 
 def main(argv: Sequence[str] | None = None) -> None:

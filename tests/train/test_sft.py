@@ -1,5 +1,6 @@
 """train.sft from end to end, and its last words when something is wrong."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -7,6 +8,7 @@ import shutil
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,8 +16,11 @@ from models import llama_weights, parameters
 from models.llama import Llama, LlamaConfig
 from tests.train.conversations.common import CHAT_END, CHATML, write_tokenizer
 from tests.train.program import TIMINGS, assert_refuses, read_metrics, run
-from train import export, generate, sft
+from train import export, finetune, generate, sft
+from train.config.optimizer_config import OptimizerConfig
 from train.conversations.chat_template import ChatTemplate
+from train.loop import messages
+from train.step.train_state import TrainState
 from train.system import out_of_memory
 from train.tokenization.tokenizer import Tokenizer
 
@@ -84,6 +89,21 @@ def finished(place):
     done = run(*arguments, program="train.sft")
     assert done.returncode == 0, done.stderr
     return directory, done
+
+
+@pytest.mark.parametrize("program", [finetune, sft], ids=["finetune", "sft"])
+def test_a_warm_up_in_steps_replaces_the_preset_s_fraction(program):
+    optimizer = program.read(["--warmup-steps", "5"]).optimizer
+    assert (optimizer.warmup_steps, optimizer.warmup_fraction) == (5, None)
+
+
+def test_settings_that_the_optimizer_ignores_are_listed():
+    state = TrainState(jnp.int32(0), jnp.int32(0), {"w": jnp.zeros(1000)}, ())
+    preset = OptimizerConfig()
+    given = dataclasses.replace(preset, name="adamw", rank=7)
+    told = messages.model_and_optimizer("a model", given, preset, state, "a note")
+    assert "a model: 0.0 M parameters, 0.0 MB" in told
+    assert "adamw: state of 0.0 MB; it does not use --rank 7; a note\n" in told
 
 
 def test_a_run_learns_and_says_what_it_reads(finished):

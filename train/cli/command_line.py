@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import inspect
 import io
 import itertools
@@ -38,6 +39,23 @@ class Origins(NamedTuple):
     steps: str | None = None
     optimizer: str | None = None
     warmup_steps: str | None = None
+
+
+def with_given_lengths(base: Any, given: Origins) -> Any:
+    """A base without the steps that given epochs, or a given warm-up, replace.
+
+    Args:
+      base: a config of fine-tuning.
+      given: the flags.
+    """
+    if given.warmup_steps is not None:
+        optimizer = dataclasses.replace(base.optimizer, warmup_fraction=None)
+        base = dataclasses.replace(base, optimizer=optimizer)
+    is_saved = given.resume or given.config
+    if is_saved and given.epochs is not None and given.steps is None:
+        # Saved steps were counted with the saved epochs.
+        base = dataclasses.replace(base, steps=None)
+    return base
 
 
 def parse(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 
 from models import encoder_weights
+from models.config import LlamaConfig
 from models.encoder_config import EncoderConfig
 from train.config import methods
 from train.config.finetune_config import FinetuneConfig
@@ -18,6 +19,7 @@ from train.finetuning.task_data import TaskData, open_data
 from train.step import given_weights
 from train.tokenization import hub
 from train.tokenization.pairs import PairTokenizer
+from train.tokenization.tokenizer import Tokenizer
 
 Report = Callable[[str], None]
 Config = TypeVar("Config", FinetuneConfig, SftConfig)
@@ -63,11 +65,7 @@ def prepare(config: FinetuneConfig, report: Report) -> Prepared:
             f"its {model.num_positions} positions are for tokens"
         )
     tokenizer = PairTokenizer(tokenizer_directory, length)
-    if tokenizer.vocabulary_size > model.vocabulary_size:
-        raise ValueError(
-            f"the tokenizer in {tokenizer_directory} has {tokenizer.vocabulary_size:,} "
-            f"tokens and the model {model.vocabulary_size:,}: it belongs to another one"
-        )
+    check_vocabulary(tokenizer, model, tokenizer_directory)
     data = open_data(
         config.data,
         model,
@@ -111,11 +109,34 @@ def find_weights(config: FinetuneConfig) -> pathlib.Path:
             "config.json, model.safetensors and tokenizer.json, or a name on the hub "
             "(FacebookAI/roberta-base)"
         )
-    directory = pathlib.Path(config.init_from).expanduser()
+    return directory_of(config.init_from)
+
+
+def directory_of(init_from: str) -> pathlib.Path:
+    """Directory of --init-from, downloaded if it is a name on the hub.
+
+    Raises:
+      ValueError: it has another layout.
+      OSError: there are no weights of this name.
+    """
+    directory = pathlib.Path(init_from).expanduser()
     if not directory.exists():
-        directory = hub.download_model(config.init_from)
+        directory = hub.download_model(init_from)
     given_weights.check_layout(directory)
     return directory
+
+
+def check_vocabulary(
+    tokenizer: PairTokenizer | Tokenizer,
+    model: EncoderConfig | LlamaConfig,
+    directory: pathlib.Path,
+) -> None:
+    """Raises a ValueError if a tokenizer has more tokens than the model."""
+    if tokenizer.vocabulary_size > model.vocabulary_size:
+        raise ValueError(
+            f"the tokenizer in {directory} has {tokenizer.vocabulary_size:,} tokens "
+            f"and the model {model.vocabulary_size:,}: it belongs to another one"
+        )
 
 
 def read_model(config: FinetuneConfig, directory: pathlib.Path) -> EncoderConfig:

@@ -10,25 +10,23 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from train.config.finetune_config import FinetuneConfig
+from train.config.finetune_config import FINETUNE, FinetuneConfig
 from train.config.run_config import CheckpointChoice
 from train.finetuning import batches, evaluation, results
 from train.finetuning.evaluation import Evaluator, Scores
-from train.finetuning.messages import farewell, resume, summary
+from train.finetuning.messages import farewell, summary
 from train.finetuning.preparation import Prepared, prepare, read_weights
-from train.loop import continuation, hosts, opening, training_loop
+from train.loop import continuation, messages, opening, training_loop
 from train.loop.subspace_report import check_has_subspaces
-from train.rundir import services
 from train.rundir.checkpoint_reading import restore_params
-from train.rundir.checkpoints import Checkpoints, quiet_orbax
+from train.rundir.checkpoints import Checkpoints
 from train.rundir.directory import Found
-from train.rundir.saved_config import CONFIG_FILE, save_config
-from train.step import optimizers
+from train.step import given_weights, optimizers
 from train.step.mesh import check_rows, make_mesh
 from train.step.setup import finetuning
 from train.step.throughput import Counted
 from train.step.train_state import TrainState
-from train.system import compilation_cache, console, out_of_memory, processes
+from train.system import console, out_of_memory, processes
 
 _TIMED_UPDATES = 5
 
@@ -179,10 +177,7 @@ def finetune(
     )
     last = int(finished.state.step)
     if finished.interruption is not None:
-        print(
-            f"\nStopped by {finished.interruption.received.name} after step {last:,}, "
-            f"which is saved. To continue: {resume(config)}"
-        )
+        print(messages.stopped(finished, FINETUNE, config.output_dir))
         return finished.interruption.exit_code
     if last < config.steps:
         print(
@@ -263,15 +258,10 @@ def run(config: FinetuneConfig) -> int:
 
     Errors that a user can cause end the program with one line.
     """
-    compilation_cache.use(config.start)
-    out_of_memory.trim_after_compilations()
-    quiet_orbax()
     with contextlib.ExitStack() as stack:
         with console.user_errors(ValueError, OSError):
-            stack.enter_context(processes.silence_all_but_first())
-            hosts.check_same_program(config)
+            opening.start(stack, config)
             with processes.together(ValueError):
-                services.check_packages(config)
                 mesh = make_mesh(config.mesh)
                 _check_batches(config, mesh)
                 prepared = prepare(config, opening.warn_once)
@@ -279,16 +269,10 @@ def run(config: FinetuneConfig) -> int:
                 _check_optimizer(config)
             found = opening.open_shared(stack, config)
             with processes.together(ValueError):
-                read_params = _reader(prepared, now=not found)
+                read_params = given_weights.held(
+                    lambda: read_weights(prepared, opening.warn_once), now=not found
+                )
                 if processes.is_first() and not found:
-                    # The config first: it marks the other files as this program's own.
-                    save_config(config, config.output_dir / CONFIG_FILE)
-                    prepared.tokenizer.save(config.output_dir)
+                    opening.save_new(config, prepared.tokenizer)
         with opening.training(config, mesh) as checkpoints:
             return finetune(_Run(prepared, mesh), found, checkpoints, read_params)
-
-
-def _reader(prepared: Prepared, *, now: bool) -> Callable[[], Any]:
-    """A function that reads the parameters; `now`: holds them until the first call."""
-    held = [read_weights(prepared, opening.warn_once)] if now else []
-    return lambda: held.pop() if held else read_weights(prepared, opening.warn_once)

@@ -12,8 +12,6 @@ from train.finetuning import preparation
 from train.finetuning.conversation_batches import training_batches
 from train.finetuning.conversation_data import ConversationData, open_data
 from train.finetuning.preparation import Report
-from train.step import given_weights
-from train.tokenization import hub
 from train.tokenization.tokenizer import Tokenizer
 
 
@@ -88,11 +86,7 @@ def _find_weights(config: SftConfig) -> pathlib.Path:
             "config.json, model.safetensors and tokenizer.json, or a name on the hub "
             "(HuggingFaceTB/SmolLM2-135M-Instruct)"
         )
-    directory = pathlib.Path(config.init_from).expanduser()
-    if not directory.exists():
-        directory = hub.download_model(config.init_from)
-    given_weights.check_layout(directory)
-    return directory
+    return preparation.directory_of(config.init_from)
 
 
 def _read_model(config: SftConfig, directory: pathlib.Path) -> LlamaConfig:
@@ -104,9 +98,5 @@ def _read_model(config: SftConfig, directory: pathlib.Path) -> LlamaConfig:
 
 def _open_tokenizer(directory: pathlib.Path, model: LlamaConfig) -> Tokenizer:
     tokenizer = Tokenizer.load(directory)
-    if tokenizer.vocabulary_size > model.vocabulary_size:
-        raise ValueError(
-            f"the tokenizer in {directory} has {tokenizer.vocabulary_size:,} tokens "
-            f"and the model {model.vocabulary_size:,}: it belongs to another one"
-        )
+    preparation.check_vocabulary(tokenizer, model, directory)
     return tokenizer

@@ -5,27 +5,24 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from train.config.sft_config import SFT, SftConfig
+from train.config.sft_config import PRESETS, SFT, SftConfig
 from train.conversations import encoded
 from train.finetuning import batches, conversation_batches
 from train.finetuning.conversation_batches import ConversationBatches
 from train.finetuning.sft_preparation import Prepared, prepare, read_weights
-from train.loop import continuation, hosts, opening, training_loop
+from train.loop import continuation, messages, opening, training_loop
 from train.loop.subspace_report import check_has_subspaces
-from train.rundir import services
-from train.rundir.checkpoints import Checkpoints, quiet_orbax
+from train.rundir.checkpoints import Checkpoints
 from train.rundir.directory import Found
-from train.rundir.saved_config import CONFIG_FILE, save_config
-from train.step import optimizers
+from train.step import given_weights, optimizers
 from train.step.mesh import check_batch, make_mesh
 from train.step.setup import supervised
 from train.step.throughput import Counted
 from train.step.train_state import TrainState
-from train.system import compilation_cache, console, out_of_memory, processes
+from train.system import console, out_of_memory, processes
 
 # Tokens of the first conversation that a run shows.
 _SHOWN_TOKENS = 300
@@ -109,11 +106,7 @@ def sft(
         first_evaluation=evaluated,
     )
     if finished.interruption is not None:
-        print(
-            f"\nStopped by {finished.interruption.received.name} after step "
-            f"{int(finished.state.step):,}, which is saved. To continue: {SFT} "
-            f"--resume --output-dir {shlex.quote(str(config.output_dir))}"
-        )
+        print(messages.stopped(finished, SFT, config.output_dir))
         return finished.interruption.exit_code
     print(_outcome(finished.rows, config))
     return 0
@@ -126,21 +119,16 @@ def _example(rows: ConversationBatches) -> batches.Batch:
 def _summary(run: _Run, state: TrainState) -> str:
     """Summary of a run at its start, with the first conversation."""
     config, data = run.config, run.data
-
-    def size(tree: Any) -> str:
-        return f"{sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6:.1f} MB"
-
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     own = data.train.place(0)
     ids, counted = data.train.tokens[own], data.train.counted[own]
     shown = encoded.show(run.tokenizer, ids[:_SHOWN_TOKENS], counted[:_SHOWN_TOKENS])
     more = " ..." if len(ids) > _SHOWN_TOKENS else ""
     tokens = len(data.train.tokens)
     share = data.train.counted.sum() / tokens
-    return (
-        f"Model      {config.init_from}: {count / 1e6:.1f} M parameters, "
-        f"{size(state.params)}\n"
-        f"Optimizer  {config.optimizer.name}: state of {size(state.opt_state)}\n"
+    preset = PRESETS[config.preset].optimizer
+    return messages.model_and_optimizer(
+        config.init_from, config.optimizer, preset, state
+    ) + (
         f"Rows       {data.description}\n"
         f"Loss       on {config.data.loss_on}: {share:.0%} of {tokens:,} tokens\n"
         f"Steps      {config.steps:,} of {config.data.batch_size_sequences:,} rows\n"
@@ -170,15 +158,10 @@ def run(config: SftConfig) -> int:
 
     Errors that a user can cause end the program with one line.
     """
-    compilation_cache.use(config.start)
-    out_of_memory.trim_after_compilations()
-    quiet_orbax()
     with contextlib.ExitStack() as stack:
         with console.user_errors(ValueError, OSError):
-            stack.enter_context(processes.silence_all_but_first())
-            hosts.check_same_program(config)
+            opening.start(stack, config)
             with processes.together(ValueError):
-                services.check_packages(config)
                 check_has_subspaces(config)
                 mesh = make_mesh(config.mesh)
                 size = config.data.batch_size_sequences
@@ -188,11 +171,10 @@ def run(config: SftConfig) -> int:
                 optimizers.check_rank(config.optimizer, config.model)
             found = opening.open_shared(stack, config)
             with processes.together(ValueError):
-                held = [] if found else [read_weights(prepared)]
+                read_params = given_weights.held(
+                    lambda: read_weights(prepared), now=not found
+                )
                 if processes.is_first() and not found:
-                    # The config first: it marks the other files as this program's own.
-                    save_config(config, config.output_dir / CONFIG_FILE)
-                    prepared.tokenizer.save(config.output_dir)
-        read_params = lambda: held.pop() if held else read_weights(prepared)
+                    opening.save_new(config, prepared.tokenizer)
         with opening.training(config, mesh) as checkpoints:
             return sft(_Run(prepared, mesh), found, checkpoints, read_params)

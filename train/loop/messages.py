@@ -1,37 +1,60 @@
 """Messages of a run: summary, outcome, next commands."""
 
 import math
+import pathlib
 import shlex
 from typing import Any
 
 import jax
 
 from train.config import methods
+from train.config.optimizer_config import OptimizerConfig
 from train.config.presets import PRESETS
 from train.config.pretrain_config import PRETRAIN, PretrainConfig
 from train.data.dataset import Text
+from train.loop.training_loop import Finished
 from train.rundir.saved_config import CONFIG_FILE
 from train.step.train_state import TrainState
 from train.tokenization.tokenizer import Tokenizer
 
 
-def summary(config: PretrainConfig, text: Text, state: TrainState) -> str:
-    """Summary of model, optimizer and text at the start of a run."""
+def model_and_optimizer(
+    model: str,
+    optimizer: OptimizerConfig,
+    preset: OptimizerConfig,
+    state: TrainState,
+    *notes: str,
+) -> str:
+    """Sizes of model and optimizer, and the settings that the optimizer ignores.
+
+    Args:
+      model: name of the model.
+      optimizer: the run's optimizer.
+      preset: the optimizer of its preset, whose settings nobody asked for.
+      state: the state.
+      *notes: more about the optimizer.
+    """
 
     def size(tree: Any) -> str:
         return f"{sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6:.1f} MB"
 
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    base = PRESETS[config.preset].optimizer
-    unused = ", ".join(methods.unused(config.optimizer, base))
-    note = f"; it does not use {unused}" if unused else ""
+    unused = ", ".join(methods.unused(optimizer, preset))
+    ignored = [f"it does not use {unused}"] if unused else []
+    about = "; ".join([f"state of {size(state.opt_state)}", *ignored, *notes])
+    return (
+        f"Model      {model}: {count / 1e6:.1f} M parameters, {size(state.params)}\n"
+        f"Optimizer  {optimizer.name}: {about}\n"
+    )
+
+
+def summary(config: PretrainConfig, text: Text, state: TrainState) -> str:
+    """Summary of model, optimizer and text at the start of a run."""
+    preset = PRESETS[config.preset].optimizer
     name = config.preset
     if config.init_from is not None:
         name = f"weights of {config.init_from}"
-    return (
-        f"Model      {name}: {count / 1e6:.1f} M parameters, "
-        f"{size(state.params)}\n"
-        f"Optimizer  {config.optimizer.name}: state of {size(state.opt_state)}{note}\n"
+    return model_and_optimizer(name, config.optimizer, preset, state) + (
         f"Text       {text.description}\n"
         f"Documents  {_marks(text.tokenizer)}\n"
         f"Steps      {config.steps:,} of {config.data.batch_size_tokens:,} tokens\n"
@@ -85,10 +108,18 @@ def advice(config: PretrainConfig, rows: list[dict[str, Any]]) -> str | None:
     )
 
 
-def resume(config: PretrainConfig) -> str:
-    """Command that resumes a run."""
-    directory = shlex.quote(str(config.output_dir))
-    return f"{PRETRAIN} --resume --output-dir {directory}"
+def resume(program: str, directory: pathlib.Path) -> str:
+    """Command that resumes a run of a program."""
+    return f"{program} --resume --output-dir {shlex.quote(str(directory))}"
+
+
+def stopped(finished: Finished, program: str, directory: pathlib.Path) -> str:
+    """Tells which signal stopped a run, and how to continue."""
+    return (
+        f"\nStopped by {finished.interruption.received.name} after step "
+        f"{int(finished.state.step):,}, which is saved. To continue: "
+        f"{resume(program, directory)}"
+    )
 
 
 def farewell(config: PretrainConfig) -> str:
@@ -97,7 +128,7 @@ def farewell(config: PretrainConfig) -> str:
     directory, saved = (shlex.quote(str(path)) for path in (place, place / CONFIG_FILE))
     return (
         f"Metrics, curve, tokenizer, config and checkpoints are in {place}\n"
-        f"Resume     {resume(config)}\n"
+        f"Resume     {resume(PRETRAIN, place)}\n"
         f"Repeat     {PRETRAIN} --config {saved} --output-dir ANOTHER\n"
         f"Sample     python -m train.generate --checkpoint {directory}\n"
         f"Export     python -m train.export --checkpoint {directory} --to hf"

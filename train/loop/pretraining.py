@@ -10,20 +10,18 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from models import generation, llama
-from train.config.pretrain_config import PretrainConfig
+from train.config.pretrain_config import PRETRAIN, PretrainConfig
 from train.data import dataset as data
 from train.generation import writing
-from train.loop import continuation, hosts, messages, opening, training_loop
+from train.loop import continuation, messages, opening, training_loop
 from train.loop.subspace_report import check_has_subspaces
-from train.rundir import services
 from train.rundir.changes import evaluation_start
-from train.rundir.checkpoints import Checkpoints, quiet_orbax
+from train.rundir.checkpoints import Checkpoints
 from train.rundir.directory import Found
-from train.rundir.saved_config import CONFIG_FILE, save_config
 from train.step import given_weights, optimizers, throughput
 from train.step.mesh import check_batch, make_mesh
 from train.step.setup import pretraining
-from train.system import compilation_cache, console, out_of_memory, processes
+from train.system import console, out_of_memory, processes
 
 
 def pretrain(
@@ -97,11 +95,7 @@ def pretrain(
         first_evaluation=evaluation,
     )
     if finished.interruption is not None:
-        print(
-            f"\nStopped by {finished.interruption.received.name} after step "
-            f"{int(finished.state.step):,}, which is saved. To continue: "
-            f"{messages.resume(config)}"
-        )
+        print(messages.stopped(finished, PRETRAIN, config.output_dir))
         return finished.interruption.exit_code
     since = evaluation_start(config.output_dir)
     comparable = [row for row in finished.rows if row["step"] > since]
@@ -152,9 +146,7 @@ def _open_text(config: PretrainConfig, found: Found | None) -> data.Text:
                 "--sample-prompt",
             )
             if not found:
-                # The config first: it marks the other files as this program's own.
-                save_config(config, config.output_dir / CONFIG_FILE)
-                text.tokenizer.save(config.output_dir)
+                opening.save_new(config, text.tokenizer)
     with processes.together(ValueError):
         if not processes.is_first():
             text = open_text(config.output_dir)
@@ -166,15 +158,10 @@ def run(config: PretrainConfig) -> int:
 
     Errors that a user can cause end the program with one line.
     """
-    compilation_cache.use(config.start)
-    out_of_memory.trim_after_compilations()
-    quiet_orbax()
     with contextlib.ExitStack() as stack:
         with console.user_errors(ValueError, OSError):
-            stack.enter_context(processes.silence_all_but_first())
-            hosts.check_same_program(config)
+            opening.start(stack, config)
             with processes.together(ValueError):
-                services.check_packages(config)
                 config = given_weights.settle(config, opening.warn_once)
                 check_has_subspaces(config)
                 optimizers.check_rank(config.optimizer, config.model)

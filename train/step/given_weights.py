@@ -159,8 +159,16 @@ def reader(config: PretrainConfig, *, now: bool) -> Callable[[], Any] | None:
     """
     if config.init_from is None:
         return None
-    held = [load(config)] if now else []
-    return lambda: held.pop() if held else load(config)
+    return held(lambda: load(config), now=now)
+
+
+def held(read: Callable[[], Any], *, now: bool) -> Callable[[], Any]:
+    """A function that reads parameters; `now`: at once, to hold them until its call.
+
+    They are not held any longer: they are as large as the model.
+    """
+    early = [read()] if now else []
+    return lambda: early.pop() if early else read()
 
 
 def load(config: PretrainConfig) -> Any:
