@@ -31,7 +31,7 @@ class EncoderConfig:
       num_layers: transformer blocks.
       num_heads: attention heads.
       num_positions: rows of the position embedding; see `max_length_tokens`.
-      num_types: rows of the token type embedding; 0: there is none.
+      num_types: number of token types; 0: the model has no token type embedding.
       padding_id: id of the padding token; RoBERTa and MPNet count positions from
         padding_id + 1.
       head: classification: one logit per label; regression: one number; choice: one

@@ -88,7 +88,7 @@ class _Entries(pydantic.BaseModel):
 
 
 class StoredHead(NamedTuple):
-    """Head that a config.json describes; `head` is None for none of ours."""
+    """Head that a config.json describes; `head` is None for unsupported heads."""
 
     head: Head | None
     labels: tuple[str, ...]

@@ -8,7 +8,7 @@ def relative_buckets(
 ) -> np.ndarray:
     """Bucket of each key's position relative to each query's, both directions.
 
-    Of the buckets of a direction, half hold one distance each; the others grow
+    Half of the buckets of each direction hold one distance each; the others grow
     logarithmically up to the maximum distance, and the last one holds all beyond.
     Raffel et al. 2020, section 2.1; MPNet uses the same buckets.
 

@@ -30,7 +30,7 @@ DISTINCT = [
     for name in OPTIMIZERS
     if name not in ("subtrack_grad", "fira", "grass_jump", "apollo_mini")
 ]
-# Of those, one of each kind of tracker's state: a basis, an error beside it, none.
+# One method per kind of tracker state: a basis, a basis and an error, no basis.
 KINDS = ["subtrack", "ldadam", "apollo"]
 # Online Subspace Descent learns a projection that is only nearly orthonormal.
 ORTHONORMAL = [name for name in TRACKING if name != "online_subspace_descent"]

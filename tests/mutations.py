@@ -559,7 +559,7 @@ class _Failures:
 
 
 def _preload() -> None:
-    """Imports what tests of programs need, none of which starts threads of JAX."""
+    """Imports modules that tests of programs need; none starts threads of JAX."""
     for name in ("optax", "flax.nnx", "orbax.checkpoint", "grain", "scipy.linalg"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -610,7 +610,7 @@ def _try(fault: Fault, directory: pathlib.Path) -> tuple[int, list[str]]:
 
 
 def _outcome(result: pathlib.Path) -> str:
-    """First test that failed, or why there is none."""
+    """Name of the first failed test, or the reason why no test failed."""
     if not result.exists():
         return "LOST: the process ended"
     code, failed = json.loads(result.read_text())

@@ -67,7 +67,7 @@ def _union(bits: Iterable[Bits]) -> Bits:
 
 
 def _of_results(jaxpr: Jaxpr, inputs: Sequence[Bits]) -> list[Bits]:
-    """What each result of a program depends on, from that of its inputs."""
+    """Dependence of each result of a program, from the dependence of its inputs."""
     known = dict(zip(jaxpr.invars, inputs, strict=True))
     of = lambda x: 0 if isinstance(x, Literal) else known.get(x, 0)  # 0: a constant
     for equation in jaxpr.eqns:

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from train.config.finetune_config import OPTIMIZER, FinetuneConfig
+from train.config.epochs_config import OPTIMIZER
+from train.config.finetune_config import FinetuneConfig
 from train.config.task_data_config import TaskDataConfig
 
 _replace = dataclasses.replace

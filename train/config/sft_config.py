@@ -8,18 +8,16 @@ import tyro
 
 from models.config import LlamaConfig, Remat
 from train.config.data_config import Source
-from train.config.finetune_config import OPTIMIZER as _ENCODERS
-from train.config.finetune_config import check_length
+from train.config.epochs_config import OPTIMIZER as _ENCODERS
+from train.config.epochs_config import EpochsConfig
 from train.config.optimizer_config import OptimizerConfig
 from train.config.rules import (
     at_least_1,
     between_0_and_1,
     check,
-    not_negative,
-    positive,
     steps_of_32_bits,
 )
-from train.config.run_config import CheckpointConfig, RunConfig, Switch
+from train.config.run_config import Switch
 
 # The program's command, for messages.
 SFT = "python -m train.sft"
@@ -27,7 +25,6 @@ SFT = "python -m train.sft"
 LossOn = Literal["answers", "last-answer", "all"]
 _Dtype = Literal["float32", "bfloat16"]
 OPTIMIZER = dataclasses.replace(_ENCODERS, learning_rate=2e-5, rank=64, scale=0.25)
-CHECKPOINT = CheckpointConfig(checkpoint_every_steps=500)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +112,7 @@ class ConversationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SftConfig(RunConfig):
+class SftConfig(EpochsConfig):
     """Fine-tunes a LLaMA on conversations (supervised fine-tuning).
 
     The program needs pretrained weights (--init-from: LLaMA 2 or 3, SmolLM2, or others
@@ -129,11 +126,6 @@ class SftConfig(RunConfig):
         safetensors, tokenizer), or its name on the hub.
       model: shape of the model, read from the weights.
       data: the conversations.
-      epochs: passes over the training conversations.
-      steps: optimizer steps, instead of epochs.
-      eval_every_epochs: passes over the training conversations between two
-        evaluations; the last step is also evaluated.
-      eval_every_steps: the same in optimizer steps, instead of epochs.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
       remat: rematerialisation, the activations that the backward pass recomputes.
@@ -144,22 +136,14 @@ class SftConfig(RunConfig):
     init_from: str | None = None
     model: Annotated[LlamaConfig | None, tyro.conf.Suppress] = None
     data: ConversationConfig = dataclasses.field(default_factory=ConversationConfig)
-    epochs: float = 3.0
-    steps: int | None = None
-    eval_every_epochs: float = 1.0
-    eval_every_steps: int | None = None
     dtype: _Dtype = "float32"
     param_dtype: _Dtype = "float32"
     remat: Remat = "none"
     output_dir: pathlib.Path = pathlib.Path("runs/sft")
     optimizer: OptimizerConfig = OPTIMIZER
-    checkpoint: CheckpointConfig = CHECKPOINT
 
     def __post_init__(self):
-        check_length(self)
         super().__post_init__()
-        check(self, not_negative, "epochs")
-        check(self, positive, "eval_every_epochs")
         size, parts = self.data.batch_size_sequences, self.gradient_accumulation_steps
         if size % parts:
             raise ValueError(

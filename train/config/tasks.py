@@ -231,7 +231,7 @@ def find_task(name: str) -> Task:
     """The task of this name.
 
     Raises:
-      ValueError: there is none.
+      ValueError: no task has this name.
 
     >>> find_task("cb").labels
     ('entailment', 'contradiction', 'neutral')

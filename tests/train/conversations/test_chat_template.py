@@ -57,7 +57,7 @@ def test_golden_masks(tmp_path, name):
     ids = template.encode(TALK).ids
     assert ids.count(BEGIN) == 1
     assert ids.count(template.end) == (2 if name != "chatml" else 4)
-    # What is answered is a beginning of what was trained on.
+    # The prompt of generation is a prefix of the tokens of training.
     assert ids[: len(template.prompt(TALK[:3]))] == template.prompt(TALK[:3])
 
 

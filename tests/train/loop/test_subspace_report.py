@@ -271,7 +271,7 @@ def test_labels_are_short_and_tell_apart(matrices, labels):
 
 
 def test_a_run_writes_and_draws(uninterrupted):
-    """What it writes after a kill, or from a later step on, is in test_resume."""
+    """Rows after a kill, or from a later step on, are tested in test_resume."""
     directory = uninterrupted.directory
     rows = read_rows(directory / DIAGNOSTICS_FILE)
     assert len(rows) == 20 * 7 * 2

@@ -11,7 +11,8 @@ import pytest
 
 from models import encoder, parameters
 from tests.train.finetuning.common import MODEL
-from train.config.finetune_config import OPTIMIZER, FinetuneConfig
+from train.config.epochs_config import OPTIMIZER
+from train.config.finetune_config import FinetuneConfig
 from train.step import encoder_task
 from train.step.setup import finetuning
 from train.step.train_step import make_train_step
