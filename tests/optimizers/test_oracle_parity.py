@@ -97,6 +97,7 @@ VARIANTS = {
 CASES = [
     *((name, 4) for name in VARIANTS),
     *((name, 1) for name in ("grass_walk", "ldadam", "apollo_mini")),
+    pytest.param("subtrack", 1, marks=pytest.mark.slow),
 ]
 # Precision is a matter of stages and trackers, not of the methods made of them.
 LOW_PRECISION = [

@@ -228,8 +228,17 @@ def _least_squares():
 
 @pytest.mark.parametrize(
     "name, transport, recovery",
-    [(name, None, "columns") for name in RULES]
-    + [(name, stj.transport_momentum, "none") for name in WITH_MOMENTUM],
+    [
+        *((name, None, "columns") for name in RULES),
+        *((name, stj.transport_momentum, "none") for name in WITH_MOMENTUM),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *((name, None, "none") for name in RULES),
+                *((name, stj.transport_momentum, "columns") for name in WITH_MOMENTUM),
+            )
+        ),
+    ],
 )
 def test_trains(name, transport, recovery):
     """Trains across many refreshes, with the momentum kept or transported."""

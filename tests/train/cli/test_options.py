@@ -10,6 +10,7 @@ import typing
 
 import pytest
 
+from tests import common
 from tests.train.program import ROOT, assert_refuses
 from train import generate, pretrain
 from train.cli import options
@@ -48,7 +49,10 @@ def flags_by_group(text):
     ("name", "argument"),
     [
         *((name, "--help") for name in PROGRAMS),
-        ("pretrain", "--hlep"),
+        *(
+            pytest.param(*name.values, "--hlep", marks=name.marks)
+            for name in common.others_slow(PROGRAMS, ["pretrain"])
+        ),
         ("pretrain", "--rank=0"),
         ("compare", "--optimizers=sgd"),
         ("plan", "--compare=sgd"),
