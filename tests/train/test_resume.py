@@ -63,7 +63,7 @@ def test_killed_at_any_moment_it_continues_to_the_last_bit(
 def test_a_resumed_run_may_update_in_the_backward_pass(uninterrupted, tmp_path):
     losses = {}
     for flags in ([], ["--update-in-backward"]):
-        directory = shutil.copytree(uninterrupted, tmp_path / str(len(flags)))
+        directory = shutil.copytree(uninterrupted.directory, tmp_path / str(len(flags)))
         argv = ["--resume", "--output-dir", directory, "--steps", STEPS + 6]
         done = run(*argv, "--remat", "full", *flags)
         assert done.returncode == 0, done.stderr
