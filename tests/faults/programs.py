@@ -1,0 +1,156 @@
+"""Faults of the programs."""
+
+from tests.faults.fault import fault
+
+FAULTS = [
+    fault(
+        "parts of a batch have weights of their own",
+        "found = _gradient(loss_sums, params, part, own, count)[:2]",
+        "found = _gradient(loss_sums, params, part, own)[:2]",
+        "tests/train/step/test_train_step.py",
+    ),
+    fault(
+        "a step that is not finite is taken",
+        'is_finite = jnp.isfinite(means["loss"]) & jnp.isfinite(norm)',
+        "is_finite = jnp.bool_(True)",
+        "tests/train/step/test_train_step.py",
+    ),
+    fault(
+        "skipped steps count for the schedule",
+        '"learning_rate": schedule(state.step - state.skipped_steps)',
+        '"learning_rate": schedule(state.step)',
+        "tests/train/step/test_train_step.py",
+    ),
+    fault(
+        "gradients are never clipped",
+        "factor = jnp.minimum(max_gradient_norm / norm, 1)",
+        "factor = jnp.float32(1)",
+        "tests/train/step/test_train_step.py",
+    ),
+    fault(
+        "an evaluation is the mean of batches",
+        "return float(sum(totals) / sum(counts))",
+        "return float(sum(t / c for t, c in zip(totals, counts)) / len(counts))",
+        "tests/train/step/test_train_step.py",
+    ),
+    fault(
+        "norms decay like kernels",
+        "        mask=_is_decayed,\n",
+        "        mask=None,\n",
+        "tests/train/step/test_optimizers.py",
+    ),
+    fault(
+        "the seed of a run does not reach random subspaces",
+        "        seed=seed,\n        mask",
+        "        seed=0,\n        mask",
+        "tests/train/step/test_optimizers.py",
+    ),
+    fault(
+        "rows overlap by nothing",
+        "stops = np.minimum(starts + length + 1, ends)",
+        "stops = np.minimum(starts + length, ends)",
+        "tests/train/data/test_dataset.py",
+    ),
+    fault(
+        "a stream begins a document again when it continues",
+        '        self._used = state["used_tokens"]\n',
+        "        self._used = 0\n",
+        "tests/train/data/test_dataset.py",
+        "tests/train/data/test_streams.py",
+        "tests/train/loop/test_continuation.py",
+    ),
+    fault(
+        "the tokenizer reads the held-out text",
+        "pieces = itertools.takewhile(lambda part: not part[0], self._divided())",
+        "pieces = self._divided()",
+        "tests/train/data/test_dataset.py::test_tokenizer_never_saw_the_held_out_text",
+    ),
+    fault(
+        "a checkpoint is not compared with its checksums",
+        "if unlike and _unlike(tree, check[name], whole=False):",
+        "if False:",
+        "tests/train/rundir/test_checkpoints.py",
+    ),
+    fault(
+        "checksums do not know positions",
+        "mixed = _mix(mixed + index * np.uint32(2_654_435_761) + np.uint32(size))",
+        "mixed = _mix(mixed + np.uint32(size))",
+        "tests/train/rundir/test_checkpoints.py",
+    ),
+    fault(
+        "the position in the data is not restored",
+        "batches.set_state(_own_position(positions))",
+        "_own_position(positions)",
+        "tests/train/rundir/test_checkpoints.py",
+        "tests/train/test_resume.py",
+    ),
+    fault(
+        "a damaged checkpoint stays where it is",
+        "(self._directory / str(step)).rename(target)",
+        "target.mkdir()",
+        "tests/train/rundir/test_checkpoints.py",
+    ),
+    fault(
+        "the row of a checkpoint's step is written after it",
+        "                journal.record(*previous)\n                previous = None\n",
+        "                pass\n",
+        "tests/train/test_resume.py",
+        "tests/train/test_pretrain.py",
+        "tests/train/loop/test_journal.py",
+    ),
+    fault(
+        "the wrong exit code after Ctrl-C",
+        "return 130 if self.received == signal.SIGINT else 0",
+        "return 0",
+        "tests/train/system/test_interruption.py",
+    ),
+    fault(
+        "a file is written in place",
+        "            sync(partial)\n            os.replace(partial, path)\n",
+        "            path.write_bytes(partial.read_bytes())\n",
+        "tests/train/system/test_files.py",
+    ),
+    fault(
+        "a line that did not fit stays",
+        "            file.truncate(before)\n",
+        "            pass\n",
+        "tests/train/system/test_files.py",
+    ),
+    fault(
+        "a shorter run may be continued",
+        "    if newest > config.steps:\n",
+        "    if False:\n",
+        "tests/train/rundir/test_directory.py",
+    ),
+    fault(
+        "skipped steps in a row are counted from the start",
+        "self._skipped = [skipped, in_a_row + 1 if skipped > before else 0]",
+        "self._skipped = [skipped, in_a_row + (skipped > before)]",
+        "tests/train/loop/test_journal.py",
+    ),
+    fault(
+        "a model's later seeds choose its rate",
+        "if trial.optimizer == chosen]",
+        "if trial.optimizer == chosen or trial.seed in self.later_seeds]",
+        "tests/train/comparison/test_search.py",
+        "tests/train/comparison/test_comparing.py",
+    ),
+    fault(
+        "planned bytes are those of all devices",
+        "math.prod(leaf.sharding.shard_shape(leaf.shape))\n",
+        "math.prod(leaf.shape)\n",
+        "tests/train/test_plan.py",
+    ),
+    fault(
+        "a batch that does not divide is let through",
+        "    if rows % (parts * pieces):\n",
+        "    if False:\n",
+        "tests/train/step/test_mesh.py::test_a_batch_that_does_not_divide",
+    ),
+    fault(
+        "attention is counted half",
+        "scores = 12 * config.num_layers",
+        "scores = 6 * config.num_layers",
+        "tests/train/step/test_throughput.py",
+    ),
+]
