@@ -88,7 +88,7 @@ FAULTS = [
         "a damaged checkpoint stays where it is",
         "(self._directory / str(step)).rename(target)",
         "target.mkdir()",
-        "tests/train/rundir/test_checkpoints.py",
+        "tests/train/rundir/test_checksums.py",
     ),
     fault(
         "the row of a checkpoint's step is written after it",
